@@ -1,0 +1,63 @@
+# Two commands are enough on a fresh machine: `make quickstart` and `make test`. Everything else is listed by `make help`.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+EXPERIMENT ?= quickstart
+PRESET ?= quickstart
+# more overrides of your own, each quoted for the shell: ARGS='blend.num_tokens=100000'
+ARGS ?=
+CPT := $(BIN)/megatron-cpt
+
+samples_quickstart := smollm2-135m china_law war_and_peace us_history
+samples_medical := smollm2-135m surgery war_and_peace us_history
+samples_tiny := tiny
+
+.PHONY: help setup samples quickstart test test-fast test-other-core check pretrain-tokenizer pretrain-run pretrain-eval clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
+
+$(VENV)/.installed: setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+	  || { echo "Python 3.11 to 3.13 is needed; set PYTHON=python3.12, say."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[samples,data,dev]'
+	@touch $@
+
+setup: $(VENV)/.installed ## make the virtual environment .venv
+
+samples: $(VENV)/.installed ## fetch the sample model and texts of PRESET
+	@$(BIN)/python tools/fetch_samples.py $(samples_$(PRESET))
+
+quickstart: samples ## set up and run the whole line: PRESET=quickstart (default), medical or tiny
+	@$(CPT) run experiment=$(PRESET) $(ARGS)
+
+pretrain-tokenizer: $(VENV)/.installed ## corpus and vocabulary of EXPERIMENT, with the tokenizer report
+	@$(CPT) run --until vocab experiment=$(EXPERIMENT) $(ARGS)
+
+pretrain-run: $(VENV)/.installed ## index, init, plan, baseline and training of EXPERIMENT, with cost and energy records
+	@$(CPT) run --until train experiment=$(EXPERIMENT) $(ARGS)
+
+pretrain-eval: $(VENV)/.installed ## candidate against baseline, promotion or rollback, export, report, and a check of the records
+	@code=0; $(CPT) run --from eval experiment=$(EXPERIMENT) $(ARGS) || code=$$?; \
+	  if [[ $$code == 0 || $$code == 5 ]]; then $(CPT) audit experiment=$(EXPERIMENT) $(ARGS); fi; exit $$code
+
+test: $(VENV)/.installed ## set up and run every test that needs no GPU
+	@$(BIN)/python -m pytest -q
+
+test-fast: $(VENV)/.installed ## the tests that take seconds
+	@$(BIN)/python -m pytest -q -m 'not slow and not real_model'
+
+test-other-core: $(VENV)/.installed ## the Megatron tests on megatron-core 0.19.2, in a second environment over the first
+	@tools/other_core.sh $(VENV) $(VENV)-core-0.19
+
+check: $(VENV)/.installed ## lint, types, shell scripts, layers
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+	@$(BIN)/shellcheck launch/*.sh tools/*.sh slurm/*.sbatch slurm/env/*.sh .ci/run
+
+clean: ## remove the environments and caches; runs/ and data/ stay
+	rm -rf $(VENV) $(VENV)-core-0.19 .mypy_cache .ruff_cache .pytest_cache *.egg-info build

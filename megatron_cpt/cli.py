@@ -1,0 +1,128 @@
+"""The command line: `megatron-cpt <stage> [overrides]`, `run` for the whole line, and the exit code of each kind of end."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import megatron_cpt
+from megatron_cpt.errors import EXIT_FINISHED, ConfigError, CptError
+from megatron_cpt.stage_names import STAGES, StageInfo
+
+EXIT_CODES = (
+    "exit codes: 0 finished, 2 config, 3 data, 4 checkpoint, 5 rolled back, 6 budget reached, 75 stopped with a checkpoint (run again)"
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser; everything that is not an option is a Hydra override."""
+    root = argparse.ArgumentParser(
+        prog="megatron-cpt",
+        description="Continued pretraining on Megatron-core: counted first, watched, and rolled back when it fails.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    root.add_argument("--version", action="version", version=megatron_cpt.__version__)
+    commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    walk = commands.add_parser("run", help="walk the line: " + " ".join(stage.name for stage in STAGES), epilog=EXIT_CODES)
+    names = [stage.name for stage in STAGES]
+    walk.add_argument("--until", choices=names, metavar="STAGE", help="stop after this stage")
+    walk.add_argument(
+        "--from", dest="start", choices=names, metavar="STAGE", help="begin at this stage; the earlier ones must have finished"
+    )
+    walk.add_argument("--only", choices=names, metavar="STAGE", help="this stage alone")
+    _common(walk)
+    for stage in STAGES:
+        example = f"megatron-cpt {stage.name} experiment=quickstart"
+        _common(
+            commands.add_parser(
+                stage.name,
+                help=stage.does,
+                description=f"{stage.does.capitalize()}.\n\nreads:   {stage.reads}\nwrites:  {stage.writes}\nrefuses: {stage.refuses}",
+                epilog=f"examples:\n  {example}\n  {example} run_name=second\n\n{EXIT_CODES}",
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
+        )
+    _common(commands.add_parser("audit", help="check that the verdict was carried out and that no record is missing", epilog=EXIT_CODES))
+    submit = commands.add_parser("submit", help="send the line to Slurm as a chain of jobs", epilog=EXIT_CODES)
+    submit.add_argument("--dry-run", action="store_true", help="print every sbatch line and submit nothing")
+    _common(submit)
+    return root
+
+
+def _common(command: argparse.ArgumentParser) -> None:
+    command.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. experiment=quickstart blend.num_tokens=100000")
+    command.add_argument(
+        "--config-dir", type=Path, metavar="DIR", help="a folder of your own with the groups of conf/, e.g. DIR/experiment/mine.yaml"
+    )
+    command.add_argument("--cfg", choices=["job"], help="print the composed configuration and stop")
+    command.add_argument("-m", "--multirun", action="store_true", help="run once for each combination of comma-separated values")
+    command.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = parser().parse_intermixed_args(argv) if argv else parser().parse_args(argv)
+    if arguments.debug:
+        os.environ["MEGATRON_CPT_DEBUG"] = "1"  # the ranks are other processes
+    logging.basicConfig(level=logging.DEBUG if arguments.debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        return _dispatch(arguments)
+    except CptError as error:
+        if arguments.debug:
+            traceback.print_exc()
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("Interrupted. Run the same command again to go on from the last finished stage.", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if arguments.debug:
+            traceback.print_exc()
+        print(
+            f"OSError: {error.strerror or error}\n  where: {error.filename}\n  next:  free space or mend permissions, then run again.",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _dispatch(arguments: argparse.Namespace) -> int:
+    from megatron_cpt.config.compose import as_yaml, compose, expand_sweep  # noqa: PLC0415  # hydra loads only when it is needed
+
+    jobs = expand_sweep(arguments.overrides) if arguments.multirun else [list(arguments.overrides)]
+    code = EXIT_FINISHED
+    for number, overrides in enumerate(jobs):
+        config = compose(overrides, config_dir=arguments.config_dir)
+        if len(jobs) > 1:
+            config.run_name += f"-{number}"
+            print(f"== job {number + 1} of {len(jobs)}: {' '.join(overrides)}")
+        if arguments.cfg:
+            print(as_yaml(config), end="")
+            continue
+        from megatron_cpt import stages  # noqa: PLC0415
+
+        if arguments.command == "audit":
+            stages.audit(config)
+        elif arguments.command == "submit":
+            stages.submit(config, overrides=overrides, config_dir=arguments.config_dir, dry_run=arguments.dry_run)
+        else:
+            stages.walk(config, _chosen(arguments))
+    return code
+
+
+def _chosen(arguments: argparse.Namespace) -> list[StageInfo]:
+    if arguments.command != "run":
+        return [stage for stage in STAGES if stage.name == arguments.command]
+    if arguments.only and (arguments.until or arguments.start):
+        raise ConfigError("--only goes with neither --from nor --until.")
+    names = [stage.name for stage in STAGES]
+    first = names.index(arguments.only or arguments.start or names[0])
+    last = names.index(arguments.only or arguments.until or names[-1])
+    if last < first:
+        raise ConfigError(f"--until {names[last]} comes before --from {names[first]}.", rule="the line is " + " ".join(names))
+    return list(STAGES[first : last + 1])

@@ -1,0 +1,192 @@
+"""One dataclass per `conf/` group. What decides a result or a bill has no default (`MISSING`) and must be in a file or an override."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+MISSING: Any = "???"  # omegaconf's mark, repeated here so that this module needs no omegaconf
+
+
+@dataclass
+class ModelConfig:
+    """The base model: a local Hugging Face folder."""
+
+    path: str = MISSING
+    licence: str = MISSING
+    provenance: str = MISSING
+
+
+@dataclass
+class TokenizerConfig:
+    """How the base tokenizer is extended. `num_new_pieces: 0` keeps it as it is."""
+
+    num_new_pieces: int = MISSING
+    document_separator: str = MISSING
+    pad_rows_to_multiple: int = 128
+    sample_bytes: int = 8_000_000
+    row_init: str = "mean"
+
+
+@dataclass
+class SourceConfig:
+    """A source of text with its role and licence."""
+
+    path: str = MISSING
+    text_key: str = "text"
+    role: str = MISSING
+    licence: str = MISSING
+    provenance: str = MISSING
+    language: str = MISSING
+    test_fraction: float = 0.05
+    min_chars: int = 1
+
+
+@dataclass
+class BlendConfig:
+    """Share of training samples per source; shares are normalised. A source without a share is held out whole."""
+
+    shares: dict[str, float] = field(default_factory=dict)
+    max_epochs: float = 4.0  # up to 4 epochs are nearly as good as new data: Muennighoff et al. 2023, arXiv 2305.16264
+    num_tokens: int = MISSING
+
+
+@dataclass
+class OptimConfig:
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1.0e-8
+    weight_decay: float = MISSING
+    clip_grad_norm: float = 1.0
+
+
+@dataclass
+class ScheduleConfig:
+    kind: str = "cosine"
+    peak_lr: float = MISSING
+    min_lr: float = MISSING
+    warmup_fraction: float = 0.01
+
+
+@dataclass
+class ParallelConfig:
+    """How to split model and batch. The data-parallel size is what the cluster's ranks leave over."""
+
+    tensor: int = MISSING
+    pipeline: int = MISSING
+    micro_batch_size: int = MISSING
+    global_batch_size: int = MISSING
+    sequence_length: int = MISSING
+    sequence_parallel: bool = False
+    distributed_optimizer: bool = True
+    dtype: str = MISSING
+
+
+@dataclass
+class ClusterConfig:
+    """Where it runs. `memory_gb_per_node` is filled for CPU nodes only; a GPU's memory is in the gpu group."""
+
+    backend: str = MISSING
+    num_nodes: int = MISSING
+    ranks_per_node: int = MISSING
+    threads_per_rank: int = 1
+    partition: str | None = None
+    account: str | None = None
+    time_limit: str | None = None
+    env_file: str | None = None
+
+
+@dataclass
+class GpuConfig:
+    """A device: dense peak per second, memory, power; `null` is unknown and stays unknown."""
+
+    name: str = MISSING
+    dense_tflops: float | None = None
+    memory_gb: float | None = None
+    node_watts_per_device: float | None = None
+    mfu_low: float | None = None
+    mfu_likely: float | None = None
+    mfu_high: float | None = None
+    source: str = MISSING
+
+
+@dataclass
+class TariffConfig:
+    """Money and carbon per unit, each with its source; `null` is unknown and stays unknown."""
+
+    name: str = MISSING
+    usd_per_device_hour: float | None = None
+    price_source: str = ""
+    pue: float | None = None
+    pue_source: str = ""
+    grid_g_co2e_per_kwh: float | None = None
+    grid_source: str = ""
+
+
+@dataclass
+class GateRuleConfig:
+    text: str = MISSING
+    kind: str = MISSING
+    margin_bits_per_byte: float = MISSING
+
+
+@dataclass
+class GateConfig:
+    rules: list[GateRuleConfig] = field(default_factory=list)
+    confidence: float = 0.95
+    bootstrap_samples: int = 2000
+
+
+@dataclass
+class EvalConfig:
+    """Held-out texts: the test split of each named source, at most `max_bytes` of it."""
+
+    texts: list[str] = field(default_factory=list)
+    max_bytes: int = 200_000
+    window_tokens: int = MISSING
+    micro_batch_size: int = 1
+
+
+@dataclass
+class CheckpointConfig:
+    every_steps: int = MISSING
+    keep_last: int = 2
+
+
+@dataclass
+class StopConfig:
+    max_hours: float | None = None
+    max_usd: float | None = None
+    max_kwh: float | None = None
+
+
+@dataclass
+class MonitorConfig:
+    log_every_steps: int = 1
+    eval_every_steps: int = 0
+    wandb_mode: str = "offline"
+    wandb_project: str = "megatron_cpt"
+
+
+@dataclass
+class ExperimentConfig:
+    """The root: what `megatron-cpt` composes from `conf/` and the command line."""
+
+    run_name: str = MISSING
+    runs_dir: str = "runs"
+    seed: int = 1234
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    source: dict[str, SourceConfig] = field(default_factory=dict)
+    blend: BlendConfig = field(default_factory=BlendConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    gpu: GpuConfig = field(default_factory=GpuConfig)
+    tariff: TariffConfig = field(default_factory=TariffConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)

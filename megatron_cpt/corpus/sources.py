@@ -1,0 +1,111 @@
+"""What a source is: its settings checked, its files found and identified by content."""
+
+from __future__ import annotations
+
+import glob
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from megatron_cpt.config.schema import SourceConfig
+from megatron_cpt.corpus.readers import READABLE_SUFFIXES, is_readable
+from megatron_cpt.errors import ConfigError, DataError, printable, raise_all
+from megatron_cpt.record.hashing import sha256_file
+
+ROLES = ("domain", "general")
+REQUIRED = ("path", "role", "licence", "provenance", "language")
+NAME_RULE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+
+
+def source_inputs(sources: dict[str, SourceConfig]) -> dict[str, Any]:
+    """Return what decides the corpus: per source its settings and the digest of each of its files, as plain data.
+
+    Paths are left out and files are named relative to their source, so that moved data keep their identity.
+
+    Raises:
+        ConfigError: a setting is missing or not allowed; everything that is wrong with any source is listed.
+        DataError: only files are wrong: none found, unreadable, or of an unknown kind.
+    """
+    if not sources:
+        raise ConfigError(
+            "No source of text is configured.", where="source", next_step="Add one, e.g. +source@source.my_text=china_law (conf/source/)."
+        )
+    setting_problems = [problem for name, source in sources.items() for problem in setting_problems_of(name, source)]
+    file_problems: list[str] = []
+    found: dict[str, list[tuple[str, Path]]] = {}
+    for name, source in sources.items():
+        if filled(source.path):
+            try:
+                found[name] = files_of(name, source.path)
+            except DataError as error:
+                file_problems.append(str(error))
+    raise_all(
+        ConfigError if setting_problems else DataError,
+        setting_problems + file_problems,
+        where="source",
+        next_step="Correct conf/source/<name>.yaml or the source.<name>.<key>= overrides.",
+    )
+    plain = {}
+    for name in sorted(sources):
+        settings = {key: value for key, value in asdict(sources[name]).items() if key != "path"}
+        plain[name] = {"settings": settings, "files": {relative: digest_of(name, path) for relative, path in found[name]}}
+    return plain
+
+
+def filled(value: object) -> bool:
+    return isinstance(value, str) and value.strip() not in ("", "???")
+
+
+def setting_problems_of(name: str, source: SourceConfig) -> list[str]:
+    """Return one sentence for each setting of a source that is missing or not allowed."""
+    shown = printable(name)
+    problems = []
+    if not NAME_RULE.fullmatch(name):
+        problems.append(
+            f"source name {shown!r} is not usable as a file name: letters, digits, '_', '-', '.', at most 64, no leading '.' or '-'"
+        )
+    problems += [f"source.{shown}.{key} is missing" for key in REQUIRED if not filled(getattr(source, key))]
+    if filled(source.role) and source.role not in ROLES:
+        problems.append(f"source.{shown}.role is {printable(source.role)!r}: use domain or general")
+    if not filled(source.text_key):
+        problems.append(f"source.{shown}.text_key is missing")
+    fraction = source.test_fraction
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0.0 <= fraction <= 1.0:
+        problems.append(f"source.{shown}.test_fraction is {fraction!r}: use a number from 0 to 1")
+    if isinstance(source.min_chars, bool) or not isinstance(source.min_chars, int) or source.min_chars < 1:
+        problems.append(f"source.{shown}.min_chars is {source.min_chars!r}: use 1 or more")
+    return problems
+
+
+def files_of(name: str, pattern: str) -> list[tuple[str, Path]]:
+    """Return `(name relative to the source, path)` for each file of a path, folder or glob, in a fixed order.
+
+    Raises:
+        DataError: nothing matches, or nothing that matches is of a kind that can be read.
+    """
+    path = Path(pattern).expanduser()
+    if path.is_file():
+        candidates, root = [path], path.parent
+    elif path.is_dir():
+        candidates, root = sorted(entry for entry in path.rglob("*") if entry.is_file() and not entry.name.startswith(".")), path
+    else:
+        candidates = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+        root = Path(str(path)[: re.search(r"[*?\[]|$", str(path)).start()])  # type: ignore[union-attr]
+        root = root if root.is_dir() else root.parent
+    if not candidates:
+        raise DataError(f"source.{printable(name)}: no file at {printable(str(path))!r}")
+    readable = [candidate for candidate in candidates if is_readable(candidate)]
+    if not readable:
+        raise DataError(
+            f"source.{printable(name)}: no file of a known kind at {printable(str(path))!r} (first: {printable(candidates[0].name)!r});"
+            f" known: {', '.join(READABLE_SUFFIXES)}"
+        )
+    return [(file.relative_to(root).as_posix(), file) for file in readable]
+
+
+def digest_of(name: str, path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise DataError(f"A file of source {printable(name)!r} cannot be read.", where=path, value=error.strerror) from None

@@ -1,0 +1,29 @@
+"""Scores the model that is being trained, between two of its steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from megatron_cpt.eval.subjects import extended_tokenizer
+from megatron_cpt.eval.tokenize import load_tokenizer
+from megatron_cpt.plan.run_plan import RunPlan
+
+
+def bits_per_byte_of(plan: RunPlan, run_dir: Path, chunks: list[Any]) -> dict[str, float]:
+    """Return bits per byte by text name of the chunks as they are. Collective; weights and training mode are left alone."""
+    from megatron_cpt.backend import choose  # noqa: PLC0415
+    from megatron_cpt.eval.bits_per_byte import read_texts, score_texts  # noqa: PLC0415  -- megatron loads after the backend is in place
+
+    path = extended_tokenizer(plan, run_dir)
+    scores = score_texts(
+        chunks,
+        read_texts(plan.eval, run_dir),
+        tokenizer=load_tokenizer(path),
+        where=path,
+        vocab=plan.vocab,
+        plan=plan.eval,
+        device=choose(plan.backend).device,
+        progress=lambda _: None,
+    )
+    return {name: score.bits_per_byte for name, score in scores.items()}

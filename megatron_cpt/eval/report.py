@@ -1,0 +1,63 @@
+"""`eval.json`: bits per byte by subject and text, with every document's figures for paired comparisons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_cpt.eval.texts import Document
+from megatron_cpt.record.store import write_json
+from megatron_cpt.record.typed import to_plain
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class DocumentScore:
+    id: str
+    bytes: int
+    nats: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class TextScore:
+    role: str
+    bits_per_byte: float
+    nats: float
+    bytes: int
+    tokens: int
+    documents: tuple[DocumentScore, ...]
+
+
+@dataclass(frozen=True)
+class SubjectScore:
+    """One model's scores; the digests say which weights and tokenizer they belong to."""
+
+    checkpoint: str
+    weights_sha256: str
+    tokenizer_sha256: str
+    num_ids: int
+    texts: dict[str, TextScore]
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    schema_version: int
+    subjects: dict[str, SubjectScore]
+    seconds: float
+
+    def save(self, path: Path) -> None:
+        write_json(path, to_plain(self))
+
+
+def text_score(role: str, documents: Sequence[Document], *, tokens: Sequence[int], nats: Sequence[float]) -> TextScore:
+    """Return a text's score: the sum of nats over the sum of bytes, never a mean of means."""
+    scores = tuple(
+        DocumentScore(document.id, document.num_bytes, sum_of_nats, num_tokens)
+        for document, num_tokens, sum_of_nats in zip(documents, tokens, nats, strict=True)
+    )
+    total_nats, total_bytes = math.fsum(score.nats for score in scores), sum(score.bytes for score in scores)
+    return TextScore(role, total_nats / math.log(2) / total_bytes, total_nats, total_bytes, sum(tokens), scores)

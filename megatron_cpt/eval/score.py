@@ -1,0 +1,126 @@
+"""Sums of nats per document with the real model in the run's layout. Shapes: B windows, S tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import distributed
+
+from megatron_cpt.eval.windows import Window, WindowBatch, share_of_rank
+
+BATCHES_PER_CALL = 8  # pipeline stages fill up within a call; between calls progress can be told
+SECONDS_BETWEEN_REPORTS = 5.0
+
+Progress = Callable[[str], None]
+
+
+def nats_by_document(
+    chunks: list[Any],
+    windows: Sequence[Window],
+    *,
+    num_documents: int,
+    prefix_id: int,
+    window_tokens: int,
+    micro_batch_size: int,
+    device: torch.device,
+    progress: Progress,
+) -> list[float]:
+    """Return each document's summed negative log-likelihood in nats, on every rank. Collective.
+
+    Every window starts from `prefix_id`; padding follows the tokens, is never attended to by them and never scored.
+    The chunks keep their weights and their training mode.
+    """
+    sequence_parallel = chunks[0].config.sequence_parallel
+    batches = share_of_rank(
+        windows,
+        window_tokens=window_tokens,
+        micro_batch_size=micro_batch_size,
+        data_rank=parallel_state.get_data_parallel_rank(),
+        data_size=parallel_state.get_data_parallel_world_size(),
+        multiple=parallel_state.get_tensor_model_parallel_world_size() if sequence_parallel else 1,
+    )
+    was_training = [chunk.training for chunk in chunks]
+    for chunk in chunks:
+        chunk.eval()
+    sums = torch.zeros(num_documents, dtype=torch.float64)
+    with torch.no_grad():
+        for batch, window_nats in _run(chunks, batches, prefix_id=prefix_id, device=device, progress=progress):
+            for window, nats in zip(batch.windows, window_nats, strict=True):
+                sums[window.document] += nats
+    for chunk, training in zip(chunks, was_training, strict=True):
+        chunk.train(training)
+    if parallel_state.get_tensor_model_parallel_rank() != 0:
+        sums.zero_()  # tensor-parallel ranks hold the same losses: one of them counts
+    total = sums.to(device)
+    distributed.all_reduce(total)
+    return total.tolist()
+
+
+def _run(
+    chunks: list[Any], batches: Sequence[WindowBatch], *, prefix_id: int, device: torch.device, progress: Progress
+) -> Iterator[tuple[WindowBatch, list[float]]]:
+    """Yield each batch with its windows' nats; nothing on ranks before the last pipeline stage."""
+    started = told = time.monotonic()
+    done, total = 0, sum(len(window.ids) for batch in batches for window in batch.windows)
+    for call in _calls(batches):
+        reports = get_forward_backward_func()(
+            forward_step_func=_forward_step,
+            data_iterator=(_tensors(batch, prefix_id=prefix_id, device=device) for batch in call),
+            model=chunks,
+            num_microbatches=len(call),
+            seq_length=call[0].length,
+            micro_batch_size=len(call[0].windows),
+            forward_only=True,
+        )
+        if reports:
+            yield from zip(call, (report["nats_B"].tolist() for report in reports), strict=True)
+        done += sum(len(window.ids) for batch in call for window in batch.windows)
+        if time.monotonic() - told > SECONDS_BETWEEN_REPORTS:
+            told = time.monotonic()
+            rate = done / (told - started)
+            progress(f"{done} of {total} tokens, {rate:.0f} tokens/s, {(total - done) / rate:.0f} s left")
+
+
+def _calls(batches: Sequence[WindowBatch]) -> Iterator[list[WindowBatch]]:
+    """Group batches of one shape, a few at a time: a schedule call has one length and one micro-batch size."""
+    for _, group in groupby(batches, key=lambda batch: (batch.length, len(batch.windows))):
+        same = list(group)
+        for begin in range(0, len(same), BATCHES_PER_CALL):
+            yield same[begin : begin + BATCHES_PER_CALL]
+
+
+def _tensors(batch: WindowBatch, *, prefix_id: int, device: torch.device) -> dict[str, torch.Tensor]:
+    shape = (len(batch.windows), batch.length)
+    inputs_BS = torch.full(shape, prefix_id, dtype=torch.int64)
+    labels_BS = torch.zeros(shape, dtype=torch.int64)
+    mask_BS = torch.zeros(shape, dtype=torch.float64)
+    for row, window in enumerate(batch.windows):
+        ids = torch.tensor(window.ids)
+        inputs_BS[row, 1 : len(ids)] = ids[:-1]
+        labels_BS[row, : len(ids)] = ids
+        mask_BS[row, : len(ids)] = 1.0
+    positions_BS = torch.arange(batch.length).expand(shape).contiguous()
+    return {
+        "inputs": inputs_BS.to(device),
+        "labels": labels_BS.to(device),
+        "mask": mask_BS.to(device),
+        "positions": positions_BS.to(device),
+    }
+
+
+def _forward_step(tensors: Any, model: Any) -> tuple[torch.Tensor, Any]:
+    batch = next(tensors)
+    losses_BS = model(batch["inputs"], batch["positions"], None, labels=batch["labels"])
+    return losses_BS, partial(_window_nats, batch["mask"])
+
+
+def _window_nats(mask_BS: torch.Tensor, losses_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    nats_B = (losses_BS.double() * mask_BS).sum(dim=1)
+    return nats_B.sum(), mask_BS.sum().to(torch.int), {"nats_B": nats_B}

@@ -1,0 +1,50 @@
+"""Text to ids with a tokenizer file, on the promise that no byte of the text goes unscored."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from megatron_cpt.errors import DataError
+from megatron_cpt.eval.texts import Document
+
+logger = logging.getLogger(__name__)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read a `tokenizer.json`.
+
+    Raises:
+        DataError: the file is missing or is not a tokenizer.
+    """
+    if not path.is_file():
+        raise DataError("A tokenizer is missing.", where=path)
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise DataError("A file is not a tokenizer.", where=path, value=str(error)) from None
+
+
+def encode(tokenizer: Tokenizer, documents: Sequence[Document], *, num_ids: int, where: object) -> list[list[int]]:
+    """Return each document's ids without special tokens around them.
+
+    Warns when ids do not give the text back: its bits per byte then leave out what the tokenizer dropped.
+
+    Raises:
+        DataError: an id has no row in the model.
+    """
+    encoded = [encoding.ids for encoding in tokenizer.encode_batch([document.text for document in documents], add_special_tokens=False)]
+    highest = max((max(ids) for ids in encoded if ids), default=-1)
+    if highest >= num_ids:
+        raise DataError("The tokenizer gives an id that the model has no row for.", where=where, value=highest, rule=f"ids below {num_ids}")
+    lossy = [
+        document.id
+        for document, ids in zip(documents, encoded, strict=True)
+        if tokenizer.decode(ids, skip_special_tokens=False) != document.text
+    ]
+    if lossy:
+        logger.warning("%d of %d documents do not survive the tokenizer %s, first %r.", len(lossy), len(documents), where, lossy[0])
+    return encoded

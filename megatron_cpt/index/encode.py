@@ -1,0 +1,86 @@
+"""Documents to ids: Rust batch encoding with a bounded number of documents and bytes in flight, and a check on every document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from megatron_cpt.errors import DataError
+
+BATCH_DOCUMENTS = 256
+BATCH_BYTES = 4_000_000
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document of a shard; `number` counts from 1."""
+
+    number: int
+    name: str
+    text: str
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Return a tokenizer set to encode documents: nothing cut or padded, and a special token's name in a text stays plain text.
+
+    So the end-of-document id stands in an index only where this stage puts it.
+
+    Raises:
+        DataError: the file is missing or cannot be loaded.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust library raises bare Exception for any damaged content
+        raise DataError("A tokenizer.json cannot be loaded.", where=path, value=str(error)[:300]) from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Yield documents in lists of at most `BATCH_DOCUMENTS`, cut earlier at `BATCH_BYTES`."""
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += 4 * len(document.text)
+        if len(batch) >= BATCH_DOCUMENTS or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def encode(tokenizer: Tokenizer, documents: Iterable[Document]) -> Iterator[tuple[Document, npt.NDArray[np.int64]]]:
+    """Yield each document with its ids, without the end-of-document id."""
+    for batch in batches(documents):
+        encoded = tokenizer.encode_batch_fast([document.text for document in batch], add_special_tokens=False)
+        for document, encoding in zip(batch, encoded, strict=True):
+            yield document, np.array(encoding.ids, dtype=np.int64)
+
+
+class Faithful:
+    """Says whether ids hold a whole text, by its number of bytes: a byte without a piece is dropped by the library without a word.
+
+    Cheap enough for every document; texts themselves are compared on a sample by `verify`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, num_ids: int) -> None:
+        self._normalise = tokenizer.normalizer.normalize_str if tokenizer.normalizer else None
+        self._sizes = np.zeros(num_ids, dtype=np.int64)
+        for piece, number in tokenizer.get_vocab(with_added_tokens=True).items():
+            if number < num_ids:
+                self._sizes[number] = len(piece)  # byte-level pieces have one character for each byte
+        for number, token in tokenizer.get_added_tokens_decoder().items():
+            if number < num_ids:
+                self._sizes[number] = len(token.content.encode("utf-8"))
+
+    def __call__(self, text: str, ids: npt.NDArray[np.int64]) -> bool:
+        whole = self._normalise(text) if self._normalise else text
+        return int(self._sizes[ids].sum()) == len(whole.encode("utf-8"))

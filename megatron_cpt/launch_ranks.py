@@ -1,0 +1,91 @@
+"""Child processes of the command line: torchrun for the ranks of one machine, and one spawned process for heavy stages.
+
+The parent never imports torch. A child dies with its parent (Linux), so a killed command leaves no orphan that trains on.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent ends. Does nothing where the kernel has no such call."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def run_in_child(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Return `function(*args, **kwargs)` computed in a fresh process; its exception is raised here."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=die_with_parent) as pool:
+        return pool.submit(function, *args, **kwargs).result()
+
+
+def torchrun_argv(module: str, arguments: Sequence[str], *, num_ranks: int) -> list[str]:
+    """Return the command that starts `num_ranks` ranks of a module on this machine, on a free port."""
+    return [
+        sys.executable, "-m", "megatron_cpt.launch_ranks", "--standalone", f"--nproc-per-node={num_ranks}", "--module", module, *arguments,
+    ]  # fmt: skip
+
+
+@contextlib.contextmanager
+def _relayed_to(stop_file: Path | None) -> Iterator[None]:
+    """Turn SIGINT, SIGTERM and SIGUSR1 into a stop file while a block runs: ranks finish their step, save and end."""
+
+    def request_stop(number: int, frame: FrameType | None) -> None:
+        if stop_file is not None:
+            stop_file.parent.mkdir(parents=True, exist_ok=True)
+            stop_file.write_text(signal.Signals(number).name + "\n")
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1) if stop_file is not None else ()
+    before = {number: signal.signal(number, request_stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_ranks(module: str, arguments: Sequence[str], *, num_ranks: int, threads_per_rank: int, stop_file: Path | None = None) -> int:
+    """Run a module on the ranks of this machine and return torchrun's exit code (0, or 1 whatever a rank's own code was).
+
+    Args:
+        stop_file: where a signal to this process is written for the ranks to see; without it a signal ends this process.
+    """
+    environment = dict(os.environ, OMP_NUM_THREADS=str(threads_per_rank))
+    environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks are here; a laptop's host name often does not resolve
+    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    process = subprocess.Popen(torchrun_argv(module, arguments, num_ranks=num_ranks), env=environment, start_new_session=True)
+    try:
+        with _relayed_to(stop_file):
+            return process.wait()
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        raise
+
+
+def main(argv: Sequence[str]) -> None:
+    """Be torchrun, tied to the life of the process that started it."""
+    die_with_parent()
+    from torch.distributed.run import main as torchrun  # noqa: PLC0415  # the parent must not load torch
+
+    torchrun(list(argv))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,165 @@
+"""Builds megatron's GPTModel for a shape; the only importer of megatron's model classes.
+
+Imported after a backend was chosen. Shape letters: S tokens, B sequences, V rows of the (local) vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.nn import functional
+
+from megatron_cpt.backend import Backend
+from megatron_cpt.errors import ConfigError, raise_all
+from megatron_cpt.plan.model_shape import ModelShape
+from megatron_cpt.plan.run_plan import Layout
+from megatron_cpt.record.vocab_layout import VocabLayout
+
+PARAMS_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class CptModel(GPTModel):  # type: ignore[misc]  # megatron has no types for mypy
+    """GPTModel whose padding rows take no part in the softmax.
+
+    The embedding has more rows than there are ids, so that it divides over tensor-parallel ranks. Left alone, the
+    padding rows add to the softmax's sum, and a loss would depend on how many there are.
+    """
+
+    def __init__(self, *args: Any, vocab: VocabLayout, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.vocab = vocab
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return per-token losses (B, S) when labels are given, otherwise logits (B, S, V) with padding columns at -inf.
+
+        On a pipeline rank that is not the last, the hidden states for the next one.
+        """
+        output: torch.Tensor = super().forward(*args, **kwargs)
+        if self.post_process and kwargs.get("labels") is None:
+            mask_padding(output, num_ids=self.vocab.num_ids, num_padded_rows=self.vocab.num_padded_rows)
+        return output
+
+    def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Return the cross entropy of each token over the real ids, shape (B, S); logits are (S, B, V), changed in place."""
+        mask_padding(logits, num_ids=self.vocab.num_ids, num_padded_rows=self.vocab.num_padded_rows)
+        loss: torch.Tensor = super().compute_language_model_loss(labels, logits)
+        return loss
+
+
+def mask_padding(logits_V: torch.Tensor, *, num_ids: int, num_padded_rows: int) -> None:
+    """Set the columns of ids >= num_ids to -inf in place, where this rank holds any of them.
+
+    Outside autograd on purpose: the cross entropy's gradient in these columns is exp(-inf) = 0 already, and a recorded
+    in-place write would cost a copy of the whole gradient of the logits.
+    """
+    num_columns = logits_V.shape[-1]
+    first_id = 0 if num_columns == num_padded_rows else parallel_state.get_tensor_model_parallel_rank() * num_columns
+    first_padding = max(num_ids - first_id, 0)
+    if first_padding < num_columns:
+        logits_V.detach()[..., first_padding:].fill_(float("-inf"))
+
+
+def check_layout(shape: ModelShape, vocab: VocabLayout, layout: Layout) -> None:
+    """Refuse a model that does not divide over the layout's ranks.
+
+    Raises:
+        ConfigError: listing every size that does not divide.
+    """
+    by_tensor = {
+        "num_attention_heads": shape.num_attention_heads,
+        "num_query_groups": shape.num_query_groups,
+        "ffn_hidden_size": shape.ffn_hidden_size,
+        "num_padded_rows": vocab.num_padded_rows,
+    }
+    problems = [
+        f"parallel.tensor={layout.tensor} does not divide {name}={size}" for name, size in by_tensor.items() if size % layout.tensor
+    ]
+    if shape.num_layers % layout.pipeline:
+        problems.append(f"parallel.pipeline={layout.pipeline} does not divide num_layers={shape.num_layers}")
+    if layout.sequence_parallel and layout.sequence_length % layout.tensor:
+        problems.append(f"parallel.tensor={layout.tensor} does not divide sequence_length={layout.sequence_length} (sequence_parallel)")
+    if not vocab.num_base_ids <= vocab.num_ids <= vocab.num_padded_rows:
+        problems.append(f"vocabulary sizes do not grow: {vocab.num_base_ids} base ids, {vocab.num_ids} ids, {vocab.num_padded_rows} rows")
+    raise_all(ConfigError, problems, where="parallel", next_step="Choose degrees that divide the model (conf/parallel/).")
+
+
+def transformer_config(shape: ModelShape, layout: Layout, *, backend: Backend, **overrides: Any) -> TransformerConfig:
+    """Return megatron's configuration of a Llama-family model.
+
+    `calculate_per_token_loss` is set here because DDP reads it when it is built; set later, gradients are scaled twice.
+    """
+    params_dtype = PARAMS_DTYPE[layout.dtype]
+    fields: dict[str, Any] = {
+        "num_layers": shape.num_layers,
+        "hidden_size": shape.hidden_size,
+        "num_attention_heads": shape.num_attention_heads,
+        "num_query_groups": shape.num_query_groups,
+        "kv_channels": shape.head_dim,
+        "ffn_hidden_size": shape.ffn_hidden_size,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": shape.norm_epsilon,
+        "gated_linear_unit": True,
+        "activation_func": functional.silu,
+        "add_bias_linear": False,
+        "add_qkv_bias": False,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "tensor_model_parallel_size": layout.tensor,
+        "pipeline_model_parallel_size": layout.pipeline,
+        "sequence_parallel": layout.sequence_parallel and layout.tensor > 1,
+        "params_dtype": params_dtype,
+        "pipeline_dtype": params_dtype,
+        "bf16": layout.dtype == "bf16",
+        "calculate_per_token_loss": True,
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="full scope is deprecated")  # a default of megatron's own, about CUDA graphs
+        return TransformerConfig(**{**fields, **backend.config_overrides(), **overrides})
+
+
+def build_chunks(
+    shape: ModelShape, vocab: VocabLayout, layout: Layout, *, backend: Backend, initialise_weights: bool = True
+) -> list[CptModel]:
+    """Build this rank's part of the model: one chunk, because the layout has no virtual pipeline.
+
+    Args:
+        initialise_weights: False leaves parameters unset, for a caller that loads every one of them.
+
+    Raises:
+        ConfigError: the model does not divide over the layout.
+    """
+    check_layout(shape, vocab, layout)
+    config = transformer_config(shape, layout, backend=backend, perform_initialization=initialise_weights)
+    logging.getLogger("megatron.core.models.gpt.gpt_model").addFilter(_not_the_deprecation)
+    chunk = CptModel(
+        config=config,
+        transformer_layer_spec=backend.layer_spec(config),
+        vocab_size=vocab.num_padded_rows,
+        max_sequence_length=shape.max_position,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        parallel_output=True,
+        share_embeddings_and_output_weights=shape.tied_embeddings,
+        position_embedding_type="rope",
+        rotary_base=shape.rotary_base,
+        vocab=vocab,
+    )
+    return [chunk.to(backend.device)]
+
+
+def _not_the_deprecation(record: logging.LogRecord) -> bool:
+    # Newer megatron-core announces GPTModel's successor at every build; this module is where it will be taken up.
+    return "GPTModel IS DEPRECATED" not in record.getMessage()
+
+
+def inner_model(chunk: torch.nn.Module) -> CptModel:
+    """Return the model inside megatron's wrappers (DDP, Float16Module)."""
+    while not isinstance(chunk, CptModel):
+        chunk = chunk.module  # type: ignore[assignment]
+    return chunk

@@ -1,0 +1,151 @@
+"""Moves weights between a Hugging Face folder and GPTModel chunks; every tensor on either side is used exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from megatron.core import parallel_state
+
+from megatron_cpt.errors import CheckpointError, raise_all
+from megatron_cpt.model.build import CptModel, inner_model
+from megatron_cpt.model.hf_folder import HfFolder
+from megatron_cpt.model.names import DERIVED_SUFFIX, EMBEDDING, OUTPUT, Rule, expected_shapes, rules_for_chunk
+from megatron_cpt.plan.model_shape import ModelShape
+from megatron_cpt.record.vocab_layout import VocabLayout
+
+ROW_TENSORS = (EMBEDDING, OUTPUT)
+
+
+def check_folder(base: HfFolder, shape: ModelShape) -> None:
+    """Refuse a folder whose tensors are not exactly those of the shape.
+
+    Raises:
+        CheckpointError: listing every tensor that is missing, unknown or of another shape.
+    """
+    wanted = expected_shapes(shape, num_rows=shape.num_base_ids)
+    found = {name: entry.shape for name, entry in base.entries.items() if not name.endswith(DERIVED_SUFFIX)}
+    problems = []
+    if shape.tied_embeddings and OUTPUT in found:
+        # Some tools write the tied rows twice. Then both must be the same rows.
+        found.pop(OUTPUT)
+        if not torch.equal(base.read(OUTPUT), base.read(EMBEDDING)):
+            problems.append(f"{OUTPUT} differs from {EMBEDDING}, and config.json says that they are tied")
+    problems += [f"{name} is missing" for name in wanted if name not in found]
+    problems += [f"{name!r} is not known" for name in found if name not in wanted]
+    problems += [
+        f"{name} has shape {list(found[name])}, expected {list(size)}" for name, size in wanted.items() if found.get(name, size) != size
+    ]
+    raise_all(CheckpointError, problems, where=base.folder, next_step="Check that config.json belongs to these weights.")
+
+
+def load_hf_into(
+    chunks: Sequence[torch.nn.Module],
+    base: HfFolder,
+    shape: ModelShape,
+    vocab: VocabLayout,
+    new_rows: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Fill this rank's chunks from a base folder; tensor- and pipeline-parallel ranks read only their slices.
+
+    Args:
+        new_rows: for `model.embed_tokens.weight`, and for `lm_head.weight` when the model is not tied, the rows from
+            `vocab.num_base_ids` to `vocab.num_padded_rows`: first the new ids', then the padding's. Not needed when the
+            base has all the rows already. They are converted to the parameter's type.
+
+    Raises:
+        CheckpointError: the folder's tensors are not those of the shape, or rows are missing.
+    """
+    check_folder(base, shape)
+    rank, size = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
+    for chunk in chunks:
+        model = inner_model(chunk)
+        params = dict(model.named_parameters())
+        for rule, core_names, hf_names in _rules(model, shape):
+            param = params.pop(_name_in(params, core_names))
+            if hf_names[0] in ROW_TENSORS:
+                local = _rows(base, hf_names[0], vocab, new_rows or {}, start=rank * param.shape[0], stop=(rank + 1) * param.shape[0])
+            else:
+                local = rule.fuse([_block(base, name, rule, rank, size) for name in hf_names], shape)
+            assert local.shape == param.shape, f"{core_names[0]}: {tuple(local.shape)} for {tuple(param.shape)}"
+            with torch.no_grad():
+                param.copy_(local)  # converts to the parameter's type and device
+        assert not params, f"parameters without a rule: {sorted(params)}"
+
+
+def hf_tensors(chunks: Sequence[torch.nn.Module], shape: ModelShape, vocab: VocabLayout) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (name, tensor) of the Hugging Face model, on one rank that holds the whole model; padding rows are cut off.
+
+    Tensors are views where possible, in the parameters' type. A tied model has no `lm_head.weight`.
+    """
+    assert parallel_state.get_tensor_model_parallel_world_size() == 1, "one tensor-parallel rank"
+    assert parallel_state.get_pipeline_model_parallel_world_size() == 1, "one pipeline rank"
+    (chunk,) = chunks
+    model = inner_model(chunk)
+    params = {name: param.detach() for name, param in model.named_parameters()}
+    missing = expected_shapes(shape, num_rows=vocab.num_ids)
+    for rule, core_names, hf_names in _rules(model, shape):
+        core = params.pop(_name_in(params, core_names))
+        parts = [core[: vocab.num_ids]] if hf_names[0] in ROW_TENSORS else rule.split(core, shape)
+        for name, part in zip(hf_names, parts, strict=True):
+            assert part.shape == missing.pop(name), f"{name}: {tuple(part.shape)}"
+            yield name, part
+    assert not params, f"parameters without a rule: {sorted(params)}"
+    assert not missing, f"tensors that no parameter gave: {sorted(missing)}"
+
+
+def _rules(model: CptModel, shape: ModelShape) -> Iterator[tuple[Rule, tuple[str, ...], tuple[str, ...]]]:
+    return rules_for_chunk(
+        layer_ids=[layer.layer_number - 1 for layer in model.decoder.layers],
+        has_embedding=model.pre_process,
+        has_output=model.post_process,
+        tied=shape.tied_embeddings,
+    )
+
+
+def _name_in(params: Mapping[str, torch.Tensor], candidates: tuple[str, ...]) -> str:
+    present = [name for name in candidates if name in params]
+    assert len(present) == 1, f"one of {candidates} expected, found {present}"
+    return present[0]
+
+
+def _block(base: HfFolder, name: str, rule: Rule, rank: int, size: int) -> torch.Tensor:
+    """Return the part of a tensor that tensor-parallel rank `rank` of `size` holds."""
+    if rule.cut_dim is None or size == 1:
+        return base.read(name)
+    length = base.entries[name].shape[rule.cut_dim]
+    assert length % size == 0, f"{name} does not divide by {size}"
+    step = length // size
+    return base.read(name, dim=rule.cut_dim, start=rank * step, stop=(rank + 1) * step)
+
+
+def _rows(base: HfFolder, name: str, vocab: VocabLayout, new_rows: Mapping[str, torch.Tensor], *, start: int, stop: int) -> torch.Tensor:
+    """Return rows `start:stop` of the extended embedding: base ids from the folder, the others from `new_rows`."""
+    num_in_file = base.entries[name].shape[0]
+    if name not in new_rows and num_in_file >= vocab.num_padded_rows:
+        return base.read(name, dim=0, start=start, stop=stop)
+    if num_in_file < vocab.num_base_ids:
+        raise CheckpointError(
+            "The base model has fewer embedding rows than its tokenizer has ids.",
+            where=base.folder,
+            value=f"{num_in_file} rows in {name}",
+            rule=f"at least {vocab.num_base_ids}",
+            next_step="Use the tokenizer that belongs to these weights.",
+        )
+    if name not in new_rows:
+        raise CheckpointError(
+            "The base model lacks rows of the vocabulary.",
+            where=base.folder,
+            value=f"{num_in_file} rows in {name}",
+            rule=f"{vocab.num_padded_rows} rows",
+            next_step="Start from the checkpoint of the init stage, which adds them.",
+        )
+    added = new_rows[name]
+    num_added = vocab.num_padded_rows - vocab.num_base_ids
+    assert added.shape[0] == num_added, f"{name}: {added.shape[0]} new rows for {num_added}"
+    parts = []
+    if start < vocab.num_base_ids:
+        parts.append(base.read(name, dim=0, start=start, stop=min(stop, vocab.num_base_ids)).float())
+    if stop > vocab.num_base_ids:
+        parts.append(added[max(start - vocab.num_base_ids, 0) : stop - vocab.num_base_ids].float())
+    return torch.cat(parts)

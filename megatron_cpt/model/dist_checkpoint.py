@@ -1,0 +1,165 @@
+"""Saves and loads weights and optimizer state with megatron's distributed checkpoints, for any layout of ranks.
+
+All functions are collective. A caller writes into a folder aside and renames it, and has a `__main__` guard in its entry
+script: the writer starts processes.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.validation import StrictHandling
+from torch import distributed
+from torch.distributed.checkpoint.api import CheckpointException
+
+from megatron_cpt.errors import CheckpointError
+from megatron_cpt.model.build import CptModel, inner_model
+from megatron_cpt.model.safe_metadata import check_metadata, weights_only
+
+OPTIMIZER_PREFIX = "optimizer."
+_MODEL, _OPTIMIZER, _COMMON = "model", "optimizer", "cpt"
+
+
+def save_model(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: Any = None, common: dict[str, Any]) -> None:
+    """Write this rank's part of a checkpoint into an empty folder.
+
+    Args:
+        optimizer: megatron's optimizer, or None to save weights only.
+        common: plain data, equal on all ranks.
+
+    Raises:
+        CheckpointError: a part could not be written, on this rank or another.
+    """
+    if distributed.get_rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+    distributed.barrier()
+    state = _sharded_state(chunks, optimizer, is_loading=False)
+    try:
+        dist_checkpointing.save({**state, _COMMON: common}, str(folder))
+    except (CheckpointException, CheckpointingException, OSError) as error:
+        raise CheckpointError(
+            "The checkpoint could not be written.", where=folder, value=str(error), next_step="Check the disk's space and quota."
+        ) from error
+
+
+def load_model(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: Any = None) -> dict[str, Any]:
+    """Fill this rank's chunks, and the optimizer when one is given, and return the `common` that was saved.
+
+    Weights may have been saved on another layout and in another floating type. With weights only, an optimizer that
+    was built before must be told to copy them: `optimizer.reload_model_params()`.
+
+    Raises:
+        CheckpointError: no checkpoint, a damaged one, other tensors or another vocabulary size than the model's, or
+            embedding rows of real ids that are zero or not finite.
+    """
+    _require_checkpoint(folder)
+    state = _sharded_state(chunks, optimizer, is_loading=True)
+    try:
+        with weights_only():
+            _check_against(folder, state)
+            loaded, missing, unexpected = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RETURN_ALL)
+    except CheckpointError:
+        raise
+    except (CheckpointException, CheckpointingException, pickle.UnpicklingError, OSError, RuntimeError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            "The checkpoint cannot be read.", where=folder, value=str(error)[:2000], next_step="Use an older checkpoint of the run."
+        ) from error
+    if optimizer is None:
+        missing = {key for key in missing if not key.startswith(OPTIMIZER_PREFIX)}
+    if missing or unexpected:
+        raise CheckpointError(
+            "The checkpoint holds other tensors than the model.",
+            where=folder,
+            value=f"only in the checkpoint: {_first(missing)}; only in the model: {_first(unexpected)}",
+            next_step="Check that the checkpoint was written by this plan.",
+        )
+    for key, chunk in zip(_chunk_keys(chunks), chunks, strict=True):
+        inner_model(chunk).load_state_dict(loaded[key], strict=True)
+        check_rows(inner_model(chunk), where=folder)
+    if optimizer is not None:
+        optimizer.load_state_dict(loaded[_OPTIMIZER])
+    common: dict[str, Any] = loaded[_COMMON]
+    return common
+
+
+def check_rows(model: CptModel, *, where: object) -> None:
+    """Refuse a model whose embedding or output rows of real ids are zero or not finite: the mark of rows that were not loaded.
+
+    A zero row of a base id is allowed: some published models have them for ids that were never trained.
+
+    Raises:
+        CheckpointError: naming the first such id on this rank.
+    """
+    weights = [model.embedding.word_embeddings.weight] if model.pre_process else []
+    if model.post_process and model.output_layer.weight is not None:
+        weights.append(model.output_layer.weight)
+    for weight in weights:
+        first_id = parallel_state.get_tensor_model_parallel_rank() * weight.shape[0]
+        rows = weight.detach()[: max(model.vocab.num_ids - first_id, 0)]
+        ids = torch.arange(first_id, first_id + rows.shape[0], device=rows.device)
+        largest = rows.abs().amax(dim=1)
+        bad = ~largest.isfinite() | ((largest == 0) & (ids >= model.vocab.num_base_ids))
+        if bad.any():
+            raise CheckpointError(
+                "Embedding rows of real ids are zero or not finite.",
+                where=where,
+                value=f"{int(bad.sum())} rows, the first for id {int(ids[bad][0])}",
+                rule="every id has a row",
+                next_step="Run the init stage again, or use an older checkpoint.",
+            )
+
+
+def _sharded_state(chunks: Sequence[torch.nn.Module], optimizer: Any, *, is_loading: bool) -> dict[str, Any]:
+    metadata = {
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+    }
+    state: dict[str, Any] = {
+        key: inner_model(chunk).sharded_state_dict(metadata=metadata) for key, chunk in zip(_chunk_keys(chunks), chunks, strict=True)
+    }
+    if optimizer is not None:
+        state[_OPTIMIZER] = optimizer.sharded_state_dict(state, is_loading=is_loading, metadata=metadata)
+    return state
+
+
+def _chunk_keys(chunks: Sequence[torch.nn.Module]) -> list[str]:
+    return [_MODEL] if len(chunks) == 1 else [f"{_MODEL}{number}" for number in range(len(chunks))]
+
+
+def _require_checkpoint(folder: Path) -> None:
+    if not (folder / "metadata.json").is_file() or not (folder / ".metadata").is_file():
+        raise CheckpointError(
+            "There is no whole distributed checkpoint in the folder.",
+            where=folder,
+            rule="metadata.json and .metadata, which are written last",
+            next_step="Name a checkpoint folder of a run (checkpoints/step_...), or the init stage's.",
+        )
+    check_metadata(folder)
+
+
+def _check_against(folder: Path, state: dict[str, Any]) -> None:
+    """Refuse another shape: megatron would cut embedding rows, or fill missing ones with zeros, without a word."""
+    saved = dist_checkpointing.load_tensors_metadata(str(folder))
+    wanted = [part for key, value in state.items() if key.startswith(_MODEL) for part in value.values() if isinstance(part, ShardedTensor)]
+    for part in wanted:
+        found = saved.get(part.key)
+        if found is not None and tuple(found.global_shape) != tuple(part.global_shape):
+            raise CheckpointError(
+                "A tensor of the checkpoint has another shape than the model's.",
+                where=folder,
+                value=f"{part.key}: {list(found.global_shape)}",
+                rule=f"{list(part.global_shape)}",
+                next_step="Check that the checkpoint was written by this plan: its vocabulary and its model.",
+            )
+
+
+def _first(keys: Any) -> str:
+    listed = sorted(keys)
+    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "") if listed else "nothing"

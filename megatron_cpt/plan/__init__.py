@@ -1,0 +1,1 @@
+"""Counting first: model shapes, the frozen run plan, and estimates. Imports neither torch, megatron nor hydra."""

@@ -1,0 +1,115 @@
+"""Which source gives how many training samples, and how often each is repeated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_cpt.config.schema import BlendConfig, SourceConfig
+from megatron_cpt.errors import printable
+from megatron_cpt.plan.run_plan import BlendEntry
+
+ROLES = ("domain", "general")
+
+
+def samples_per_source(shares: Mapping[str, float], *, num_samples: int) -> dict[str, int]:
+    """Split samples by normalised share; what rounding leaves over goes to the largest remainders, so that the sum is exact."""
+    total = math.fsum(shares.values())
+    exact = {name: num_samples * share / total for name, share in shares.items()}
+    samples = {name: math.floor(value) for name, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: (samples[name] - exact[name], name))
+    for name in by_remainder[: num_samples - sum(samples.values())]:
+        samples[name] += 1
+    return samples
+
+
+def epochs_per_source(samples: Mapping[str, int], *, tokens: Mapping[str, int], sequence_length: int) -> dict[str, float]:
+    """Return how often each source is read: samples x sequence length over the tokens that it has."""
+    return {name: count * sequence_length / tokens[name] for name, count in samples.items()}
+
+
+def largest_num_tokens(
+    shares: Mapping[str, float], *, tokens: Mapping[str, int], max_epochs: float, global_batch_size: int, sequence_length: int
+) -> int:
+    """Return the most training tokens, in whole steps, for which no source is read more than `max_epochs` times."""
+    total = math.fsum(shares.values())
+    tokens_per_step = global_batch_size * sequence_length
+    steps = min(math.floor(max_epochs * tokens[name] * total / (share * tokens_per_step)) for name, share in shares.items() if share > 0)
+    while steps > 0:  # rounding to whole samples may put one source a sample over
+        samples = samples_per_source(shares, num_samples=steps * global_batch_size)
+        if max(epochs_per_source(samples, tokens=tokens, sequence_length=sequence_length).values()) <= max_epochs:
+            break
+        steps -= 1
+    return steps * tokens_per_step
+
+
+def blend_problems(blend: BlendConfig, sources: Mapping[str, SourceConfig], index_facts: Mapping[str, Any]) -> list[str]:
+    """Say what is wrong with the shares themselves: unknown sources, impossible numbers, sources without train tokens."""
+    problems = []
+    indexed = index_facts["sources"]
+    if not blend.shares:
+        problems.append("blend.shares is empty: no source would be trained on.")
+    for name, share in blend.shares.items():
+        label = f"blend.shares.{printable(name)}"
+        if name not in sources:
+            problems.append(f"{label} names no source. Sources: {', '.join(sorted(sources)) or 'none'}.")
+            continue
+        if not math.isfinite(share) or share < 0:
+            problems.append(f"{label}={share} is not a share. Use a number of 0 or more; shares are normalised.")
+        if sources[name].role not in ROLES:
+            problems.append(f"source.{printable(name)}.role={sources[name].role!r} is not one of {', '.join(ROLES)}.")
+        if share > 0 and indexed.get(name, {}).get("tokens", 0) <= 0:
+            problems.append(f"{label}={share}, but the index holds no training tokens of it. Give it text, or the share 0.")
+    if blend.shares and not problems and math.fsum(blend.shares.values()) <= 0:
+        problems.append("blend.shares sum to 0: give at least one source a share.")
+    return problems
+
+
+def blend_entries(
+    blend: BlendConfig,
+    sources: Mapping[str, SourceConfig],
+    index_facts: Mapping[str, Any],
+    *,
+    num_steps: int,
+    global_batch_size: int,
+    sequence_length: int,
+) -> tuple[tuple[BlendEntry, ...], list[str]]:
+    """Return the entries of a blend whose shares are sound, and the problems that its size brings."""
+    shares = {name: share for name, share in blend.shares.items() if share > 0}
+    tokens = {name: int(index_facts["sources"][name]["tokens"]) for name in shares}
+    num_samples = num_steps * global_batch_size
+    samples = samples_per_source(shares, num_samples=num_samples)
+    epochs = epochs_per_source(samples, tokens=tokens, sequence_length=sequence_length)
+    problems = [
+        f"blend.shares.{printable(name)} is so small that none of the {num_samples} samples comes from it."
+        " Raise it, raise blend.num_tokens, or set it to 0."
+        for name, count in samples.items()
+        if count == 0
+    ]
+    over = {name: value for name, value in epochs.items() if value > blend.max_epochs}
+    if over:
+        allowed = largest_num_tokens(
+            shares, tokens=tokens, max_epochs=blend.max_epochs, global_batch_size=global_batch_size, sequence_length=sequence_length
+        )
+        listed = ", ".join(f"{printable(name)} {value:.2f} times" for name, value in sorted(over.items()))
+        way_out = (
+            f"The largest blend.num_tokens allowed is {allowed}."
+            if allowed
+            else "Not even one step is allowed: use a smaller parallel.global_batch_size, or more text."
+        )
+        problems.append(f"blend.num_tokens={blend.num_tokens} reads {listed}; blend.max_epochs is {blend.max_epochs:g}. {way_out}")
+    entries = tuple(
+        BlendEntry(
+            source=name,
+            role="domain" if sources[name].role == "domain" else "general",
+            licence=sources[name].licence,
+            prefix=f"index/{name}.train",
+            share=samples[name] / num_samples,
+            num_tokens=tokens[name],
+            num_samples=samples[name],
+            num_epochs=epochs[name],
+        )
+        for name in shares
+    )
+    return entries, problems

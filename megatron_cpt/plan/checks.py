@@ -1,0 +1,260 @@
+"""What makes a configuration impossible, each as one sentence that names the key, its value and the way out. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_cpt.config.schema import ExperimentConfig
+from megatron_cpt.errors import printable
+from megatron_cpt.plan.blend import ROLES, blend_problems
+from megatron_cpt.plan.model_shape import ModelShape
+from megatron_cpt.plan.run_plan import Estimate, Layout, StopConditions
+from megatron_cpt.record.unknown import Figure, Unavailable
+from megatron_cpt.record.vocab_layout import VocabLayout
+
+BACKENDS = ("cpu", "cuda")
+DTYPES = ("fp32", "bf16")
+SCHEDULE_KINDS = ("cosine",)
+RULE_KINDS = ("must_improve", "may_not_worsen")
+WANDB_MODES = ("offline", "online", "disabled")
+
+
+def divisors(number: int, *others: int) -> list[int]:
+    """Return every number that divides all the given ones."""
+    common = math.gcd(number, *others)
+    return [candidate for candidate in range(1, common + 1) if common % candidate == 0]
+
+
+def _choice(key: str, value: object, allowed: tuple[str, ...]) -> list[str]:
+    return [] if value in allowed else [f"{key}={value!r} is not one of {', '.join(allowed)}."]
+
+
+def _at_least(config: Mapping[str, float], least: float) -> list[str]:
+    return [f"{key}={value} is below {least:g}." for key, value in config.items() if not value >= least]
+
+
+def literal_problems(config: ExperimentConfig) -> list[str]:
+    """Check the words and the ranges of single numbers."""
+    problems = _choice("cluster.backend", config.cluster.backend, BACKENDS)
+    problems += _choice("parallel.dtype", config.parallel.dtype, DTYPES)
+    problems += _choice("schedule.kind", config.schedule.kind, SCHEDULE_KINDS)
+    problems += _choice("monitor.wandb_mode", config.monitor.wandb_mode, WANDB_MODES)
+    problems += _at_least(size_keys(config), 1)
+    problems += _at_least(
+        {
+            "seed": config.seed,
+            "monitor.eval_every_steps": config.monitor.eval_every_steps,
+            "optim.weight_decay": config.optim.weight_decay,
+            "optim.clip_grad_norm": config.optim.clip_grad_norm,
+            "optim.beta1": config.optim.beta1,
+            "optim.beta2": config.optim.beta2,
+        },
+        0,
+    )
+    for key, beta in (("optim.beta1", config.optim.beta1), ("optim.beta2", config.optim.beta2)):
+        if beta >= 1:
+            problems.append(f"{key}={beta} is not below 1.")
+    if not config.optim.epsilon > 0:
+        problems.append(f"optim.epsilon={config.optim.epsilon} is not above 0.")
+    if not config.blend.max_epochs > 0:
+        problems.append(f"blend.max_epochs={config.blend.max_epochs} is not above 0.")
+    if not 0 < config.gate.confidence < 1:
+        problems.append(f"gate.confidence={config.gate.confidence} is not between 0 and 1.")
+    for key, limit in stop_keys(config).items():
+        if limit is not None and not limit > 0:
+            problems.append(f"{key}={limit} is not above 0. Use null for no limit.")
+    return problems
+
+
+def size_keys(config: ExperimentConfig) -> dict[str, float]:
+    return {
+        "cluster.num_nodes": config.cluster.num_nodes,
+        "cluster.ranks_per_node": config.cluster.ranks_per_node,
+        "cluster.threads_per_rank": config.cluster.threads_per_rank,
+        "parallel.tensor": config.parallel.tensor,
+        "parallel.pipeline": config.parallel.pipeline,
+        "parallel.micro_batch_size": config.parallel.micro_batch_size,
+        "parallel.global_batch_size": config.parallel.global_batch_size,
+        "parallel.sequence_length": config.parallel.sequence_length,
+        "blend.num_tokens": config.blend.num_tokens,
+        "checkpoint.every_steps": config.checkpoint.every_steps,
+        "checkpoint.keep_last": config.checkpoint.keep_last,
+        "monitor.log_every_steps": config.monitor.log_every_steps,
+        "eval.micro_batch_size": config.eval.micro_batch_size,
+        "eval.max_bytes": config.eval.max_bytes,
+        "eval.window_tokens": config.eval.window_tokens,
+        "gate.bootstrap_samples": config.gate.bootstrap_samples,
+    }
+
+
+def stop_keys(config: ExperimentConfig) -> dict[str, float | None]:
+    return {"stop.max_hours": config.stop.max_hours, "stop.max_usd": config.stop.max_usd, "stop.max_kwh": config.stop.max_kwh}
+
+
+def sizes_are_positive(config: ExperimentConfig) -> bool:
+    """Say whether the arithmetic of the other checks can be done at all."""
+    return all(value >= 1 for value in size_keys(config).values())
+
+
+def layout_problems(config: ExperimentConfig, shape: ModelShape, vocab: VocabLayout) -> list[str]:
+    """Check that the model divides by the tensor and pipeline degrees, and the ranks and the batch by what they leave over."""
+    parallel, cluster = config.parallel, config.cluster
+    tensor, pipeline = parallel.tensor, parallel.pipeline
+    problems = []
+    split = {
+        "the model's attention heads": shape.num_attention_heads,
+        "the model's key/value heads": shape.num_query_groups,
+        "the model's ffn_hidden_size": shape.ffn_hidden_size,
+        "the padded vocabulary rows": vocab.num_padded_rows,
+    }
+    legal = ", ".join(map(str, divisors(*split.values())))
+    problems += [
+        f"parallel.tensor={tensor} does not divide {what} ({size}). Use one of: {legal}." for what, size in split.items() if size % tensor
+    ]
+    if shape.num_layers % pipeline:
+        legal = ", ".join(map(str, divisors(shape.num_layers)))
+        problems.append(f"parallel.pipeline={pipeline} does not divide the model's layers ({shape.num_layers}). Use one of: {legal}.")
+    if parallel.sequence_parallel and tensor == 1:
+        problems.append("parallel.sequence_parallel needs parallel.tensor above 1. Set it to false, or raise parallel.tensor.")
+    if parallel.sequence_parallel and parallel.sequence_length % tensor:
+        problems.append(f"parallel.sequence_length={parallel.sequence_length} does not divide by parallel.tensor={tensor}.")
+    for key, length in (("parallel.sequence_length", parallel.sequence_length), ("eval.window_tokens", config.eval.window_tokens)):
+        if length > shape.max_position:
+            problems.append(f"{key}={length} is longer than the model's {shape.max_position} positions.")
+    num_ranks = cluster.num_nodes * cluster.ranks_per_node
+    if num_ranks % (tensor * pipeline):
+        return [
+            *problems,
+            f"cluster has {num_ranks} ranks ({cluster.num_nodes} nodes x {cluster.ranks_per_node}), which do not divide by parallel.tensor"
+            f" x parallel.pipeline = {tensor * pipeline}.",
+        ]
+    unit = parallel.micro_batch_size * (num_ranks // (tensor * pipeline))
+    if parallel.global_batch_size % unit:
+        below = parallel.global_batch_size // unit * unit
+        nearest = " or ".join(str(value) for value in (below, below + unit) if value)
+        problems.append(
+            f"parallel.global_batch_size={parallel.global_batch_size} does not divide by micro_batch_size x data-parallel ranks = "
+            f"{parallel.micro_batch_size} x {num_ranks // (tensor * pipeline)} = {unit}. Nearest legal: {nearest}."
+        )
+    return problems
+
+
+def schedule_problems(config: ExperimentConfig) -> list[str]:
+    schedule = config.schedule
+    problems = []
+    if not (math.isfinite(schedule.peak_lr) and schedule.peak_lr >= schedule.min_lr > 0):
+        problems.append(
+            f"schedule.peak_lr={schedule.peak_lr:g} and schedule.min_lr={schedule.min_lr:g} are not rates. Use peak_lr >= min_lr > 0."
+        )
+    if not 0 <= schedule.warmup_fraction < 1:
+        problems.append(f"schedule.warmup_fraction={schedule.warmup_fraction} is not a share of the run. Use 0 or more, below 1.")
+    return problems
+
+
+def eval_problems(config: ExperimentConfig, corpus_facts: Mapping[str, Any]) -> list[str]:
+    """Check that every text to score exists with test documents, and that every gate rule can be judged on one."""
+    problems = []
+    if not config.eval.texts:
+        problems.append("eval.texts is empty: nothing would be measured.")
+    for name in config.eval.texts:
+        if name not in config.source:
+            problems.append(f"eval.texts names {name!r}, which is no source. Sources: {', '.join(sorted(config.source)) or 'none'}.")
+            continue
+        if config.source[name].role not in ROLES and name not in config.blend.shares:
+            problems.append(f"source.{printable(name)}.role={config.source[name].role!r} is not one of {', '.join(ROLES)}.")
+        if corpus_facts["sources"].get(name, {}).get("test_documents", 0) < 1:
+            problems.append(f"eval.texts names {name!r}, but the corpus kept no test documents of it. Raise source.{name}.test_fraction.")
+    problems += [f"eval.texts names {name!r} twice." for name in {text for text in config.eval.texts if config.eval.texts.count(text) > 1}]
+    if not config.gate.rules:
+        problems.append("gate.rules is empty: no checkpoint could ever be promoted. Give at least one rule.")
+    for number, rule in enumerate(config.gate.rules):
+        label = f"gate.rules[{number}]"
+        problems += _choice(f"{label}.kind", rule.kind, RULE_KINDS)
+        if rule.text not in config.eval.texts:
+            problems.append(f"{label}.text={rule.text!r} is not one of eval.texts ({', '.join(config.eval.texts) or 'none'}).")
+        if not (math.isfinite(rule.margin_bits_per_byte) and rule.margin_bits_per_byte >= 0):
+            problems.append(f"{label}.margin_bits_per_byte={rule.margin_bits_per_byte} is not a margin. Use 0 or more.")
+    return problems
+
+
+def device_problems(config: ExperimentConfig) -> list[str]:
+    """Check the device's figures and the tariff's for values that nothing real can have."""
+    gpu, tariff = config.gpu, config.tariff
+    problems = [
+        f"{key}={value} is not above 0. Use null when it is not known."
+        for key, value in {
+            "gpu.dense_tflops": gpu.dense_tflops,
+            "gpu.memory_gb": gpu.memory_gb,
+            "gpu.node_watts_per_device": gpu.node_watts_per_device,
+        }.items()
+        if value is not None and not (value > 0 and math.isfinite(value))
+    ]
+    shares = (gpu.mfu_low, gpu.mfu_likely, gpu.mfu_high)
+    given = [share for share in shares if share is not None]
+    if given and (len(given) != len(shares) or not 0 < given[0] <= given[1] <= given[2] <= 1):
+        problems.append(
+            f"gpu.mfu_low, mfu_likely, mfu_high = {shares} are not an interval. Use 0 < low <= likely <= high <= 1, or null for all."
+        )
+    if tariff.pue is not None and not tariff.pue >= 1:
+        problems.append(f"tariff.pue={tariff.pue} is below 1: a site cannot draw less than its machines.")
+    for key, value in (("usd_per_device_hour", tariff.usd_per_device_hour), ("grid_g_co2e_per_kwh", tariff.grid_g_co2e_per_kwh)):
+        if value is not None and not (value >= 0 and math.isfinite(value)):
+            problems.append(f"tariff.{key}={value} is not 0 or more.")
+    sourced = {
+        "price_source": (tariff.usd_per_device_hour, tariff.price_source),
+        "pue_source": (tariff.pue, tariff.pue_source),
+        "grid_source": (tariff.grid_g_co2e_per_kwh, tariff.grid_source),
+    }
+    problems += [
+        f"tariff.{key} is empty: a figure without its source and date cannot be checked."
+        for key, (figure, source) in sourced.items()
+        if figure is not None and not source.strip()
+    ]
+    return problems
+
+
+def input_problems(
+    config: ExperimentConfig, *, shape: ModelShape, vocab: VocabLayout, index_facts: Mapping[str, Any], corpus_facts: Mapping[str, Any]
+) -> list[str]:
+    """Return everything that is wrong before any estimate is made."""
+    problems = literal_problems(config)
+    if sizes_are_positive(config):
+        problems += layout_problems(config, shape, vocab)
+    problems += blend_problems(config.blend, config.source, index_facts)
+    problems += schedule_problems(config)
+    problems += eval_problems(config, corpus_facts)
+    problems += device_problems(config)
+    return problems
+
+
+def estimate_problems(estimate: Estimate, stop: StopConditions, layout: Layout) -> list[str]:
+    """Say where the estimate does not fit the memory or breaks a limit. A limit on an unknown figure cannot be kept, so it is refused."""
+    problems = []
+    largest = max(estimate.memory, key=lambda rank: rank.total)
+    limit = estimate.memory_limit_bytes
+    if not isinstance(limit, Unavailable) and largest.total > limit:
+        problems.append(
+            f"a rank of pipeline stage {largest.pipeline_rank} needs {largest.total / 1e9:.2f} GB and has {limit / 1e9:.2f} GB"
+            f" (weights {largest.weights / 1e9:.2f}, gradients {largest.gradients / 1e9:.2f}, optimizer {largest.optimizer / 1e9:.2f},"
+            f" activations {largest.activations / 1e9:.2f}, logits {largest.logits / 1e9:.2f})."
+            f" Lower parallel.micro_batch_size ({layout.micro_batch_size}) or sequence_length, or split the model over more ranks."
+        )
+    hours: Figure = estimate.seconds if isinstance(estimate.seconds, Unavailable) else estimate.seconds / 3600
+    limits: tuple[tuple[str, float | None, Figure, str], ...] = (
+        ("stop.max_hours", stop.max_hours, hours, "h"),
+        ("stop.max_usd", stop.max_usd, estimate.usd, "USD"),
+        ("stop.max_kwh", stop.max_kwh, estimate.kwh, "kWh"),
+    )
+    for key, allowed, figure, unit in limits:
+        if allowed is None:
+            continue
+        if not isinstance(figure, Unavailable):
+            if figure > allowed:
+                problems.append(
+                    f"the run is estimated at {figure:.4g} {unit}; {key} is {allowed:g}. Lower blend.num_tokens or raise the limit."
+                )
+        elif key != "stop.max_hours":  # a clock is always there to stop by
+            problems.append(f"{key}={allowed:g} cannot be kept, because the figure is {figure}.")
+    return problems

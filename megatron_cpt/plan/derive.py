@@ -1,0 +1,235 @@
+"""Derives the frozen plan from a configuration and the facts of earlier stages. Pure: all problems at once, or a plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+from megatron_cpt.config.schema import ExperimentConfig, GpuConfig
+from megatron_cpt.errors import ConfigError, raise_all
+from megatron_cpt.plan.blend import blend_entries
+from megatron_cpt.plan.calibrate import HostFacts
+from megatron_cpt.plan.checks import estimate_problems, input_problems
+from megatron_cpt.plan.memory import NOT_COUNTED, memory_of_stages
+from megatron_cpt.plan.model_shape import ModelShape
+from megatron_cpt.plan.money import known, run_carbon_kg, run_cost_usd, run_energy_kwh, tariff_of
+from megatron_cpt.plan.parameters import num_params
+from megatron_cpt.plan.run_plan import (
+    PLAN_SCHEMA_VERSION,
+    CheckpointPlan,
+    Estimate,
+    EvalPlan,
+    EvalText,
+    GatePlan,
+    GateRule,
+    Interval,
+    Layout,
+    OptimizerPlan,
+    RunPlan,
+    SchedulePlan,
+    StopConditions,
+    Tariff,
+)
+from megatron_cpt.plan.throughput import FLOPS_CONVENTION, flops_per_token, training_seconds
+from megatron_cpt.record.unknown import Figure, Unavailable, combine
+from megatron_cpt.record.vocab_layout import VocabLayout
+
+WandbMode = Literal["offline", "online", "disabled"]
+_NEXT_STEP = "Change the named keys in conf/ or on the command line, then run the plan again."
+
+
+def derive(
+    config: ExperimentConfig,
+    *,
+    init_facts: Mapping[str, Any],
+    index_facts: Mapping[str, Any],
+    corpus_facts: Mapping[str, Any],
+    shape: ModelShape,
+    vocab: VocabLayout,
+    identity: dict[str, str],
+    host: HostFacts,
+) -> RunPlan:
+    """Derive the plan of a run.
+
+    Args:
+        init_facts: facts of the init stage; its `num_params`, when present, must equal the count of the plan.
+        index_facts: `{"sources": {name: {"documents", "tokens", "role", "licence"}}}`, of the train splits.
+        corpus_facts: `{"sources": {name: {"test_documents", ...}}}`.
+        shape: the base model's shape; `vocab` gives the rows after extension.
+        identity: fingerprints of the stages that the plan is derived from.
+        host: figures of this host, used by CPU clusters only.
+
+    Raises:
+        ConfigError: listing everything that does not divide, fit, exist or stay within a limit.
+    """
+    problems = input_problems(config, shape=shape, vocab=vocab, index_facts=index_facts, corpus_facts=corpus_facts)
+    raise_all(ConfigError, problems, where="plan", next_step=_NEXT_STEP)
+
+    layout = layout_of(config)
+    num_steps = math.ceil(config.blend.num_tokens / layout.tokens_per_step)
+    blend, problems = blend_entries(
+        config.blend,
+        config.source,
+        index_facts,
+        num_steps=num_steps,
+        global_batch_size=layout.global_batch_size,
+        sequence_length=layout.sequence_length,
+    )
+    tariff = tariff_of(config.tariff, config.gpu)
+    stop = StopConditions(max_hours=config.stop.max_hours, max_usd=config.stop.max_usd, max_kwh=config.stop.max_kwh)
+    estimate = estimate_run(
+        config, shape=shape, num_rows=vocab.num_padded_rows, layout=layout, num_steps=num_steps, tariff=tariff, host=host
+    )
+    recorded = init_facts.get("num_params")
+    if recorded is not None and recorded != estimate.num_params:
+        problems.append(f"the init stage made a model of {recorded} parameters; this configuration describes {estimate.num_params}.")
+    problems += estimate_problems(estimate, stop, layout)
+    raise_all(ConfigError, problems, where="plan", next_step=_NEXT_STEP)
+
+    num_samples = num_steps * layout.global_batch_size
+    return RunPlan(
+        schema_version=PLAN_SCHEMA_VERSION,
+        run_name=config.run_name,
+        seed=config.seed,
+        backend="cpu" if config.cluster.backend == "cpu" else "cuda",
+        shape=shape,
+        vocab=vocab,
+        layout=layout,
+        blend=blend,
+        num_steps=num_steps,
+        optimizer=OptimizerPlan(
+            beta1=config.optim.beta1,
+            beta2=config.optim.beta2,
+            epsilon=config.optim.epsilon,
+            weight_decay=config.optim.weight_decay,
+            clip_grad_norm=config.optim.clip_grad_norm,
+        ),
+        schedule=SchedulePlan(
+            kind="cosine",
+            peak_lr=config.schedule.peak_lr,
+            min_lr=config.schedule.min_lr,
+            warmup_samples=round(config.schedule.warmup_fraction * num_samples),
+            decay_samples=num_samples,
+        ),
+        checkpoint=CheckpointPlan(every_steps=config.checkpoint.every_steps, keep_last=config.checkpoint.keep_last),
+        log_every_steps=config.monitor.log_every_steps,
+        eval_every_steps=config.monitor.eval_every_steps,
+        wandb_mode=cast(WandbMode, config.monitor.wandb_mode),
+        wandb_project=config.monitor.wandb_project,
+        eval=eval_plan_of(config),
+        gate=gate_plan_of(config),
+        stop=stop,
+        tariff=tariff,
+        estimate=estimate,
+        identity=dict(identity),
+    )
+
+
+def layout_of(config: ExperimentConfig) -> Layout:
+    """Return the layout of a configuration that has passed its checks; the data-parallel size is what the ranks leave over."""
+    parallel, cluster = config.parallel, config.cluster
+    return Layout(
+        tensor=parallel.tensor,
+        pipeline=parallel.pipeline,
+        data=cluster.num_nodes * cluster.ranks_per_node // (parallel.tensor * parallel.pipeline),
+        micro_batch_size=parallel.micro_batch_size,
+        global_batch_size=parallel.global_batch_size,
+        sequence_length=parallel.sequence_length,
+        sequence_parallel=parallel.sequence_parallel,
+        distributed_optimizer=parallel.distributed_optimizer,
+        dtype="fp32" if parallel.dtype == "fp32" else "bf16",
+        num_nodes=cluster.num_nodes,
+        threads_per_rank=cluster.threads_per_rank,
+    )
+
+
+def eval_plan_of(config: ExperimentConfig) -> EvalPlan:
+    return EvalPlan(
+        texts=tuple(
+            EvalText(
+                name=name,
+                role="domain" if config.source[name].role == "domain" else "general",
+                path=f"corpus/{name}.test.jsonl",
+                max_bytes=config.eval.max_bytes,
+            )
+            for name in config.eval.texts
+        ),
+        window_tokens=config.eval.window_tokens,
+        micro_batch_size=config.eval.micro_batch_size,
+    )
+
+
+def gate_plan_of(config: ExperimentConfig) -> GatePlan:
+    return GatePlan(
+        rules=tuple(
+            GateRule(
+                text=rule.text,
+                kind="must_improve" if rule.kind == "must_improve" else "may_not_worsen",
+                margin_bits_per_byte=rule.margin_bits_per_byte,
+            )
+            for rule in config.gate.rules
+        ),
+        confidence=config.gate.confidence,
+        bootstrap_samples=config.gate.bootstrap_samples,
+        seed=config.seed,
+    )
+
+
+def utilization_of(gpu: GpuConfig) -> Interval | Unavailable:
+    """Return the expected share of the device's peak, or which keys would set it."""
+    if gpu.mfu_low is None or gpu.mfu_likely is None or gpu.mfu_high is None:
+        return Unavailable("set gpu.mfu_low, gpu.mfu_likely and gpu.mfu_high")
+    return Interval(low=gpu.mfu_low, likely=gpu.mfu_likely, high=gpu.mfu_high)
+
+
+def estimate_run(
+    config: ExperimentConfig, *, shape: ModelShape, num_rows: int, layout: Layout, num_steps: int, tariff: Tariff, host: HostFacts
+) -> Estimate:
+    """Estimate memory, time, money, energy and carbon of the training steps."""
+    gpu = config.gpu
+    on_cpu = config.cluster.backend == "cpu"
+    tokens = num_steps * layout.tokens_per_step
+    flops = flops_per_token(shape, num_rows=num_rows, sequence_length=layout.sequence_length)
+    peak = host.matrix_tflops if on_cpu and gpu.dense_tflops is None else known(gpu.dense_tflops, key="gpu.dense_tflops")
+    seconds = training_seconds(total_flops=flops * tokens, layout=layout, dense_tflops=peak, utilization=utilization_of(gpu))
+    likely: Figure = seconds if isinstance(seconds, Unavailable) else seconds.likely
+    device_hours = combine(lambda value: value * layout.num_ranks / 3600, likely)
+    kwh = run_energy_kwh(device_hours, tariff)
+    return Estimate(
+        num_params=num_params(shape, num_rows=num_rows),
+        memory=memory_of_stages(shape, layout, num_rows=num_rows, fused_swiglu=not on_cpu),
+        memory_limit_bytes=memory_limit_bytes(config, host),
+        flops_per_token=flops,
+        flops_convention=FLOPS_CONVENTION,
+        tokens=tokens,
+        seconds_low=seconds if isinstance(seconds, Unavailable) else seconds.low,
+        seconds=likely,
+        seconds_high=seconds if isinstance(seconds, Unavailable) else seconds.high,
+        device_hours=device_hours,
+        usd=run_cost_usd(device_hours, tariff),
+        kwh=kwh,
+        kg_co2e=run_carbon_kg(kwh, tariff),
+        basis=_basis(config, peak),
+    )
+
+
+def memory_limit_bytes(config: ExperimentConfig, host: HostFacts) -> Figure:
+    """Return what one rank may use: the device's memory, or its part of this node's free memory on a CPU."""
+    if config.gpu.memory_gb is not None:
+        return config.gpu.memory_gb * 1e9
+    if config.cluster.backend == "cpu":
+        return combine(lambda free: free / config.cluster.ranks_per_node, host.memory_available_bytes)
+    return Unavailable("set gpu.memory_gb")
+
+
+def _basis(config: ExperimentConfig, peak: Figure) -> tuple[str, ...]:
+    measured = config.cluster.backend == "cpu" and config.gpu.dense_tflops is None
+    rate = str(peak) if isinstance(peak, Unavailable) else f"{peak:.4g} TFLOP/s"
+    return (
+        f"peak of one device: {rate} ({'fp32 matrix rate measured on this host' if measured else config.gpu.source})",
+        f"share of peak: {config.gpu.mfu_low} low, {config.gpu.mfu_likely} likely, {config.gpu.mfu_high} high, before the pipeline bubble",
+        "time is that of the training steps: no allowance for checkpoints, evaluation, waiting or failures",
+        "carbon is location-based; energy is the node's share of a device x PUE",
+        NOT_COUNTED,
+    )

@@ -1,0 +1,79 @@
+"""Peak memory of every pipeline stage's rank, itemised. A count of tensors, without a fudge factor.
+
+Bytes per parameter follow Megatron-core's table (docs/user-guide/features/dist_optimizer.md): 18 for bf16 with fp32 gradients and
+Adam, or 6 + 12/d when d data-parallel ranks share the optimizer; 16, or 8 + 8/d, in fp32.
+Activations follow the tensor list of Korthikanti et al. 2022 (arXiv 2205.05198, section 4.1), counted for grouped-query attention
+and a gated MLP, with attention that keeps no score matrix.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from megatron_cpt.plan.model_shape import ModelShape
+from megatron_cpt.plan.parameters import rank_params
+from megatron_cpt.plan.run_plan import Layout, RankMemory
+
+NOT_COUNTED = "memory leaves out fragmentation, communication buffers, optimizer temporaries and the process itself (about 1 GB a rank)"
+
+Dtype = Literal["fp32", "bf16"]
+_ELEMENT_BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2}
+_GRADIENT_BYTES = 4  # Megatron-core accumulates gradients in fp32 for either dtype
+_OPTIMIZER_BYTES: dict[Dtype, int] = {"fp32": 8, "bf16": 12}  # two Adam moments; bf16 weights add an fp32 master copy
+_LOGIT_BYTES = 4  # the loss works in place on one fp32 copy of the logits
+
+
+def activation_bytes_per_layer(
+    shape: ModelShape,
+    *,
+    num_tokens: int,
+    tensor: int,
+    sequence_parallel: bool,
+    element_bytes: int,
+    fused_swiglu: bool,
+) -> float:
+    """Count the bytes that one layer keeps for the backward pass of one micro-batch of `num_tokens` (= s x b) tokens.
+
+    Whole on every tensor rank unless `sequence_parallel`: the inputs of both norms, of the query/key/value matrix and of the MLP.
+    Split over tensor ranks: queries, keys, values, the attention's output, and the middle of the MLP, which keeps gate, up and
+    product (3 x ffn), and the activated gate too when SwiGLU is not one fused operation (4 x ffn).
+    """
+    whole = 4 * shape.hidden_size
+    heads = (2 * shape.num_attention_heads + 2 * shape.num_query_groups) * shape.head_dim
+    middle = (3 if fused_swiglu else 4) * shape.ffn_hidden_size
+    per_token = whole / (tensor if sequence_parallel else 1) + (heads + middle) / tensor
+    return element_bytes * num_tokens * per_token
+
+
+def rank_memory(shape: ModelShape, layout: Layout, *, num_rows: int, pipeline_rank: int, fused_swiglu: bool) -> RankMemory:
+    """Estimate the peak of one rank of a stage under the 1F1B schedule, where stage k of p keeps min(p - k, m) micro-batches."""
+    element_bytes = _ELEMENT_BYTES[layout.dtype]
+    params = rank_params(shape, num_rows=num_rows, tensor=layout.tensor, pipeline=layout.pipeline, pipeline_rank=pipeline_rank)
+    num_tokens = layout.sequence_length * layout.micro_batch_size
+    in_flight = min(layout.pipeline - pipeline_rank, layout.num_microbatches)
+    per_layer = activation_bytes_per_layer(
+        shape,
+        num_tokens=num_tokens,
+        tensor=layout.tensor,
+        sequence_parallel=layout.sequence_parallel,
+        element_bytes=element_bytes,
+        fused_swiglu=fused_swiglu,
+    )
+    is_last = pipeline_rank == layout.pipeline - 1
+    head_input = 2 * element_bytes * num_tokens * shape.hidden_size if is_last else 0  # of the final norm and the output matrix
+    return RankMemory(
+        pipeline_rank=pipeline_rank,
+        num_params=params,
+        weights=float(element_bytes * params),
+        gradients=float(_GRADIENT_BYTES * params),
+        optimizer=_OPTIMIZER_BYTES[layout.dtype] * params / (layout.data if layout.distributed_optimizer else 1),
+        activations=in_flight * per_layer * (shape.num_layers // layout.pipeline) + head_input,
+        logits=_LOGIT_BYTES * num_tokens * num_rows / layout.tensor if is_last else 0.0,
+    )
+
+
+def memory_of_stages(shape: ModelShape, layout: Layout, *, num_rows: int, fused_swiglu: bool) -> tuple[RankMemory, ...]:
+    """Estimate one rank of every pipeline stage, first to last; the largest decides whether the run fits."""
+    return tuple(
+        rank_memory(shape, layout, num_rows=num_rows, pipeline_rank=rank, fused_swiglu=fused_swiglu) for rank in range(layout.pipeline)
+    )

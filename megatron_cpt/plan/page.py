@@ -1,0 +1,131 @@
+"""One page of a plan that a manager can read: 80 columns of plain text."""
+
+from __future__ import annotations
+
+import textwrap
+
+from megatron_cpt.plan.run_plan import RunPlan
+from megatron_cpt.record.unknown import Figure, Unavailable, show
+
+WIDTH = 80
+_INDENT = 12
+
+
+def show_duration(seconds: Figure) -> str:
+    """Return seconds as seconds, minutes, hours or days, whichever reads best."""
+    if isinstance(seconds, Unavailable):
+        return str(seconds)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def show_count(number: float) -> str:
+    """Return a large count with its unit: 134.5 M, 8.03 G."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.4g} {unit}"
+    return f"{number:g}"
+
+
+def _field(label: str, text: str) -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=f"{label:<{_INDENT}}", subsequent_indent=" " * _INDENT, break_long_words=True, break_on_hyphens=False
+    )
+
+
+def page(plan: RunPlan) -> str:
+    """Return the plan as text of at most 80 columns."""
+    return "\n".join([*_work(plan), "", *_price(plan), "", *_blend(plan), "", *_decision(plan), "", *_basis(plan)]) + "\n"
+
+
+def _work(plan: RunPlan) -> list[str]:
+    layout, estimate = plan.layout, plan.estimate
+    largest = max(estimate.memory, key=lambda rank: rank.total)
+    gigabytes = {
+        name: value / 1e9
+        for name, value in (
+            ("weights", largest.weights),
+            ("gradients", largest.gradients),
+            ("optimizer", largest.optimizer),
+            ("activations", largest.activations),
+            ("logits", largest.logits),
+        )
+    }
+    limit = estimate.memory_limit_bytes
+    of_limit = str(limit) if isinstance(limit, Unavailable) else f"{limit / 1e9:.2f} GB"
+    return [
+        *_field("PLAN", plan.run_name),
+        *_field(
+            "model",
+            f"{show_count(estimate.num_params)} parameters, {plan.shape.num_layers} layers, {plan.vocab.num_ids} ids"
+            f" ({plan.vocab.num_ids - plan.vocab.num_base_ids} new)",
+        ),
+        *_field(
+            "ranks",
+            f"{layout.num_ranks} on {layout.num_nodes} node(s), {plan.backend}, {layout.dtype}: tensor {layout.tensor}"
+            f" x pipeline {layout.pipeline} x data {layout.data}",
+        ),
+        *_field(
+            "work",
+            f"{show_count(estimate.tokens)} tokens = {plan.num_steps} steps x {layout.global_batch_size} sequences"
+            f" x {layout.sequence_length} tokens; {estimate.flops_per_token / 1e9:.4g} GFLOP a token",
+        ),
+        *_field(
+            "memory",
+            f"{largest.total / 1e9:.2f} GB of {of_limit} on the largest rank (stage {largest.pipeline_rank}): "
+            + ", ".join(f"{name} {value:.2f}" for name, value in gigabytes.items()),
+        ),
+    ]
+
+
+def _price(plan: RunPlan) -> list[str]:
+    estimate = plan.estimate
+    if isinstance(estimate.seconds, Unavailable):
+        time = str(estimate.seconds)
+    else:
+        time = f"{show_duration(estimate.seconds)} likely, {show_duration(estimate.seconds_low)} to {show_duration(estimate.seconds_high)}"
+    stop = plan.stop
+    limits = [
+        f"{value:g} {unit}" for value, unit in ((stop.max_hours, "h"), (stop.max_usd, "USD"), (stop.max_kwh, "kWh")) if value is not None
+    ]
+    return [
+        *_field("time", time),
+        *_field("device use", show(estimate.device_hours, "{:.4g} device-hours")),
+        *_field("cost", show(estimate.usd, "{:.4g} USD") + _source(estimate.usd, plan.tariff.price_source)),
+        *_field("energy", show(estimate.kwh, "{:.4g} kWh")),
+        *_field("carbon", show(estimate.kg_co2e, "{:.4g} kg CO2e") + _source(estimate.kg_co2e, plan.tariff.grid_source)),
+        *_field("stops at", f"{show_count(estimate.tokens)} tokens" + "".join(f", or {limit}" for limit in limits)),
+    ]
+
+
+def _source(figure: Figure, source: str) -> str:
+    return "" if isinstance(figure, Unavailable) else f" ({source})"
+
+
+def _blend(plan: RunPlan) -> list[str]:
+    lines = ["blend"]
+    for entry in plan.blend:
+        lines += _field(
+            "",
+            f"{entry.share:.1%} {entry.source} ({entry.role}, {entry.licence}): {entry.num_samples} samples,"
+            f" {entry.num_epochs:.2f} times its {show_count(entry.num_tokens)} tokens",
+        )
+    return lines
+
+
+def _decision(plan: RunPlan) -> list[str]:
+    lines = [f"{'promoted if':<{_INDENT}}at {plan.gate.confidence:.0%} confidence, against the frozen base,"]
+    for rule in plan.gate.rules:
+        margin = f"{rule.margin_bits_per_byte:g} bits per byte"
+        promise = f"falls by more than {margin}" if rule.kind == "must_improve" else f"does not rise by {margin} or more"
+        lines += _field("", f"- {rule.text} {promise}")
+    return [*lines, *_field("", "otherwise rolled back to the starting checkpoint")]
+
+
+def _basis(plan: RunPlan) -> list[str]:
+    lines = ["basis"]
+    for line in (*plan.estimate.basis, plan.estimate.flops_convention):
+        lines += _field("", f"- {line}")
+    return lines

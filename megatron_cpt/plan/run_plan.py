@@ -1,0 +1,265 @@
+"""The frozen plan of a run: everything that ranks need, resolved and typed. It is written once and never edited."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from megatron_cpt.errors import DataError
+from megatron_cpt.plan.model_shape import ModelShape
+from megatron_cpt.record.hashing import sha256_plain
+from megatron_cpt.record.store import write_text
+from megatron_cpt.record.typed import from_plain, to_plain
+from megatron_cpt.record.unknown import Figure
+from megatron_cpt.record.vocab_layout import VocabLayout
+
+PLAN_SCHEMA_VERSION = 1
+PLAN_NAME = "plan.yaml"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the model and the batch are split over ranks. Ranks = tensor x pipeline x data."""
+
+    tensor: int
+    pipeline: int
+    data: int
+    micro_batch_size: int
+    global_batch_size: int
+    sequence_length: int
+    sequence_parallel: bool
+    distributed_optimizer: bool
+    dtype: Literal["fp32", "bf16"]
+    num_nodes: int
+    threads_per_rank: int
+
+    @property
+    def num_ranks(self) -> int:
+        return self.tensor * self.pipeline * self.data
+
+    @property
+    def num_microbatches(self) -> int:
+        """Micro-batches that each data-parallel rank accumulates in one step."""
+        return self.global_batch_size // (self.micro_batch_size * self.data)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.global_batch_size * self.sequence_length
+
+
+@dataclass(frozen=True)
+class BlendEntry:
+    """One training source: `prefix` is relative to the run folder, `share` is of all training samples."""
+
+    source: str
+    role: Literal["domain", "general"]
+    licence: str
+    prefix: str
+    share: float
+    num_tokens: int
+    num_samples: int
+    num_epochs: float
+
+
+@dataclass(frozen=True)
+class OptimizerPlan:
+    beta1: float
+    beta2: float
+    epsilon: float
+    weight_decay: float
+    clip_grad_norm: float
+
+
+@dataclass(frozen=True)
+class SchedulePlan:
+    """A learning rate as a pure function of samples seen; the rates are per parameter update."""
+
+    kind: Literal["cosine"]
+    peak_lr: float
+    min_lr: float
+    warmup_samples: int
+    decay_samples: int
+
+
+@dataclass(frozen=True)
+class CheckpointPlan:
+    every_steps: int
+    keep_last: int
+
+
+@dataclass(frozen=True)
+class EvalText:
+    """A held-out text: `path` is a jsonl of the corpus stage, relative to the run folder."""
+
+    name: str
+    role: Literal["domain", "general"]
+    path: str
+    max_bytes: int
+
+
+@dataclass(frozen=True)
+class EvalPlan:
+    texts: tuple[EvalText, ...]
+    window_tokens: int
+    micro_batch_size: int
+
+
+@dataclass(frozen=True)
+class GateRule:
+    """One rule on bits per byte, candidate minus base, judged on a paired bootstrap interval.
+
+    `must_improve`: the upper end of the interval lies below `-margin`. `may_not_worsen`: it lies below `+margin`.
+    """
+
+    text: str
+    kind: Literal["must_improve", "may_not_worsen"]
+    margin_bits_per_byte: float
+
+
+@dataclass(frozen=True)
+class GatePlan:
+    rules: tuple[GateRule, ...]
+    confidence: float
+    bootstrap_samples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class StopConditions:
+    """Limits at which training saves, stops and exits 6; None is no limit."""
+
+    max_hours: float | None
+    max_usd: float | None
+    max_kwh: float | None
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Peak bytes of one pipeline stage's rank, itemised."""
+
+    pipeline_rank: int
+    num_params: int
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A low, a likely and a high figure of one quantity."""
+
+    low: float
+    likely: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the plan expects; `flops_convention` names what is counted."""
+
+    num_params: int
+    memory: tuple[RankMemory, ...]
+    memory_limit_bytes: Figure
+    flops_per_token: float
+    flops_convention: str
+    tokens: int
+    seconds_low: Figure
+    seconds: Figure
+    seconds_high: Figure
+    device_hours: Figure
+    usd: Figure
+    kwh: Figure
+    kg_co2e: Figure
+    basis: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tariff:
+    """Prices and factors with the source and date of each; unknown ones say why."""
+
+    name: str
+    usd_per_device_hour: Figure
+    price_source: str
+    watts_per_device: Figure
+    power_source: str
+    pue: Figure
+    pue_source: str
+    grid_g_co2e_per_kwh: Figure
+    grid_source: str
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything that decides a run. `identity` holds the fingerprints of the stages that it was derived from."""
+
+    schema_version: int
+    run_name: str
+    seed: int
+    backend: Literal["cpu", "cuda"]
+    shape: ModelShape
+    vocab: VocabLayout
+    layout: Layout
+    blend: tuple[BlendEntry, ...]
+    num_steps: int
+    optimizer: OptimizerPlan
+    schedule: SchedulePlan
+    checkpoint: CheckpointPlan
+    log_every_steps: int
+    eval_every_steps: int
+    wandb_mode: Literal["offline", "online", "disabled"]
+    wandb_project: str
+    eval: EvalPlan
+    gate: GatePlan
+    stop: StopConditions
+    tariff: Tariff
+    estimate: Estimate
+    identity: dict[str, str]
+
+    @property
+    def num_samples(self) -> int:
+        return self.num_steps * self.layout.global_batch_size
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_steps * self.layout.tokens_per_step
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of what decides the result of training; not of prices, estimates, or how the ranks are laid out."""
+        layout = self.layout
+        decides = [
+            self.seed, to_plain(self.shape), self.vocab.fingerprint, to_plain(self.blend), self.num_steps, to_plain(self.optimizer),
+            to_plain(self.schedule), layout.global_batch_size, layout.sequence_length, layout.dtype, self.identity,
+        ]  # fmt: skip
+        return sha256_plain(decides)
+
+    def save(self, folder: Path) -> Path:
+        path = folder / PLAN_NAME
+        write_text(path, yaml.safe_dump(to_plain(self), sort_keys=False, allow_unicode=True, width=120))
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> RunPlan:
+        """Read a plan file.
+
+        Raises:
+            DataError: the file is missing or is not YAML.
+            ConfigError: a key is missing, unknown or of the wrong type.
+        """
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError("The plan is missing.", where=path, next_step="Run: megatron-cpt run --until plan ...") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise DataError("The plan is not readable YAML.", where=path, value=str(error)) from None
+        return from_plain(cls, data, where=path)

@@ -1,0 +1,134 @@
+"""Writes `report.html`, one self-contained page, and `summary.txt` from the records of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+from megatron_cpt.plan.page import show_duration
+from megatron_cpt.record.store import write_text
+from megatron_cpt.record.unknown import Unavailable, show
+from megatron_cpt.report.chart import Series, line_chart
+from megatron_cpt.report.records import RunRecords
+from megatron_cpt.report.summary import VERDICT_WORDS, summary
+
+STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
+
+
+def write_report(folder: Path, run_dir: Path) -> None:
+    """Write the page and the summary of a run; what is not recorded is shown as unknown."""
+    records = RunRecords.read(run_dir)
+    write_text(folder / "summary.txt", summary(records))
+    write_text(folder / "report.html", html(records))
+
+
+def html(records: RunRecords) -> str:
+    """Return the whole page."""
+    name = escape(records.run_dir.name)
+    sections = [_verdict(records), _training(records), _texts(records), _bill(records), _stages(records)]
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{name}</title><style>{STYLE}</style></head><body><h1>{name}</h1>{''.join(sections)}</body></html>\n"
+    )
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Sequence[int] = (), hashes: Sequence[int] = ()) -> str:
+    """Return a table whose cells are escaped; `numbers` and `hashes` are the columns of that kind."""
+
+    def css(column: int) -> str:
+        return ' class="n"' if column in numbers else ' class="hash"' if column in hashes else ""
+
+    top = "".join(f"<th{css(column)}>{escape(cell)}</th>" for column, cell in enumerate(head))
+    body = "".join(
+        "<tr>" + "".join(f"<td{css(column)}>{escape(str(cell))}</td>" for column, cell in enumerate(row)) + "</tr>" for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _verdict(records: RunRecords) -> str:
+    verdict = records.verdict
+    decision = verdict.decision if verdict else "unknown"
+    words = VERDICT_WORDS[decision] if verdict else "Not judged yet"
+    rows = [
+        (score.text, score.role, _bits(score.base), _bits(score.extended), _bits(score.trained), _change(score.base, score.trained))
+        for score in records.scores
+    ]
+    reasons = "".join(f"<li>{escape(rule.reason)}</li>" for rule in verdict.rules) if verdict else ""
+    head = ("held-out text", "role", "frozen base", "extended", "trained", "against base")
+    return (
+        f'<p class="verdict {decision}">{escape(words)}</p><ul>{reasons}</ul>'
+        f"<h2>Bits per byte</h2>{table(head, rows, numbers=(2, 3, 4, 5))}"
+        '<p class="soft">Lower is better; comparable across vocabularies. “Extended” is the base with its new rows, before training.</p>'
+    )
+
+
+def _bits(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4f}"
+
+
+def _change(base: float | None, trained: float | None) -> str:
+    return "unknown" if base is None or trained is None else f"{trained - base:+.4f}"
+
+
+def _training(records: RunRecords) -> str:
+    steps = records.steps
+    if not steps:
+        return "<h2>Training</h2><p>No step is recorded.</p>"
+
+    def points(key: str) -> list[tuple[float, float]]:
+        return [(float(step["tokens"]), float(step[key])) for step in steps if isinstance(step.get(key), int | float)]
+
+    charts = [
+        line_chart("Training loss", [Series("loss", points("loss"), "a")], x_label="tokens", y_label="nats per token"),
+        line_chart("Learning rate", [Series("rate", points("lr"), "b")], x_label="tokens", y_label="rate"),
+        line_chart("Gradient norm", [Series("norm", points("grad_norm"), "a")], x_label="tokens", y_label="L2 norm"),
+        line_chart("Throughput", [Series("tokens/s", points("tokens_per_second"), "b")], x_label="tokens", y_label="tokens/s"),
+    ]
+    return f'<h2>Training</h2><div class="charts">{"".join(charts)}</div>'
+
+
+def _texts(records: RunRecords) -> str:
+    if records.plan is None:
+        return ""
+    consumed = records.facts("train").get("sources", {})
+    rows = [
+        (
+            entry.source,
+            entry.role,
+            entry.licence,
+            f"{entry.share:.1%}",
+            f"{entry.num_epochs:.2f}",
+            f"{consumed[entry.source]['tokens']:,}" if entry.source in consumed else "unknown",
+        )
+        for entry in records.plan.blend
+    ]
+    head = ("source", "role", "licence", "planned share", "planned epochs", "tokens consumed")
+    return f"<h2>Texts</h2>{table(head, rows, numbers=(3, 4, 5))}"
+
+
+def _bill(records: RunRecords) -> str:
+    rows = []
+    for total in records.totals:
+        states = ", ".join(f"{count} {status}" for status, count in total.num_by_status.items())
+        seconds = total.seconds.show("{:.1f}")
+        rows.append((total.stage, states, seconds, total.usd.show("{:.4g}"), total.joules.show("{:.4g}", 1 / 3.6e6)))
+    page = f"<h2>Time, money, energy</h2>{table(('stage', 'attempts', 'seconds', 'USD', 'kWh'), rows, numbers=(2,))}"
+    if records.plan:
+        estimate = records.plan.estimate
+        likely = estimate.seconds
+        spread = (
+            str(likely)
+            if isinstance(likely, Unavailable)
+            else f"{show_duration(likely)} ({show_duration(estimate.seconds_low)} to {show_duration(estimate.seconds_high)})"
+        )
+        page += f"<p>The plan expected for training: {escape(spread)}; {escape(show(estimate.usd, '{:.4g} USD'))}; "
+        page += f"{escape(show(estimate.kwh, '{:.4g} kWh'))}; {escape(show(estimate.kg_co2e, '{:.4g} kg CO2e'))}.</p>"
+    return page
+
+
+def _stages(records: RunRecords) -> str:
+    rows = [(name, manifest.fingerprint, manifest.commit[:12]) for name, manifest in records.manifests.items()]
+    versions = next(reversed(records.manifests.values())).versions if records.manifests else {}
+    listed = ", ".join(f"{package} {version}" for package, version in versions.items())
+    return f'<h2>Lineage</h2>{table(("stage", "fingerprint", "commit"), rows, hashes=(1, 2))}<p class="soft">{escape(listed)}</p>'

@@ -1,0 +1,543 @@
+"""Wires the line: what each stage takes in, the body that it runs, and the bill that it leaves.
+
+Stage packages never import each other; this module hands one stage's record to the next. Torch loads in children only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from megatron_cpt.config.schema import ExperimentConfig
+from megatron_cpt.errors import BudgetReached, CheckpointError, ConfigError, CptError, DataError, RolledBack, Stopped
+from megatron_cpt.gate.act import GOOD_NAME, GoodCheckpoint, carry_out
+from megatron_cpt.gate.audit import audit as audit_run
+from megatron_cpt.gate.decide import decide
+from megatron_cpt.gate.verdict import VERDICT_NAME, Verdict
+from megatron_cpt.launch_ranks import run_in_child, run_ranks
+from megatron_cpt.meter.energy import open_meter
+from megatron_cpt.meter.ledger import Attempt, Planned, attempt
+from megatron_cpt.plan.model_shape import ModelShape
+from megatron_cpt.plan.page import page
+from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan
+from megatron_cpt.record.hashing import sha256_file, sha256_plain
+from megatron_cpt.record.manifest import MANIFEST_NAME, Manifest, StageResult, build_stage, finished, run_lock, write_manifest
+from megatron_cpt.record.store import read_json, require_free_space, write_json, write_text
+from megatron_cpt.record.typed import from_plain, to_plain
+from megatron_cpt.record.unknown import Figure, Unavailable
+from megatron_cpt.record.vocab_layout import VocabLayout
+from megatron_cpt.stage_names import STAGES, StageInfo
+
+STOP_FILE = "stop-requested"
+BASE_RECORD = "base.json"
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+@dataclass
+class Run:
+    """One run: its configuration, its folder, and the records of its finished stages."""
+
+    config: ExperimentConfig
+
+    @cached_property
+    def folder(self) -> Path:
+        return Path(self.config.runs_dir).resolve() / self.config.run_name
+
+    @cached_property
+    def base_folder(self) -> Path:
+        return Path(self.config.model.path).resolve()
+
+    def of(self, stage: str) -> Path:
+        return self.folder / stage
+
+    def manifest(self, stage: str) -> Manifest:
+        return Manifest.load(self.of(stage))
+
+    def fingerprints(self, *stages: str) -> dict[str, str]:
+        return {stage: self.manifest(stage).fingerprint for stage in stages}
+
+    @property
+    def plan(self) -> RunPlan:
+        return RunPlan.load(self.of("plan") / PLAN_NAME)
+
+    @property
+    def price(self) -> Figure:
+        price = self.config.tariff.usd_per_device_hour
+        return Unavailable(self.config.tariff.price_source or "no price is set") if price is None else price
+
+
+# --- what each stage takes in -------------------------------------------------------------------------------------
+
+
+def corpus_inputs(run: Run) -> dict[str, Any]:
+    from megatron_cpt.corpus.sources import source_inputs  # noqa: PLC0415
+
+    return {"sources": source_inputs(run.config.source)}
+
+
+def vocab_inputs(run: Run) -> dict[str, Any]:
+    ModelShape.from_hf_folder(run.base_folder)
+    tokenizer = run.base_folder / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise DataError("The base model has no tokenizer.json.", where=run.base_folder, rule="a byte-level BPE tokenizer.json")
+    settings = {key: value for key, value in asdict(run.config.tokenizer).items() if key != "row_init"}
+    return {**run.fingerprints("corpus"), "tokenizer": settings, "base_tokenizer_sha256": sha256_file(tokenizer)}
+
+
+def index_inputs(run: Run) -> dict[str, Any]:
+    return run.fingerprints("corpus", "vocab")
+
+
+def init_inputs(run: Run) -> dict[str, Any]:
+    weights = sorted([*run.base_folder.glob("*.safetensors"), *run.base_folder.glob("*.index.json"), run.base_folder / "config.json"])
+    base = {path.name: sha256_file(path) for path in weights if path.is_file()}
+    return {**run.fingerprints("vocab"), "row_init": run.config.tokenizer.row_init, "backend": run.config.cluster.backend, "base": base}
+
+
+def plan_inputs(run: Run) -> dict[str, Any]:
+    groups = ("blend", "optim", "schedule", "parallel", "cluster", "gpu", "tariff", "gate", "eval", "checkpoint", "stop", "monitor")
+    settings = {group: asdict(getattr(run.config, group)) for group in groups}
+    return {**run.fingerprints("corpus", "vocab", "index", "init"), "seed": run.config.seed, "settings": settings}
+
+
+def baseline_inputs(run: Run) -> dict[str, Any]:
+    return run.fingerprints("init", "plan")
+
+
+def train_inputs(run: Run) -> dict[str, Any]:
+    return run.fingerprints("init", "index", "plan")
+
+
+def eval_inputs(run: Run) -> dict[str, Any]:
+    return run.fingerprints("plan", "train")
+
+
+def gate_inputs(run: Run) -> dict[str, Any]:
+    return run.fingerprints("plan", "baseline", "train", "eval")
+
+
+def export_inputs(run: Run) -> dict[str, Any]:
+    return run.fingerprints("gate")
+
+
+def report_inputs(run: Run) -> dict[str, Any]:
+    done = [stage.name for stage in STAGES if (run.of(stage.name) / MANIFEST_NAME).exists() and stage.name != "report"]
+    bill = run.folder / "ledger.jsonl"
+    return {**run.fingerprints(*done), "ledger_sha256": sha256_file(bill) if bill.exists() else ""}
+
+
+# --- what each stage does -----------------------------------------------------------------------------------------
+
+
+def corpus_body(run: Run, result: StageResult, _: Attempt) -> None:
+    from megatron_cpt.corpus.build import build_corpus  # noqa: PLC0415
+
+    build_corpus(result, sources=run.config.source, say=_indented)
+
+
+def vocab_body(run: Run, result: StageResult, _: Attempt) -> None:
+    from megatron_cpt.vocab.build import build_vocab  # noqa: PLC0415
+
+    build_vocab(
+        result,
+        settings=run.config.tokenizer,
+        base_folder=run.base_folder,
+        corpus_folder=run.of("corpus"),
+        corpus_facts=run.manifest("corpus").facts,
+        say=_indented,
+    )
+
+
+def index_body(run: Run, result: StageResult, entry: Attempt) -> None:
+    from megatron_cpt.index.build import build_index  # noqa: PLC0415
+
+    build_index(
+        result,
+        corpus_folder=run.of("corpus"),
+        vocab_folder=run.of("vocab"),
+        corpus_facts=run.manifest("corpus").facts,
+        say=_indented,
+    )
+    entry.tokens = sum(source["tokens"] for source in result.facts["sources"].values())
+
+
+def init_body(run: Run, result: StageResult, _: Attempt) -> None:
+    size = sum(path.stat().st_size for path in run.base_folder.glob("*.safetensors"))
+    require_free_space(run.folder, 2 * size, purpose="the initial checkpoint")
+    result.facts = run_in_child(
+        _initialise_in_child,
+        result.folder,
+        base_folder=run.base_folder,
+        vocab_folder=run.of("vocab"),
+        row_init=run.config.tokenizer.row_init,
+        backend=run.config.cluster.backend,
+        threads=_threads_of_this_host(),
+    )
+    write_json(result.folder / BASE_RECORD, {"path": os.path.relpath(run.base_folder, run.folder)})
+    facts = result.facts
+    _indented(f"{facts['num_params']:,} parameters, {facts['num_new_rows']} new rows by the rule {facts['row_init']!r}")
+    _indented(f"old-id logits unmoved: largest difference {facts['probe_max_difference']:.1e}")
+
+
+def plan_body(run: Run, result: StageResult, _: Attempt) -> None:
+    from megatron_cpt.plan.calibrate import measure_host  # noqa: PLC0415
+    from megatron_cpt.plan.derive import derive  # noqa: PLC0415
+
+    layout_path = run.of("vocab") / "vocab_layout.json"
+    plan = derive(
+        run.config,
+        init_facts=run.manifest("init").facts,
+        index_facts=run.manifest("index").facts,
+        corpus_facts=run.manifest("corpus").facts,
+        shape=ModelShape.from_hf_folder(run.base_folder),
+        vocab=from_plain(VocabLayout, read_json(layout_path), where=layout_path),
+        identity=run.fingerprints("corpus", "vocab", "index", "init"),
+        host=measure_host(run.config.cluster),
+    )
+    plan.save(result.folder)
+    text = page(plan)
+    write_text(result.folder / "plan.txt", text)
+    result.facts = {"fingerprint": plan.fingerprint, "num_steps": plan.num_steps, "num_tokens": plan.num_tokens}
+    for line in text.rstrip().splitlines():
+        _indented(line)
+
+
+def baseline_body(run: Run, result: StageResult, _: Attempt) -> None:
+    _evaluate(run, result, subjects="base,init")
+
+
+def eval_body(run: Run, result: StageResult, _: Attempt) -> None:
+    _evaluate(run, result, subjects="train")
+
+
+def train_body(run: Run, folder: Path, entry: Attempt) -> dict[str, Any]:
+    """Train in place, since training resumes from what an earlier attempt left; return the facts of a finished run.
+
+    Raises:
+        Stopped, BudgetReached: a checkpoint was saved; run again to go on.
+        CptError: a rank failed; its own words are on the terminal.
+    """
+    from megatron_cpt.train.outcome import OUTCOME_NAME, read_outcome  # noqa: PLC0415
+
+    plan = run.plan
+    folder.mkdir(parents=True, exist_ok=True)
+    before = (folder / OUTCOME_NAME).read_bytes() if (folder / OUTCOME_NAME).exists() else None
+    (folder / STOP_FILE).unlink(missing_ok=True)
+    code = _ranks(run, plan, "megatron_cpt.train", [], stop_file=folder / STOP_FILE)
+    (folder / STOP_FILE).unlink(missing_ok=True)
+    outcome = read_outcome(folder)
+    if outcome is None or (folder / OUTCOME_NAME).read_bytes() == before:
+        raise CptError("Training ended without a word.", where=folder, value=f"torchrun exit {code}", next_step="Run again to resume.")
+    if outcome.step is not None:
+        entry.tokens = outcome.step * plan.layout.tokens_per_step
+    if outcome.status == "stopped":
+        raise Stopped(f"Training stopped after step {outcome.step} of {plan.num_steps}: {outcome.reason}", next_step="Run again to go on.")
+    if outcome.status == "budget":
+        raise BudgetReached(f"A stop condition ended training after step {outcome.step}: {outcome.reason}", where=outcome.checkpoint)
+    if outcome.status != "finished" or outcome.checkpoint is None:
+        raise _failure_of_rank(outcome.exit_code, outcome.reason, folder)
+    record = read_json(run.folder / outcome.checkpoint / "checkpoint.json")
+    return {
+        "step": outcome.step,
+        "tokens": record["tokens_seen"],
+        "checkpoint": outcome.checkpoint,
+        "checkpoint_sha256": sha256_plain({name: file["sha256"] for name, file in record["files"].items()}),
+        "sources": {
+            name: {"samples": samples, "tokens": tokens}
+            for name, samples, tokens in zip(record["sources"], record["source_samples"], record["source_tokens"], strict=True)
+        },
+    }
+
+
+def gate_body(run: Run, result: StageResult, _: Attempt) -> None:
+    verdict = decide(read_json(run.of("baseline") / "eval.json"), read_json(run.of("eval") / "eval.json"), run.plan.gate)
+    write_json(result.folder / VERDICT_NAME, to_plain(verdict))
+    result.facts = {"decision": verdict.decision, "reasons": list(verdict.reasons)}
+
+
+def export_body(run: Run, result: StageResult, _: Attempt) -> None:
+    verdict = Verdict.load(run.of("gate") / VERDICT_NAME)
+    good = GoodCheckpoint.load(run.folder)
+    if verdict.decision != "promote" or good.verdict_sha256 != verdict.fingerprint:
+        raise DataError(
+            "Only a promoted checkpoint is exported.", where=run.of("gate"), value=verdict.decision, next_step="See gate/verdict.json."
+        )
+    from megatron_cpt.export.card import model_card  # noqa: PLC0415
+
+    size = sum(path.stat().st_size for path in run.base_folder.glob("*.safetensors"))
+    require_free_space(run.folder, int(1.3 * size), purpose="the exported model")
+    result.facts = run_in_child(
+        _export_in_child,
+        result.folder / "hf",
+        checkpoint=run.folder / good.checkpoint / "model",
+        base_folder=run.base_folder,
+        tokenizer_folder=run.of("vocab") / "tokenizer",
+        plan_path=run.of("plan") / PLAN_NAME,
+        threads=_threads_of_this_host(),
+    )
+    facts = {stage.name: run.manifest(stage.name).facts for stage in STAGES if (run.of(stage.name) / MANIFEST_NAME).exists()}
+    card = model_card(
+        run.plan,
+        run.config.model,
+        good=good,
+        verdict=verdict,
+        facts=facts,
+        fingerprints=run.fingerprints("corpus", "vocab", "index", "init"),
+    )
+    write_text(result.folder / "hf" / "README.md", card)
+    _indented(f"{run.of('export') / 'hf'}: reloaded in transformers, logits equal to {result.facts['max_relative_difference']:.1e}")
+
+
+def report_body(run: Run, result: StageResult, _: Attempt) -> None:
+    from megatron_cpt.report.page import write_report  # noqa: PLC0415
+
+    write_report(result.folder, run.folder)
+
+
+# --- walking ------------------------------------------------------------------------------------------------------
+
+Inputs = Callable[[Run], dict[str, Any]]
+Body = Callable[[Run, StageResult, Attempt], None]
+WIRES: dict[str, tuple[Inputs, Body | None]] = {
+    "corpus": (corpus_inputs, corpus_body),
+    "vocab": (vocab_inputs, vocab_body),
+    "index": (index_inputs, index_body),
+    "init": (init_inputs, init_body),
+    "plan": (plan_inputs, plan_body),
+    "baseline": (baseline_inputs, baseline_body),
+    "train": (train_inputs, None),  # works in place
+    "eval": (eval_inputs, eval_body),
+    "gate": (gate_inputs, gate_body),
+    "export": (export_inputs, export_body),
+    "report": (report_inputs, report_body),
+}
+STAGES_ON_RANKS = ("baseline", "train", "eval")
+
+
+def walk(config: ExperimentConfig, chosen: Sequence[StageInfo]) -> None:
+    """Run stages in order. Finished ones are passed over; a rollback still gets its report before it ends the walk.
+
+    Raises:
+        CptError: the first stage that cannot be done; earlier stages stay finished.
+    """
+    run = Run(config)
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    with run_lock(run.folder):
+        for stage in chosen:
+            try:
+                _walk_one(run, stage)
+            except RolledBack:
+                if any(later.name == "report" for later in chosen):
+                    _walk_one(run, STAGES[-1])
+                raise
+    if chosen[-1].name == "report":
+        say("")
+        say((run.of("report") / "summary.txt").read_text(encoding="utf-8").rstrip())
+
+
+def _walk_one(run: Run, stage: StageInfo) -> None:
+    number = [each.name for each in STAGES].index(stage.name) + 1
+    title = f"[{number:>2}/{len(STAGES)}] {stage.name:<9}"
+    take_inputs, body = WIRES[stage.name]
+    inputs = take_inputs(run)
+    if stage.name == "report" and _outdated(run.of("report"), inputs):
+        shutil.rmtree(run.of("report"))  # a page over the records is made anew when they have grown
+    done = finished(run.of(stage.name), inputs)
+    if done is not None:
+        say(f"{title} finished before with equal inputs")
+    elif stage.name == "report":
+        say(f"{title} {stage.does}")
+        build_stage(run.of("report"), inputs, lambda result: report_body(run, result, None))  # type: ignore[arg-type]  # reading a bill adds no line to it
+    else:
+        say(f"{title} {stage.does}")
+        with _on_the_bill(run, stage.name) as entry:
+            if body is None:
+                facts = train_body(run, run.of(stage.name), entry)
+                write_manifest(run.of(stage.name), stage.name, inputs, facts, only=("outcome.json",))
+            else:
+                build_stage(run.of(stage.name), inputs, lambda result: body(run, result, entry))
+        say(f"{'':>18}done in {entry.seconds:.1f} s")
+    if stage.name == "gate":
+        _carry_out(run)
+
+
+def _carry_out(run: Run) -> None:
+    """Do what the recorded verdict says; safe after a kill, because doing it twice is doing it once."""
+    verdict = Verdict.load(run.of("gate") / VERDICT_NAME)
+    candidate = run.manifest("train").facts["checkpoint"]
+    init = {name: file.sha256 for name, file in run.manifest("init").outputs.items() if name.startswith("checkpoint/")}
+    carry_out(run.folder, verdict, checkpoint=candidate, init_sha256=sha256_plain(init))
+    for rule in verdict.rules:
+        _indented(rule.reason)
+    _indented(f"verdict: {verdict.decision}")
+    if verdict.decision == "rollback":
+        raise RolledBack(
+            "The candidate was rolled back:\n    " + "\n    ".join(verdict.reasons),
+            where=run.of("gate") / VERDICT_NAME,
+            value=f"{GOOD_NAME} names {GoodCheckpoint.load(run.folder).checkpoint}",
+            next_step="Change one thing (more replay, a lower rate) and start a new run_name.",
+        )
+    if verdict.decision == "unknown":
+        raise DataError(
+            "The verdict is unknown, which is never a pass.", where=run.of("gate") / VERDICT_NAME, value="; ".join(verdict.reasons)
+        )
+
+
+def audit(config: ExperimentConfig) -> None:
+    """Check the records of a run.
+
+    Raises:
+        DataError: listing every problem.
+    """
+    run = Run(config)
+    problems = audit_run(run.folder)
+    if problems:
+        listed = "\n".join(f"    {number}. {problem}" for number, problem in enumerate(problems, 1))
+        raise DataError(f"The records of the run do not hold:\n{listed}", where=run.folder)
+    say(f"The records of {run.config.run_name} are complete, and its verdict was carried out.")
+
+
+def submit(config: ExperimentConfig, *, overrides: Sequence[str], config_dir: Path | None, dry_run: bool) -> None:
+    """Send the line to Slurm as a chain of jobs; with `dry_run` print the lines only."""
+    from megatron_cpt.submit.slurm import line_of_jobs  # noqa: PLC0415
+    from megatron_cpt.submit.submit import submit_line  # noqa: PLC0415
+
+    run = Run(config)
+    corpus_inputs(run)
+    ModelShape.from_hf_folder(run.base_folder)
+    passed_on = [*overrides, *([f"--config-dir={config_dir.resolve()}"] if config_dir else [])]
+    jobs = line_of_jobs(
+        cluster=config.cluster,
+        run_name=config.run_name,
+        run_dir=run.folder,
+        slurm_dir=Path(__file__).resolve().parent.parent / "slurm",
+        overrides=passed_on,
+    )
+    submission = submit_line(jobs, dry_run=dry_run)
+    if dry_run:
+        for path, text in submission.scripts.items():
+            say(f"# --- {path}\n{text}")
+    for line in submission.lines:
+        say(line)
+    if submission.job_ids:
+        write_json(run.folder / "slurm" / "jobs.json", submission.job_ids)
+
+
+# --- helpers ------------------------------------------------------------------------------------------------------
+
+
+def _indented(text: str) -> None:
+    say(f"{'':>18}{text}")
+
+
+def _outdated(folder: Path, inputs: dict[str, Any]) -> bool:
+    path = folder / MANIFEST_NAME
+    if not path.exists():
+        return False
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")).get("inputs") != inputs)
+    except ValueError:
+        return True
+
+
+@contextmanager
+def _on_the_bill(run: Run, stage: str) -> Iterator[Attempt]:
+    planned, num_ranks = None, 1
+    if stage in STAGES_ON_RANKS:
+        plan = run.plan
+        num_ranks = plan.layout.num_ranks
+        if stage == "train":
+            planned = Planned(plan.estimate.seconds, plan.num_tokens, plan.estimate.usd, plan.estimate.kwh)
+    meter = open_meter(run.config.cluster.backend if stage in STAGES_ON_RANKS else "cpu")
+    with attempt(run.folder, stage, num_ranks=num_ranks, usd_per_device_hour=run.price, meter=meter, planned=planned) as entry:
+        yield entry
+
+
+def _threads_of_this_host() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _ranks(run: Run, plan: RunPlan, module: str, arguments: list[str], *, stop_file: Path | None = None) -> int:
+    if plan.layout.num_nodes != 1:
+        raise CptError(
+            f"The plan needs {plan.layout.num_nodes} nodes, and this command starts the ranks of one.",
+            next_step="Use `megatron-cpt submit`, or launch/multi_node.sh on each node.",
+        )
+    plan_path = run.of("plan") / PLAN_NAME
+    return run_ranks(
+        module,
+        [f"plan={plan_path}", *arguments],
+        num_ranks=plan.layout.num_ranks,
+        threads_per_rank=plan.layout.threads_per_rank,
+        stop_file=stop_file,
+    )
+
+
+def _evaluate(run: Run, result: StageResult, *, subjects: str) -> None:
+    plan = run.plan
+    out = result.folder / "eval.json"
+    code = _ranks(run, plan, "megatron_cpt.eval", [f"subjects={subjects}", f"out={out}"])
+    if code != 0 or not out.exists():
+        raise CptError("The evaluation failed; the rank's own words are above.", where=result.folder.name, value=f"torchrun exit {code}")
+    report = read_json(out)
+    result.facts = {
+        name: {text: score["bits_per_byte"] for text, score in subject["texts"].items()} for name, subject in report["subjects"].items()
+    }
+    for name, scores in result.facts.items():
+        _indented(f"{name:<6}" + "  ".join(f"{text} {bits:.4f}" for text, bits in scores.items()) + "  bits per byte")
+
+
+def _failure_of_rank(exit_code: int, reason: str, folder: Path) -> CptError:
+    kinds: dict[int, type[CptError]] = {2: ConfigError, 3: DataError, 4: CheckpointError}
+    return kinds.get(exit_code, CptError)(
+        "Training failed.", where=folder, value=reason, next_step="Mend the cause, then run again to resume."
+    )
+
+
+def _initialise_in_child(
+    folder: Path, *, base_folder: Path, vocab_folder: Path, row_init: str, backend: str, threads: int
+) -> dict[str, Any]:
+    from megatron_cpt.backend import choose  # noqa: PLC0415
+
+    chosen = choose("cpu" if backend == "cpu" else "cuda")
+    import torch  # noqa: PLC0415
+
+    from megatron_cpt.model.initialise import initialise  # noqa: PLC0415
+
+    torch.set_num_threads(threads)
+    result = StageResult(folder)
+    initialise(result, base_folder=base_folder, vocab_folder=vocab_folder, row_init=row_init, backend=chosen)
+    return result.facts
+
+
+def _export_in_child(
+    folder: Path, *, checkpoint: Path, base_folder: Path, tokenizer_folder: Path, plan_path: Path, threads: int
+) -> dict[str, Any]:
+    from megatron_cpt.backend import choose  # noqa: PLC0415
+
+    plan = RunPlan.load(plan_path)
+    chosen = choose(plan.backend)
+    import torch  # noqa: PLC0415
+
+    from megatron_cpt.export.folder import export_folder  # noqa: PLC0415
+
+    torch.set_num_threads(threads)
+    return export_folder(
+        folder,
+        checkpoint=checkpoint,
+        base_folder=base_folder,
+        tokenizer_folder=tokenizer_folder,
+        shape=plan.shape,
+        vocab=plan.vocab,
+        backend=chosen,
+    )

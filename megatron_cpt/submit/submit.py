@@ -1,0 +1,91 @@
+"""Submits a line of jobs. The only module that calls Slurm, by argument lists; a submission that fails half-way is taken back."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_cpt.errors import ConfigError, CptError
+from megatron_cpt.submit.slurm import Job
+
+TIMEOUT_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What was, or in a dry run would be, sent to Slurm.
+
+    Attributes:
+        lines: each sbatch line, quoted for a shell; in a dry run the ids of earlier jobs read `<stage>`.
+        job_ids: by stage; empty in a dry run.
+        scripts: the text of every job body that the lines name, by path.
+    """
+
+    lines: tuple[str, ...]
+    job_ids: dict[str, str]
+    scripts: dict[str, str]
+
+
+def call_slurm(argv: Sequence[str]) -> str:
+    """Run one Slurm command and return what it printed.
+
+    Raises:
+        CptError: the command is missing, refused the request or did not answer; Slurm's own reason is shown.
+    """
+    try:
+        answer = subprocess.run(list(argv), capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"There is no {argv[0]} here.",
+            rule="submit runs on a Slurm login node",
+            next_step="Use --dry-run to see the lines, or `megatron-cpt run` for one machine.",
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise CptError(f"{argv[0]} did not answer in {TIMEOUT_SECONDS} s.", value=shlex.join(argv)) from None
+    if answer.returncode != 0:
+        raise ConfigError(f"{argv[0]} refused a job.", where=shlex.join(argv), value=answer.stderr.strip() or f"exit {answer.returncode}")
+    return answer.stdout
+
+
+def submit_line(jobs: Sequence[Job], *, dry_run: bool, call: Callable[[Sequence[str]], str] = call_slurm) -> Submission:
+    """Submit jobs in order, each with its dependency on earlier ones.
+
+    Raises:
+        CptError: Slurm refused a job. Those already submitted are cancelled first, so that nothing is left behind.
+    """
+    ids: dict[str, str] = {}
+    lines = []
+    try:
+        for job in jobs:
+            argv = job.submit_argv([f"<{stage}>" if dry_run else ids[stage] for stage in job.after])
+            lines.append(shlex.join(argv))
+            if not dry_run:
+                Path(_log_folder(argv)).mkdir(parents=True, exist_ok=True)  # Slurm fails a job whose log it cannot open, without a word
+                ids[job.stage] = _job_id(call(argv))
+    except BaseException:
+        if ids:
+            call(["scancel", *ids.values()])
+        raise
+    return Submission(lines=tuple(lines), job_ids=ids, scripts=_scripts(jobs))
+
+
+def _job_id(answer: str) -> str:
+    """Read the id from `sbatch --parsable`, which prints `id` or `id;cluster`."""
+    found = re.fullmatch(r"(\d+)(;\S+)?", answer.strip())
+    if found is None:
+        raise CptError("sbatch printed no job id.", value=answer.strip(), rule="sbatch --parsable prints `id` or `id;cluster`")
+    return found[1]
+
+
+def _log_folder(argv: Sequence[str]) -> str:
+    (output,) = [part.partition("=")[2] for part in argv if part.startswith("--output=")]
+    return str(Path(output).parent)
+
+
+def _scripts(jobs: Sequence[Job]) -> dict[str, str]:
+    paths = dict.fromkeys(part for job in jobs for part in job.argv if part.endswith(".sbatch"))
+    return {path: Path(path).read_text(encoding="utf-8") for path in paths}

@@ -1,0 +1,1 @@
+"""Training: ranks under torchrun that read the frozen plan. No module here imports Hydra or another stage."""

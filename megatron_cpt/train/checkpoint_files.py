@@ -1,0 +1,146 @@
+"""Checkpoints on disk, without torch: what makes one complete, which is newest, which may be pruned.
+
+`train/checkpoints/step_00000040/` holds `model/` (megatron-core's distributed format) and `checkpoint.json`, written
+last. A folder is built under a name that begins with a dot and is renamed when whole, so a torso is known by its name.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_cpt.errors import CheckpointError, CptError
+from megatron_cpt.record.hashing import files_under, sha256_file
+from megatron_cpt.record.manifest import OutputFile, versions_in_use
+from megatron_cpt.record.store import publish_folder, read_json, write_json
+from megatron_cpt.record.typed import from_plain, to_plain
+from megatron_cpt.train.state import TrainState
+
+SCHEMA_VERSION = 1
+RECORD_NAME = "checkpoint.json"
+MODEL_FOLDER = "model"
+GOOD_NAME = "good.json"
+FINAL_NAME = re.compile(r"step_\d{8,}")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """What a checkpoint is, by its own word; `files` are relative to its folder."""
+
+    schema_version: int
+    step: int
+    samples_seen: int
+    tokens_seen: int
+    sources: tuple[str, ...]
+    source_samples: tuple[int, ...]
+    source_tokens: tuple[int, ...]
+    plan_fingerprint: str
+    wandb_run_id: str | None
+    files: dict[str, OutputFile]
+    versions: dict[str, str]
+
+    def state(self) -> TrainState:
+        return TrainState(self.step, self.samples_seen, self.source_samples, self.source_tokens)
+
+
+def final_name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def partial_name(step: int, attempt: str) -> str:
+    return f".{final_name(step)}-{attempt}.partial"
+
+
+def describe(
+    folder: Path, state: TrainState, *, sources: Sequence[str], plan_fingerprint: str, wandb_run_id: str | None
+) -> CheckpointRecord:
+    """Hash every file of a saved folder and return its record."""
+    return CheckpointRecord(
+        schema_version=SCHEMA_VERSION,
+        step=state.step,
+        samples_seen=state.samples_seen,
+        tokens_seen=state.tokens_seen,
+        sources=tuple(sources),
+        source_samples=state.source_samples,
+        source_tokens=state.source_tokens,
+        plan_fingerprint=plan_fingerprint,
+        wandb_run_id=wandb_run_id,
+        files={path.relative_to(folder).as_posix(): OutputFile(path.stat().st_size, sha256_file(path)) for path in files_under(folder)},
+        versions=versions_in_use(),
+    )
+
+
+def publish(partial: Path, final: Path, record: CheckpointRecord) -> None:
+    """Write the record, the last file of the folder, and give the folder its final name."""
+    write_json(partial / RECORD_NAME, to_plain(record))
+    publish_folder(partial, final)
+
+
+def read_record(folder: Path) -> CheckpointRecord:
+    """Read a checkpoint's record and compare the size of every file with it.
+
+    Raises:
+        CptError: the record is missing or damaged, or a file is missing or has another size.
+    """
+    path = folder / RECORD_NAME
+    record = from_plain(CheckpointRecord, read_json(path), where=path)
+    for name, file in record.files.items():
+        part = folder / name
+        size = part.stat().st_size if part.is_file() else None
+        if size != file.size_bytes:
+            raise CheckpointError(
+                f"A file of a checkpoint is {'missing' if size is None else 'damaged'}.",
+                where=part,
+                value=f"{size} bytes",
+                rule=f"{file.size_bytes} bytes by its record",
+            )
+    return record
+
+
+def check_contents(folder: Path, record: CheckpointRecord) -> None:
+    """Compare the hash of every file with the record; reads the whole checkpoint once.
+
+    Raises:
+        CheckpointError: naming the first file that differs.
+    """
+    for name, file in record.files.items():
+        if sha256_file(folder / name) != file.sha256:
+            raise CheckpointError("The content of a checkpoint's file has changed since it was saved.", where=folder / name)
+
+
+def complete_checkpoints(checkpoints_dir: Path) -> list[tuple[Path, CheckpointRecord]]:
+    """Return the complete checkpoints, newest (highest step by the record, not by the name) first."""
+    found = []
+    for folder in checkpoints_dir.glob("step_*"):
+        try:
+            found.append((folder, read_record(folder)))
+        except CptError as error:
+            logger.warning("Skipping a checkpoint that is not complete: %s", error)
+    return sorted(found, key=lambda pair: pair[1].step, reverse=True)
+
+
+def remove_torsos(checkpoints_dir: Path) -> None:
+    """Remove folders that a killed save left behind; only one process may do so, and only when none is saving."""
+    for torso in checkpoints_dir.glob(".step_*.partial"):
+        logger.warning("Removing an unfinished checkpoint that a killed save left: %s", torso)
+        shutil.rmtree(torso)
+
+
+def prune(checkpoints_dir: Path, *, keep_last: int) -> None:
+    """Remove all but the newest `keep_last` checkpoints, and never one that the run's `good.json` names.
+
+    The pin is read as text: whatever the record's form, a checkpoint whose folder name appears in it stays.
+    """
+    good = checkpoints_dir.parent.parent / GOOD_NAME
+    pinned = set(FINAL_NAME.findall(good.read_text(encoding="utf-8"))) if good.exists() else set()
+    for folder, _ in complete_checkpoints(checkpoints_dir)[max(keep_last, 1) :]:
+        if folder.name not in pinned:
+            torso = folder.with_name(f".{folder.name}-pruned.partial")  # a kill in the middle leaves a torso, not a half checkpoint
+            folder.rename(torso)
+            shutil.rmtree(torso)

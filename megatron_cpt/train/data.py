@@ -1,0 +1,153 @@
+"""Blended training samples through megatron-core's dataset builder, in an order that only the plan decides.
+
+Shapes: B micro-batch, S sequence.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_cpt.plan.run_plan import RunPlan
+from megatron_cpt.record.hashing import sha256_plain
+from megatron_cpt.record.store import read_json, write_json
+from megatron_cpt.train.index_files import check_sources
+from megatron_cpt.train.runtime import is_first_rank
+from megatron_cpt.train.sample_order import step_samples
+
+CACHE_FOLDER = "index-cache"
+CACHE_MARK = "complete.json"
+MIN_SURPLUS = 0.005  # megatron-core's default
+NO_PADDING_ID = -1  # no id of any vocabulary: the datasets must mask no real token as padding
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class IndexTokenizer:
+    """What megatron-core's GPTDataset asks of a tokenizer: two ids, a size, and a name for its cache key."""
+
+    eod: int
+    vocab_size: int
+    fingerprint: str
+    pad: int = NO_PADDING_ID
+
+    @property
+    def unique_identifiers(self) -> OrderedDict[str, str]:
+        return OrderedDict(fingerprint=self.fingerprint)
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """One micro-batch of one rank; `source_ids_B` number the plan's blend entries."""
+
+    tokens_BS: torch.Tensor
+    labels_BS: torch.Tensor
+    loss_mask_BS: torch.Tensor
+    position_ids_BS: torch.Tensor
+    source_ids_B: torch.Tensor
+
+    def to(self, device: torch.device) -> Microbatch:
+        return Microbatch(*(part.to(device) for part in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """The micro-batches that this rank reads in one step, and the first sample of the step's global batch."""
+
+    first_sample: int
+    microbatches: tuple[Microbatch, ...]
+
+
+class TrainingData:
+    """Samples by number; sample i is the same on every rank, layout and attempt."""
+
+    def __init__(self, dataset: Any, *, plan: RunPlan, data_rank: int, device: torch.device) -> None:
+        self._dataset, self._plan, self._data_rank, self._device = dataset, plan, data_rank, device
+
+    def from_sample(self, first_sample: int) -> Iterator[StepBatch]:
+        """Yield the batches of the steps from `first_sample` to the plan's end."""
+        layout = self._plan.layout
+        for begin in range(first_sample, self._plan.num_samples, layout.global_batch_size):
+            numbers = step_samples(layout, first_sample=begin, data_rank=self._data_rank)
+            yield StepBatch(begin, tuple(self._microbatch(samples).to(self._device) for samples in numbers))
+
+    def _microbatch(self, samples: Sequence[int]) -> Microbatch:
+        rows = [self._dataset[number] for number in samples]
+        stack: Callable[[str], torch.Tensor] = lambda key: torch.stack([row[key] for row in rows])  # noqa: E731
+        # a blend of one source is a plain GPTDataset, whose samples carry no number
+        sources = torch.tensor([int(row.get("dataset_id", 0)) for row in rows])
+        return Microbatch(stack("tokens"), stack("labels"), stack("loss_mask"), stack("position_ids"), sources)
+
+
+def needed_surplus(shares: Sequence[float], *, num_samples: int) -> float:
+    """Return the share of spare samples per source that the blend can never overdraw.
+
+    megatron-core builds `ceil(num_samples x share)` samples per source and then draws up to the sum of those numbers
+    from all of them, so that a large source beside several small ones is drawn past its end (IndexError).
+    """
+    total = sum(shares)
+    targets = [math.ceil(num_samples * share / total) for share in shares]
+    worst = [(share / total * sum(targets) + 1) / target - 1 for share, target in zip(shares, targets, strict=True)]
+    return max(MIN_SURPLUS, *worst)
+
+
+def build_dataset(plan: RunPlan, run_dir: Path, train_dir: Path, *, barrier: Callable[[], None]) -> Any:
+    """Return the blended dataset of the plan; collective. The first rank builds the index cache, the others read it.
+
+    The cache sits under `train/index-cache/<key>`, where the key holds the plan and the size of every source file, and
+    counts only with its completion mark: a kill while it is written leaves nothing that a later start trusts.
+
+    Raises:
+        DataError: a source is missing, damaged, empty or holds an id that the model has no row for.
+    """
+    from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder  # noqa: PLC0415
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig  # noqa: PLC0415
+
+    prefixes = [run_dir / entry.prefix for entry in plan.blend]
+    shares = [entry.share for entry in plan.blend]
+    cache = train_dir / CACHE_FOLDER / _cache_key(plan, prefixes)
+    if is_first_rank():
+        _prepare_cache(cache, prefixes, num_ids=plan.vocab.num_ids)
+    barrier()
+    config = GPTDatasetConfig(
+        random_seed=plan.seed,
+        sequence_length=plan.layout.sequence_length,
+        blend_per_split=[([str(prefix) for prefix in prefixes], shares), None, None],
+        path_to_cache=str(cache),
+        tokenizer=IndexTokenizer(plan.vocab.end_of_document_id, plan.vocab.num_ids, plan.vocab.fingerprint),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+        mid_level_dataset_surplus=needed_surplus(shares, num_samples=plan.num_samples),
+    )
+    dataset = BlendedMegatronDatasetBuilder(GPTDataset, [plan.num_samples, None, None], lambda: True, config).build()[0]
+    barrier()
+    if is_first_rank():
+        write_json(cache / CACHE_MARK, {"num_samples": plan.num_samples})
+    return dataset
+
+
+def _cache_key(plan: RunPlan, prefixes: Sequence[Path]) -> str:
+    files = [prefix.with_name(prefix.name + suffix) for prefix in prefixes for suffix in (".bin", ".idx")]
+    return sha256_plain([plan.fingerprint, [path.stat().st_size if path.is_file() else None for path in files]])[:16]
+
+
+def _prepare_cache(cache: Path, prefixes: Sequence[Path], *, num_ids: int) -> None:
+    """Check the sources once per cache, and remove every cache but this one, and this one too when it is a torso."""
+    if (cache / CACHE_MARK).exists():
+        read_json(cache / CACHE_MARK)
+        return
+    check_sources(prefixes, num_ids=num_ids)
+    if cache.parent.exists():
+        shutil.rmtree(cache.parent)
+    cache.mkdir(parents=True)

@@ -1,0 +1,178 @@
+"""What happens after a step beside training: records, progress, evaluation, checkpoints. A hook never changes the run.
+
+Hooks that write files or lines live on the first rank only; evaluation and checkpoints are collective and live on all.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from megatron_cpt.record.store import append_line
+from megatron_cpt.train.metrics import rewind, step_record
+from megatron_cpt.train.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+
+class Hook(Protocol):
+    """Called in the order of the list; `close` also after a failure, then without other ranks to talk to."""
+
+    def on_start(self, state: TrainState) -> None: ...
+
+    def after_step(self, state: TrainState) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class BaseHook:
+    """A hook that does nothing."""
+
+    def on_start(self, state: TrainState) -> None:
+        return
+
+    def after_step(self, state: TrainState) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+class TrainingClock:
+    """Training time of the run in seconds: this attempt's, and what earlier attempts used."""
+
+    def __init__(self) -> None:
+        self.begin(used_before=0.0)
+
+    def begin(self, *, used_before: float) -> None:
+        """Start this attempt's time, on top of what earlier attempts used."""
+        self._used_before = used_before
+        self._started = time.monotonic()
+
+    def seconds(self) -> float:
+        return self._used_before + time.monotonic() - self._started
+
+
+class MetricsFile(BaseHook):
+    """Appends one record a step to `metrics.jsonl`, after dropping those that a resumed run will write anew."""
+
+    def __init__(self, path: Path, *, sources: Sequence[str], clock: TrainingClock) -> None:
+        self._path, self._sources, self._clock = path, sources, clock
+
+    def on_start(self, state: TrainState) -> None:
+        self._clock.begin(used_before=rewind(self._path, step=state.step))
+
+    def after_step(self, state: TrainState) -> None:
+        append_line(self._path, step_record(state, sources=self._sources, elapsed_seconds=self._clock.seconds()))
+
+
+class InLoopEvaluation(BaseHook):
+    """Scores the plan's texts every so many steps and appends an `eval` record. Collective; the first rank writes."""
+
+    def __init__(self, evaluate: Callable[[], Mapping[str, float]], *, every_steps: int, record: Callable[[dict[str, Any]], None]) -> None:
+        """Take the scorer and the sink.
+
+        Args:
+            evaluate: returns bits per byte by text, on every rank.
+            record: keeps one record; does nothing on ranks that do not write.
+        """
+        self._evaluate, self._every_steps, self._record = evaluate, every_steps, record
+
+    def after_step(self, state: TrainState) -> None:
+        if state.step % self._every_steps:
+            return
+        started = time.monotonic()
+        bits_per_byte = dict(self._evaluate())
+        self._record({"kind": "eval", "step": state.step, "bits_per_byte": bits_per_byte, "seconds": time.monotonic() - started})
+        logger.info("step %d: bits per byte %s", state.step, ", ".join(f"{name} {value:.4f}" for name, value in bits_per_byte.items()))
+
+
+class PeriodicCheckpoint(BaseHook):
+    """Saves every so many steps. Collective."""
+
+    def __init__(self, save: Callable[[TrainState], None], *, every_steps: int) -> None:
+        self._save, self._every_steps = save, every_steps
+
+    def after_step(self, state: TrainState) -> None:
+        if state.step % self._every_steps == 0:
+            self._save(state)
+
+
+def short_duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+
+
+class ProgressLines(BaseHook):
+    """Logs a plain line every so many steps, for log files and terminals that are not one."""
+
+    def __init__(self, *, num_steps: int, every_steps: int) -> None:
+        self._num_steps, self._every_steps = num_steps, every_steps
+        self._started, self._first_step = time.monotonic(), 0
+
+    def on_start(self, state: TrainState) -> None:
+        self._started, self._first_step = time.monotonic(), state.step
+
+    def after_step(self, state: TrainState) -> None:
+        if state.step % self._every_steps and state.step != self._num_steps:
+            return
+        last = state.last
+        assert last is not None
+        per_step = (time.monotonic() - self._started) / (state.step - self._first_step)
+        logger.info(
+            "step %d/%d  loss %.4f  rate %.2e  grad norm %.3f  %.0f tokens/s  %s left",
+            state.step,
+            self._num_steps,
+            last.loss,
+            last.learning_rate,
+            last.grad_norm,
+            sum(last.source_tokens) / last.seconds,
+            short_duration(per_step * (self._num_steps - state.step)),
+        )
+
+
+class ProgressBar(BaseHook):
+    """Draws a bar with loss, rate, speed and time left on a terminal."""
+
+    def __init__(self, *, num_steps: int) -> None:
+        self._progress = Progress(
+            TextColumn("train"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            refresh_per_second=4,
+        )
+        self._task = self._progress.add_task("train", total=num_steps, text="")
+
+    def on_start(self, state: TrainState) -> None:
+        self._progress.update(self._task, completed=state.step)
+        self._progress.start()
+
+    def after_step(self, state: TrainState) -> None:
+        last = state.last
+        assert last is not None
+        speed = sum(last.source_tokens) / last.seconds
+        text = f"loss {last.loss:.4f}  rate {last.learning_rate:.2e}  {speed:.0f} tokens/s"
+        self._progress.update(self._task, completed=state.step, text=text)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def progress(*, num_steps: int, every_steps: int) -> Hook:
+    """Return the bar on a terminal and plain lines anywhere else."""
+    return ProgressBar(num_steps=num_steps) if sys.stdout.isatty() else ProgressLines(num_steps=num_steps, every_steps=every_steps)
+
+
+def append_to(path: Path) -> Callable[[dict[str, Any]], None]:
+    """Return a sink that appends records to a file."""
+    return lambda record: append_line(path, record)

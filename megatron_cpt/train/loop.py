@@ -1,0 +1,45 @@
+"""The training loop. Everything it needs is in `Parts`; everything that follows a step is a hook."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_cpt.plan.run_plan import RunPlan
+from megatron_cpt.train.checkpoint import Checkpoints
+from megatron_cpt.train.data import TrainingData
+from megatron_cpt.train.hooks import Hook
+from megatron_cpt.train.runtime import StopRequest
+from megatron_cpt.train.state import TrainState
+from megatron_cpt.train.step import optimizer_step
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What one rank trains with: its model chunks (wrapped for data parallelism), optimizer, data, checkpoints, stop."""
+
+    chunks: list[Any]
+    optimizer: Any
+    data: TrainingData
+    checkpoint: Checkpoints
+    stop: StopRequest
+
+
+def train(plan: RunPlan, parts: Parts, hooks: Sequence[Hook]) -> TrainState:
+    """Train from the newest checkpoint, or the initial one, to the plan's end or an agreed stop; return the last state.
+
+    Raises:
+        CheckpointError: nothing to start from, or the checkpoint belongs to another plan.
+        TrainingDiverged: a loss or gradient was not finite; nothing was saved after it.
+    """
+    state = parts.checkpoint.resume_or(TrainState.start(plan))
+    batches = parts.data.from_sample(state.samples_seen)
+    for hook in hooks:
+        hook.on_start(state)
+    while state.step < plan.num_steps and not parts.stop.requested():  # every rank agrees inside
+        state = state.after(optimizer_step(parts.chunks, parts.optimizer, next(batches), plan))
+        for hook in hooks:
+            hook.after_step(state)
+    parts.checkpoint.save(state)
+    return state

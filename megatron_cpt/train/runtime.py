@@ -1,0 +1,169 @@
+"""One rank's life under torchrun: death with its launcher, stop requests on which all ranks agree, and the outcome file."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from megatron_cpt.errors import EXIT_STOPPED, CptError
+from megatron_cpt.record.store import exclusive
+from megatron_cpt.train.outcome import EXIT_CODES, OUTCOME_NAME, SCHEMA_VERSION, Outcome, Status, write_outcome
+
+STOP_FILE = "stop-requested"
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+DEBUG_VARIABLE = "MEGATRON_CPT_DEBUG"
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+logger = logging.getLogger(__name__)
+
+
+def rank() -> int:
+    """Return this process's rank as torchrun numbers it; 0 outside torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def is_first_rank() -> bool:
+    return rank() == 0
+
+
+def die_with_launcher() -> None:
+    """Have the kernel kill this rank when its launcher ends, so that no orphan trains on beside a restarted run (Linux)."""
+    launcher = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != launcher:  # it ended between the two lines above
+        os._exit(EXIT_STOPPED)
+
+
+def configure_log() -> None:
+    """Send this package's messages to the error stream: all from the first rank, warnings from the others with their rank."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s" if is_first_rank() else f"[rank {rank()}] %(message)s"))
+    package = logging.getLogger("megatron_cpt")
+    package.handlers, package.propagate = [handler], False
+    package.setLevel(logging.INFO if is_first_rank() else logging.WARNING)
+    if os.environ.get(DEBUG_VARIABLE) != "1":  # torch and megatron-core warn about each other on every rank; no user can mend it
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*attribute of a Tensor that is not a leaf Tensor.*")
+
+
+class StopRequest:
+    """Ends training early on a signal, a stop file or the time budget, on all ranks after the same step."""
+
+    NONE, STOP, BUDGET = 0, 1, 2
+
+    def __init__(self, train_dir: Path, *, max_hours: float | None, agree: Callable[[int], int], seconds_used: Callable[[], float]) -> None:
+        """Install the signal handlers.
+
+        Args:
+            max_hours: limit on the run's training time, earlier attempts included; None is no limit.
+            agree: returns the highest of all ranks' numbers; a collective.
+            seconds_used: training time so far; the first rank's counts.
+        """
+        self._file = train_dir / STOP_FILE
+        self._max_seconds = None if max_hours is None else max_hours * 3600
+        self._agree = agree
+        self._signal: int | None = None
+        self._seconds_used = seconds_used
+        self.code = self.NONE
+        self.reason = ""
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._remember)
+        if is_first_rank():
+            self._forget_stale_file()
+
+    def requested(self) -> bool:
+        """Return whether any rank was asked to stop; every rank gets the same answer. A collective of one number."""
+        self.code = self._agree(self._local_code())
+        if self.code == self.BUDGET:
+            self.reason = "the plan's stop.max_hours was reached"
+        elif self.code == self.STOP:
+            self.reason = f"signal {signal.Signals(self._signal).name}" if self._signal else "a stop was requested"
+            if is_first_rank():
+                self._file.unlink(missing_ok=True)  # the request is honoured; the next attempt must not meet it
+        return self.code != self.NONE
+
+    def _local_code(self) -> int:
+        if self._signal is not None:
+            return self.STOP
+        if is_first_rank() and self._file.exists():
+            return self.STOP
+        if is_first_rank() and self._max_seconds is not None and self._seconds_used() >= self._max_seconds:
+            return self.BUDGET
+        return self.NONE
+
+    def _remember(self, number: int, _: Any) -> None:
+        self._signal = number
+
+    def _forget_stale_file(self) -> None:
+        if self._file.exists() and self._file.stat().st_mtime < _launcher_start():
+            logger.warning("Removing a stop request that an earlier attempt did not live to honour: %s", self._file)
+            self._file.unlink(missing_ok=True)
+
+
+def _launcher_start() -> float:
+    import psutil  # noqa: PLC0415  -- megatron-core's own need; not wanted where only this module's constants are
+
+    return float(psutil.Process(os.getppid()).create_time())
+
+
+def status_of(stop: StopRequest) -> Status:
+    return {StopRequest.NONE: "finished", StopRequest.STOP: "stopped", StopRequest.BUDGET: "budget"}[stop.code]  # type: ignore[return-value]
+
+
+@contextmanager
+def only_attempt(train_dir: Path) -> Iterator[None]:
+    """Hold the run's training lock on the first rank; a second trainer of the same run is refused."""
+    if not is_first_rank():
+        yield
+        return
+    with exclusive(train_dir / ".lock", purpose="training this run"):
+        (train_dir / OUTCOME_NAME).unlink(missing_ok=True)
+        for claim in train_dir.glob(".failed-*"):
+            claim.unlink()
+        yield
+
+
+def record_end(train_dir: Path, *, status: Status, step: int, seconds: float, reason: str, checkpoint: str | None) -> int:
+    """Write the outcome of an agreed end from the first rank and return the exit code, on every rank."""
+    code = EXIT_CODES[status]
+    if is_first_rank():
+        write_outcome(train_dir, Outcome(SCHEMA_VERSION, status, step, code, seconds, reason, checkpoint, rank=0))
+    return code
+
+
+def fail(error: BaseException, train_dir: Path, *, started: float, step: int | None, checkpoint: str | None) -> int:
+    """Report a failure once per machine and return its exit code. Issues no collective: the other ranks may be gone.
+
+    The first rank to fail writes `outcome.json`; the ranks that follow, mostly for loss of the first, are silent.
+    """
+    code = error.exit_code if isinstance(error, CptError) else 1
+    if _claim_failure(train_dir):
+        debug = not isinstance(error, CptError) or os.environ.get(DEBUG_VARIABLE) == "1"
+        text = "".join(traceback.format_exception(error)) if debug else str(error)
+        if checkpoint is not None:
+            text += f"\nThe last good checkpoint is {checkpoint}; starting the same run again goes on from it."
+        print(f"[rank {rank()}] {text}" if rank() else text, file=sys.stderr, flush=True)
+        seconds = time.time() - started
+        write_outcome(train_dir, Outcome(SCHEMA_VERSION, "failed", step, code, seconds, str(error), checkpoint, rank()))
+    return code
+
+
+def _claim_failure(train_dir: Path) -> bool:
+    attempt = f"{os.environ.get('TORCHELASTIC_RUN_ID', 'none')}-{os.getppid()}"
+    try:
+        train_dir.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(train_dir / f".failed-{attempt.replace('/', '_')}", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True

@@ -1,0 +1,162 @@
+"""Reading a base tokenizer from a stranger's Hugging Face folder, and saying which kinds can be extended."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from megatron_cpt.errors import DataError, printable
+from megatron_cpt.vocab.byte_level import CHARACTER_OF_BYTE
+
+MAX_TOKENIZER_BYTES = 256 * 1024 * 1024
+# Bytes that assigned characters need. Left out: control codes, which the corpus stage removes; C0, C1 and F5-FF, which UTF-8 never
+# uses; F1, F2 and F4, which lead to planes without assigned characters. SmolLM2 lacks a few of those and is a sound base all the same.
+NEEDED_BYTES = frozenset([0x09, 0x0A, 0x0D, *range(0x20, 0x7F), *range(0x80, 0xC0), *range(0xC2, 0xF1), 0xF3])
+SUPPORTED = "byte-level BPE in a tokenizer.json (GPT-2, Llama-3, Qwen, SmolLM style)"
+
+
+@dataclass(frozen=True)
+class BaseTokenizer:
+    """A byte-level BPE tokenizer.
+
+    Attributes:
+        data: the parsed tokenizer.json.
+        tokenizer: the same, ready to encode as the index does.
+        num_rows: rows of the base model's embedding (`vocab_size` in config.json); new ids start here.
+    added: content to id of the added tokens; `special` holds those marked special.
+    """
+
+    folder: Path
+    data: dict[str, Any]
+    tokenizer: Tokenizer
+    num_rows: int
+    added: dict[str, int]
+    special: dict[str, int]
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object of a stranger's JSON file.
+
+    Raises:
+        DataError: it is missing, too large, not JSON or no object.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_TOKENIZER_BYTES:
+            raise DataError("A tokenizer file is too large.", where=path, value=f"{size} bytes", rule=f"at most {MAX_TOKENIZER_BYTES}")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            "The base model folder lacks a file.", where=path, next_step="Set model.path to a complete Hugging Face folder."
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError("A file of the base model is not readable JSON.", where=path, value=str(error)[:300]) from None
+    if not isinstance(data, dict):
+        raise DataError("A file of the base model is not a JSON object.", where=path, value=type(data).__name__)
+    return data
+
+
+def for_plain_text(tokenizer: Tokenizer) -> Tokenizer:
+    """Set a tokenizer to encode documents: nothing cut or padded, and a special token's name inside a text stays plain text."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def tokenizer_from(data: dict[str, Any], *, where: Path) -> Tokenizer:
+    try:
+        return for_plain_text(Tokenizer.from_str(json.dumps(data, ensure_ascii=False)))
+    except Exception as error:  # the Rust library raises bare Exception for any damaged content
+        raise DataError("A tokenizer.json cannot be loaded.", where=where, value=str(error)[:300]) from None
+
+
+def load_base(folder: Path) -> BaseTokenizer:
+    """Return the base tokenizer of a Hugging Face folder.
+
+    Raises:
+        DataError: files are missing or damaged, the tokenizer is of a kind that cannot be extended (named), or its ids do not fit
+            the model's rows.
+    """
+    path = folder / "tokenizer.json"
+    if not path.exists() and (folder / "tokenizer.model").exists():
+        raise unsupported(folder / "tokenizer.model", "a SentencePiece model")
+    data = read_object(path)
+    refuse_other_kinds(path, data)
+    num_rows = read_object(folder / "config.json").get("vocab_size")
+    if isinstance(num_rows, bool) or not isinstance(num_rows, int) or num_rows < 1:
+        raise DataError("config.json does not say how many rows the embedding has.", where=folder / "config.json", value=num_rows)
+    tokenizer = tokenizer_from(data, where=path)
+    added = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
+    special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
+    if largest >= num_rows:
+        raise DataError(
+            "The base tokenizer has ids that its model has no row for.",
+            where=folder,
+            value=f"largest id {largest} ({printable(str(tokenizer.id_to_token(largest)))})",
+            rule=f"ids below vocab_size {num_rows} of config.json",
+            next_step="Use the tokenizer that belongs to this model.",
+        )
+    return BaseTokenizer(folder, data, tokenizer, num_rows, added, special)
+
+
+def unsupported(path: Path, kind: str) -> DataError:
+    return DataError(
+        f"This version cannot extend {kind}.", where=path, rule=SUPPORTED, next_step="Use such a base model, or one of the named kind."
+    )
+
+
+def refuse_other_kinds(path: Path, data: dict[str, Any]) -> None:
+    """Raise for every tokenizer that is not a plain byte-level BPE with its whole byte alphabet."""
+    model = data.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict | list):
+        raise DataError("A tokenizer.json has no model with a vocabulary.", where=path)
+    kind = model.get("type") or ("BPE" if "merges" in model else "unknown")
+    if kind != "BPE":
+        raise unsupported(path, f"a {printable(str(kind))} tokenizer")
+    if model.get("byte_fallback"):
+        raise unsupported(path, "a SentencePiece-style BPE with byte fallback")
+    if '"ByteLevel"' not in json.dumps([data.get("pre_tokenizer"), data.get("decoder")]):
+        raise unsupported(path, "a BPE tokenizer that is not byte-level")
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise unsupported(path, f"a BPE tokenizer with a {key}")
+    if model.get("dropout"):
+        raise unsupported(path, "a BPE tokenizer with dropout (its encoding is random)")
+    missing = [byte for byte in missing_bytes(model["vocab"]) if byte in NEEDED_BYTES]
+    if missing:
+        raise DataError(
+            "The base tokenizer lacks pieces for single bytes, so some text would be unknown.",
+            where=path,
+            value=f"{len(missing)} missing, first 0x{missing[0]:02x}",
+            rule="each byte that assigned characters need has a piece",
+        )
+
+
+def missing_bytes(vocab: dict[str, int]) -> list[int]:
+    """Return the bytes that have no piece of their own; the library drops them from a text without a word."""
+    return sorted(byte for byte, character in CHARACTER_OF_BYTE.items() if character not in vocab)
+
+
+def separator_id(base: BaseTokenizer, separator: str) -> int:
+    """Return the one id of the document separator.
+
+    Raises:
+        DataError: it is not exactly one token of this tokenizer; the special tokens are listed.
+    """
+    number = base.added.get(separator)
+    if number is None:
+        shown = ", ".join(f"{printable(content)} ({number})" for content, number in list(base.special.items())[:20]) or "none"
+        raise DataError(
+            "The document separator is not one special token of this tokenizer.",
+            where="tokenizer.document_separator",
+            value=separator,
+            rule=f"special tokens of {base.folder.name}: {shown}",
+            next_step="Set tokenizer.document_separator to one of them: the one that stood between documents when the base was trained.",
+        )
+    return number

@@ -1,0 +1,265 @@
+"""The vocab stage's body: extend the base tokenizer by domain pieces, prove the contract, report what it brings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from megatron_cpt.config.schema import TokenizerConfig
+from megatron_cpt.errors import ConfigError, DataError
+from megatron_cpt.record.hashing import sha256_file
+from megatron_cpt.record.manifest import StageResult
+from megatron_cpt.record.store import write_json, write_text
+from megatron_cpt.record.typed import to_plain
+from megatron_cpt.record.vocab_layout import VocabLayout, padded_rows
+from megatron_cpt.vocab import contract
+from megatron_cpt.vocab.base import BaseTokenizer, load_base, read_object, separator_id, tokenizer_from
+from megatron_cpt.vocab.byte_level import is_utf8, piece_bytes, readable
+from megatron_cpt.vocab.candidates import sentences, train_candidate
+from megatron_cpt.vocab.documents import SIDES, names_with_role, num_bytes, sampled
+from megatron_cpt.vocab.extend import extended_data, write_tokenizer
+from megatron_cpt.vocab.measure import Encode, measure
+from megatron_cpt.vocab.merges import Merge, count_words, learn_merges, neighbour_pairs
+from megatron_cpt.vocab.report import advice, report_markdown
+
+CHECK_BYTES = 2_000_000  # round trips and held-out figures are taken on at most this much of each role
+COMPARISON_BYTES = 1_000_000  # SentencePiece's Unigram trainer takes about 10 s for it on one core
+
+Texts = Callable[[], Iterator[str]]
+
+
+def build_vocab(
+    result: StageResult,
+    *,
+    settings: TokenizerConfig,
+    base_folder: Path,
+    corpus_folder: Path,
+    corpus_facts: dict[str, Any],
+    say: Callable[[str], None],
+) -> None:
+    """Write `tokenizer/`, `vocab_layout.json`, `new_pieces.jsonl`, `contract.json` and the report into the stage's folder.
+
+    Raises:
+        ConfigError: a setting is not allowed.
+        DataError: the base cannot be extended, the separator is not one of its tokens, the text does not give that many pieces, or
+            the contract is broken.
+    """
+    check_settings(settings)
+    base = load_base(base_folder)
+    separator = separator_id(base, settings.document_separator)
+    domain, general = names_with_role(corpus_facts, "domain"), names_with_role(corpus_facts, "general")
+    if settings.num_new_pieces and not (domain and num_bytes(corpus_facts, domain, ["train"])):
+        raise DataError("There is no domain text to take new pieces from.", where="source", next_step="Give a source role: domain.")
+    if settings.num_new_pieces and not general:
+        raise DataError(
+            "There is no general text to prove on that its encoding stays as it is.",
+            where="source",
+            next_step="Add a source with role: general, or set tokenizer.num_new_pieces=0.",
+        )
+
+    def take(names: list[str], sides: tuple[str, ...], max_bytes: int) -> Texts:
+        return lambda: sampled(corpus_folder, corpus_facts, names, sides=sides, max_bytes=max_bytes)
+
+    merges: list[Merge] = []
+    if settings.num_new_pieces:
+        merges = choose_merges(
+            base, settings, take(domain, ("train",), settings.sample_bytes), take(general, SIDES, settings.sample_bytes), say
+        )
+    folder = result.folder / "tokenizer"
+    write_tokenizer(folder, base, extended_data(base, merges) if merges else None)
+    tokenizer = tokenizer_from(read_object(folder / "tokenizer.json"), where=folder / "tokenizer.json")
+    layout = layout_of(base, merges, separator, settings.pad_rows_to_multiple, sha256_file(folder / "tokenizer.json"))
+    write_json(result.folder / "vocab_layout.json", to_plain(layout))
+    pieces = describe_pieces(merges, base.num_rows)
+    write_text(result.folder / "new_pieces.jsonl", "".join(json.dumps(piece, ensure_ascii=False) + "\n" for piece in pieces))
+
+    held_out = {role: take(names, ("test",), CHECK_BYTES) for role, names in (("domain", domain), ("general", general))}
+    say("vocab: proving the contract")
+    checks = prove(base, tokenizer, merges, folder, general=take(general, SIDES, settings.sample_bytes), held_out=held_out)
+    contract.refuse_broken(checks)
+    write_json(result.folder / "contract.json", {"checks": [asdict(check) for check in checks]})
+
+    report: dict[str, Any] = {
+        role: {
+            "base": fit_of(base.tokenizer, base.num_rows, texts, None),
+            "extended": fit_of(tokenizer, layout.num_ids, texts, base.num_rows),
+        }
+        for role, texts in held_out.items()
+    }
+    report["comparison"] = compare(report, settings, take(domain, ("train",), COMPARISON_BYTES), held_out, say)
+    saving = saving_of(report["domain"])
+    fragments = report["domain"]["base"]["byte_fragment_rate"] if report["domain"]["base"] else None
+    report["advice"] = advice(saving, fragments, settings.num_new_pieces)
+    write_json(result.folder / "report.json", report)
+    write_text(result.folder / "report.md", report_markdown(report, checks, pieces))
+    result.facts.update(facts_of(base, layout, merges, report, saving=saving, num_clauses=len(checks)))
+    say_result(result.facts, say)
+
+
+def check_settings(settings: TokenizerConfig) -> None:
+    for key, least in (("num_new_pieces", 0), ("pad_rows_to_multiple", 1), ("sample_bytes", 1)):
+        value = getattr(settings, key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(
+                f"tokenizer.{key} is not usable.", where=f"tokenizer.{key}", value=value, rule=f"a whole number from {least} on"
+            )
+
+
+def choose_merges(base: BaseTokenizer, settings: TokenizerConfig, domain: Texts, general: Texts, say: Callable[[str], None]) -> list[Merge]:
+    """Return the merges to append.
+
+    Raises:
+        DataError: the domain text gives fewer than were asked for; it says how many.
+    """
+    forbidden, num_documents, size = neighbour_pairs(base.tokenizer, general())
+    say(f"vocab: {forbidden.size:,} neighbour pairs of {num_documents:,} general documents ({size / 1e6:.1f} MB) are barred from merging")
+    table = count_words(base.tokenizer, domain())
+    say(f"vocab: learning {settings.num_new_pieces:,} merges from {table.num_tokens:,} base tokens of domain text")
+    names = {number: piece for piece, number in base.tokenizer.get_vocab(with_added_tokens=True).items()}
+    merges = learn_merges(table, num_pieces=settings.num_new_pieces, first_new_id=base.num_rows, pieces=names, forbidden=forbidden)
+    if len(merges) < settings.num_new_pieces:
+        raise DataError(
+            "The domain text does not give that many new pieces.",
+            where="tokenizer.num_new_pieces",
+            value=settings.num_new_pieces,
+            rule=f"at most {len(merges)}: a piece stands at least twice in domain text, and its parts never side by side in general text",
+            next_step=f"Set tokenizer.num_new_pieces={len(merges)} or less, or add domain text.",
+        )
+    return merges
+
+
+def layout_of(base: BaseTokenizer, merges: list[Merge], separator: int, multiple: int, tokenizer_sha256: str) -> VocabLayout:
+    """Return the layout; rows of the base model beyond its tokenizer's ids stay base rows, and new ids start after them."""
+    num_ids = base.num_rows + len(merges)
+    return VocabLayout(base.num_rows, num_ids, padded_rows(num_ids, multiple=multiple), separator, tokenizer_sha256)
+
+
+def describe_pieces(merges: list[Merge], num_base_ids: int) -> list[dict[str, Any]]:
+    """Return per new piece its text, its two parts and the base ids that it replaces."""
+    base_ids: dict[int, list[int]] = {}
+    described = []
+    for merge in merges:
+        base_ids[merge.new_id] = [
+            number for part in (merge.left, merge.right) for number in ([part] if part < num_base_ids else base_ids[part])
+        ]
+        described.append(
+            {
+                "id": merge.new_id, "piece": readable(contract.new_piece_bytes(merge)), "left": merge.left, "right": merge.right,
+                "base_ids": base_ids[merge.new_id], "count": merge.count,
+            }
+        )  # fmt: skip
+    return described
+
+
+def prove(
+    base: BaseTokenizer, tokenizer: Tokenizer, merges: list[Merge], folder: Path, *, general: Texts, held_out: dict[str, Texts]
+) -> list[contract.Check]:
+    return [
+        contract.changed_ids(base, tokenizer),
+        contract.drifting(base, tokenizer, general()),
+        contract.lossy(tokenizer, "held-out domain text", held_out["domain"]()),
+        contract.lossy(tokenizer, "held-out general text", held_out["general"]()),
+        contract.lossy(tokenizer, "the nasty texts", iter(contract.NASTY_TEXTS)),
+        contract.longer(base, tokenizer, held_out["domain"]()),
+        contract.special_tokens(base, tokenizer),
+        contract.unreachable(tokenizer, merges),
+        contract.missing_byte_pieces(tokenizer),
+        contract.loads_elsewhere(folder, tokenizer),
+    ]
+
+
+def fragments_of(tokenizer: Tokenizer, num_ids: int) -> npt.NDArray[np.bool_]:
+    """Return per id whether its piece is no valid UTF-8 on its own."""
+    fragments = np.zeros(num_ids, dtype=bool)
+    for piece, number in tokenizer.get_vocab(with_added_tokens=True).items():
+        data = piece_bytes(piece)
+        fragments[number] = data is not None and not is_utf8(data)
+    return fragments
+
+
+def fit_of(tokenizer: Tokenizer, num_ids: int, texts: Texts, first_new_id: int | None) -> dict[str, Any] | None:
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    encode: Encode = lambda batch: [encoding.ids for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False)]  # noqa: E731
+    unknown_id = tokenizer.token_to_id(unknown) if unknown else None
+    fit = measure(encode, texts(), fragments=fragments_of(tokenizer, num_ids), unknown_id=unknown_id, first_new_id=first_new_id)
+    return None if fit is None else asdict(fit)
+
+
+def compare(
+    report: dict[str, Any], settings: TokenizerConfig, domain: Texts, held_out: dict[str, Texts], say: Callable[[str], None]
+) -> str:
+    """Add SentencePiece BPE and Unigram of the same number of pieces to the report; return what they were trained on, in words."""
+    if not settings.num_new_pieces:
+        return "No comparison: no pieces were asked for."
+    sample = sentences(domain())
+    remarks = [
+        f"SentencePiece was trained on {sample.chars_trained:,} of {sample.chars_in:,} characters of a domain sample; "
+        f"the others are {sample.newlines:,} newlines, where it splits, and {sample.reserved:,} of its own marks."
+    ]
+    for kind in ("bpe", "unigram"):
+        say(f"vocab: training a SentencePiece {kind} vocabulary for comparison")
+        try:
+            candidate = train_candidate(kind, sample, num_pieces=settings.num_new_pieces)
+        except DataError as error:
+            remarks.append(str(error).replace("\n", " "))
+            continue
+        remarks.append(
+            f"{kind}: {candidate.num_pieces:,} pieces, {candidate.character_coverage:.2%} of characters covered, others as bytes."
+        )
+        for role, texts in held_out.items():
+            fit = measure(
+                candidate.encode, texts(), fragments=candidate.fragments, unknown_id=candidate.unknown_id, first_new_id=None
+            )  # fmt: skip
+            report[role][f"SentencePiece {kind}"] = None if fit is None else asdict(fit)
+    return " ".join(remarks)
+
+
+def saving_of(fits: dict[str, Any]) -> float | None:
+    if not fits["base"] or not fits["extended"]:
+        return None
+    return 1.0 - float(fits["extended"]["num_tokens"]) / float(fits["base"]["num_tokens"])
+
+
+def facts_of(
+    base: BaseTokenizer,
+    layout: VocabLayout,
+    merges: list[Merge],
+    report: dict[str, Any],
+    *,
+    saving: float | None,
+    num_clauses: int,
+) -> dict[str, Any]:
+    used = ("bytes_per_token", "tokens_per_char", "fertility", "unknown_rate", "byte_fragment_rate", "ids_used", "new_ids_used")
+    short = {
+        role: {name: None if fit is None else {key: fit[key] for key in used} for name, fit in report[role].items()}
+        for role in ("domain", "general")
+    }
+    return {
+        "layout": to_plain(layout),
+        "fingerprint": layout.fingerprint,
+        "num_new_pieces": len(merges),
+        "unnamed_base_rows": base.num_rows - len(set(base.tokenizer.get_vocab(with_added_tokens=True).values())),
+        "new_pieces_that_are_character_parts": sum(not is_utf8(contract.new_piece_bytes(merge)) for merge in merges),
+        "domain": short["domain"],
+        "general": short["general"],
+        "domain_token_saving": saving,
+        "advice": report["advice"],
+        "contract_clauses": num_clauses,
+    }
+
+
+def say_result(facts: dict[str, Any], say: Callable[[str], None]) -> None:
+    layout = facts["layout"]
+    say(f"vocab: {layout['num_base_ids']:,} base ids, {layout['num_ids']:,} with new ones, {layout['num_padded_rows']:,} padded rows")
+    before, after = facts["domain"]["base"], facts["domain"]["extended"]
+    if before and after:
+        old, new = before["tokens_per_char"], after["tokens_per_char"]
+        say(f"vocab: held-out domain text needs {old:.3f} tokens per character with the base, {new:.3f} with the new pieces")
+    say(f"vocab: all {facts['contract_clauses']} clauses of the contract hold; advice: {facts['advice']['why']}")

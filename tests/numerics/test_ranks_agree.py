@@ -1,0 +1,159 @@
+"""Splitting the model over ranks changes no loss and no checkpoint.
+
+Several promises share a launch, because starting ranks is the cost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from megatron_cpt.backend import choose
+from megatron_cpt.plan.model_shape import ModelShape
+from megatron_cpt.plan.run_plan import Layout
+from tests.integration.launch_ranks import launch_ranks
+from tests.numerics.tiny_llama import layout_of_ids, load_reference, save_tiny_llama
+
+BACKEND = choose("cpu")
+
+from megatron.core import parallel_state  # noqa: E402
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads  # noqa: E402
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # noqa: E402
+from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
+
+from megatron_cpt.model.build import build_chunks  # noqa: E402
+from megatron_cpt.model.convert import load_hf_into  # noqa: E402
+from megatron_cpt.model.dist_checkpoint import load_model, save_model  # noqa: E402
+from megatron_cpt.model.hf_folder import HfFolder  # noqa: E402
+from megatron_cpt.model.names import EMBEDDING, OUTPUT  # noqa: E402
+from megatron_cpt.model.parallel import ranks  # noqa: E402
+
+NUM_TOKENS = 32
+NUM_MICROBATCHES = 4
+NUM_PADDING = 156  # 100 ids in 256 rows: with two tensor-parallel ranks the second one holds padding only
+
+
+def layout(tensor: int, pipeline: int, data: int = 1, *, sequence_parallel: bool = False, dtype: str = "fp32") -> Layout:
+    return Layout(
+        tensor=tensor, pipeline=pipeline, data=data, micro_batch_size=1, global_batch_size=NUM_MICROBATCHES, sequence_length=NUM_TOKENS,
+        sequence_parallel=sequence_parallel, distributed_optimizer=True, dtype=dtype, num_nodes=1, threads_per_rank=1,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+def all_tokens(num_ids: int) -> torch.Tensor:
+    return torch.randint(0, num_ids, (NUM_MICROBATCHES, NUM_TOKENS + 1), generator=torch.Generator().manual_seed(5))
+
+
+class Run:
+    """A model on this rank with megatron's schedule, DDP and optimizer around it."""
+
+    def __init__(self, folder: Path, this: Layout) -> None:
+        self.layout = this
+        self.shape = ModelShape.from_hf_folder(folder)
+        self.vocab = layout_of_ids(self.shape, multiple=256)
+        chunks = build_chunks(self.shape, self.vocab, this, backend=BACKEND)
+        rows = {name: torch.full((NUM_PADDING, self.shape.hidden_size), 3.0) for name in (EMBEDDING, OUTPUT)}
+        load_hf_into(chunks, HfFolder.open(folder), self.shape, self.vocab, rows)
+        config = chunks[0].config
+        config.finalize_model_grads_func = finalize_model_grads
+        ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
+        self.chunks = [DistributedDataParallel(config, ddp, chunk) for chunk in chunks]
+        optimizer = OptimizerConfig(
+            optimizer="adam", lr=1e-2, weight_decay=0.1, clip_grad=1.0, use_distributed_optimizer=True, bf16=this.dtype == "bf16"
+        )
+        self.optimizer = get_megatron_optimizer(optimizer, self.chunks)
+
+    def step(self) -> float:
+        """Make one optimizer step on all tokens and return the mean loss before it, on the last pipeline rank (elsewhere 0)."""
+        share = NUM_MICROBATCHES // self.layout.data
+        first = parallel_state.get_data_parallel_rank() * share
+        rows = iter(all_tokens(self.vocab.num_ids)[first : first + share])
+        losses: list[float] = []
+
+        def forward(_: Any, model: Any) -> Any:
+            tokens = next(rows)[None]
+            out = model(tokens[:, :-1], torch.arange(NUM_TOKENS)[None], None, labels=tokens[:, 1:].contiguous())
+
+            def loss_of(loss: torch.Tensor) -> Any:
+                losses.append(float(loss.detach().sum()))
+                return loss.sum(), torch.tensor(loss.numel(), dtype=torch.int), {}
+
+            return out, loss_of
+
+        for chunk in self.chunks:
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        get_forward_backward_func()(
+            forward_step_func=forward, data_iterator=[None], model=self.chunks, num_microbatches=share, seq_length=NUM_TOKENS,
+            micro_batch_size=1, forward_only=False,
+        )  # fmt: skip
+        done, self.norm, _ = self.optimizer.step()
+        assert done
+        total = torch.tensor(sum(losses))
+        torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group())
+        return float(total) / (NUM_MICROBATCHES * NUM_TOKENS)
+
+
+def train_and_save(folder: Path, this: Layout, num_steps: int, checkpoint: Path | None) -> list[float]:
+    with ranks(this, backend=BACKEND, seed=11):
+        run = Run(folder, this)
+        losses = [run.step() for _ in range(num_steps)]
+        if checkpoint is not None:
+            save_model(checkpoint, run.chunks, optimizer=run.optimizer, common={"step": num_steps})
+    return losses
+
+
+def load_and_go_on(folder: Path, this: Layout, checkpoint: Path, num_steps: int) -> list[float]:
+    with ranks(this, backend=BACKEND, seed=12):
+        run = Run(folder, this)
+        assert load_model(checkpoint, run.chunks, optimizer=run.optimizer) == {"step": 2}
+        return [run.step() for _ in range(num_steps)]
+
+
+def last_stage(losses_by_rank: list[list[float]]) -> list[float]:
+    return losses_by_rank[-1]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    save_tiny_llama(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_rank(base: Path) -> list[float]:
+    """Losses of 4 steps on one rank."""
+    return last_stage(launch_ranks(train_and_save, 1, base, layout(1, 1), 4, None))
+
+
+def test_the_first_loss_is_that_of_transformers(base: Path, one_rank: list[float]) -> None:
+    tokens = all_tokens(100)
+    with torch.no_grad():
+        logits = load_reference(base)(tokens[:, :-1]).logits
+    assert one_rank[0] == pytest.approx(float(functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())), rel=1e-5)
+    assert one_rank[3] < one_rank[0] - 0.1
+
+
+# fp32 sums in another order on each layout: 1e-5 after four steps of Adam.
+@pytest.mark.parametrize(
+    "this",
+    [
+        pytest.param(layout(2, 1, sequence_parallel=True), id="tp2-sequence-parallel"),
+        pytest.param(layout(1, 2), id="pp2"),
+        pytest.param(layout(2, 2), id="tp2-pp2", marks=pytest.mark.slow),
+    ],
+)
+def test_a_layout_trains_like_one_rank_and_goes_on_from_its_checkpoint_on_another(
+    base: Path, one_rank: list[float], this: Layout, tmp_path: Path
+) -> None:
+    losses = last_stage(launch_ranks(train_and_save, this.num_ranks, base, this, 2, tmp_path / "checkpoint"))
+    assert losses == pytest.approx(one_rank[:2], rel=1e-5)
+    other = layout(1, 1) if this.pipeline == 2 else replace(layout(1, 1), data=2)
+    resumed = last_stage(launch_ranks(load_and_go_on, other.num_ranks, base, other, tmp_path / "checkpoint", 2))
+    assert resumed == pytest.approx(one_rank[2:], rel=1e-5)

@@ -1,0 +1,178 @@
+"""The index stage: every train document once, one end-of-document id at its end, texts decodable, nothing dropped in silence."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from megatron_cpt.errors import DataError
+from megatron_cpt.index.build import build_index
+from megatron_cpt.index.format import IndexWriter
+from megatron_cpt.index.verify import verify_index
+from megatron_cpt.record.manifest import StageResult
+
+ROOT = Path(__file__).parents[3]
+SEPARATOR = "<|end|>"
+TEXTS = ["one two", "第一条　民法", f"a quoted {SEPARATOR} stays text", "  spaces\n\n\tand tabs", "x"] + [
+    f"document {n}" for n in range(300)
+]
+
+
+@pytest.fixture
+def vocab_folder(tmp_path):
+    """A byte-level tokenizer of the 256 bytes and one separator, id 256; byte 0xf1 has no piece of its own."""
+    folder = tmp_path / "vocab"
+    (folder / "tokenizer").mkdir(parents=True)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {character: number for number, character in enumerate(alphabet)}
+    vocab["unused"] = vocab.pop("ñ")  # the character of byte 0xf1
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([SEPARATOR])
+    tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
+    write_layout(folder)
+    return folder
+
+
+def write_layout(folder, **changed):
+    digest = hashlib.sha256((folder / "tokenizer" / "tokenizer.json").read_bytes()).hexdigest()
+    layout = {"num_base_ids": 257, "num_ids": 257, "num_padded_rows": 384, "end_of_document_id": 256, "tokenizer_sha256": digest}
+    (folder / "vocab_layout.json").write_text(json.dumps(layout | changed))
+
+
+def build(tmp_path, vocab_folder, sources, name="index"):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir(exist_ok=True)
+    facts = {}
+    for source, texts in sources.items():
+        lines = [json.dumps({"id": f"d{number}", "text": text, "source": source}) + "\n" for number, text in enumerate(texts)]
+        (corpus / f"{source}.train.jsonl").write_text("".join(lines))
+        facts[source] = {"role": "domain", "licence": "MIT", "train_documents": len(texts)}
+    result = StageResult(tmp_path / name)
+    result.folder.mkdir()
+    build_index(result, corpus_folder=corpus, vocab_folder=vocab_folder, corpus_facts={"sources": facts}, say=lambda line: None)
+    return result
+
+
+def ids_of(vocab_folder, text):
+    """What the tokenizer of 256 bytes must give, computed without it."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    character = {byte: chr(byte) for byte in printable} | {byte: chr(256 + place) for place, byte in enumerate(rest)}
+    return [alphabet.index(character[byte]) for byte in text.encode()]
+
+
+def test_each_document_is_its_ids_and_one_end_mark(tmp_path, vocab_folder):
+    result = build(tmp_path, vocab_folder, {"law": TEXTS})
+    dataset = IndexedDataset(str(result.folder / "law.train"))
+    assert len(dataset) == len(TEXTS)
+    for number, text in enumerate(TEXTS):
+        assert dataset[number].tolist() == [*ids_of(vocab_folder, text), 256]
+    facts = result.facts["sources"]["law"]
+    assert facts["documents"] == len(TEXTS)
+    assert facts["tokens"] == sum(len(text.encode()) + 1 for text in TEXTS)
+    assert (facts["dtype"], facts["role"], facts["licence"], facts["unencodable_documents"]) == ("uint16", "domain", "MIT", 0)
+
+
+def test_the_files_equal_those_of_megatrons_builder_fed_with_the_same_ids(tmp_path, vocab_folder):
+    result = build(tmp_path, vocab_folder, {"law": TEXTS})
+    builder = IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=DType.optimal_dtype(257))
+    for text in TEXTS:
+        ids = [*ids_of(vocab_folder, text), 256]
+        builder.add_document(torch.tensor(ids), [len(ids)])
+    builder.finalize(str(tmp_path / "theirs.idx"))
+    for half in (".bin", ".idx"):
+        assert (result.folder / f"law.train{half}").read_bytes() == (tmp_path / f"theirs{half}").read_bytes()
+
+
+def test_a_document_that_would_lose_bytes_is_left_out_and_listed(tmp_path, vocab_folder):
+    result = build(tmp_path, vocab_folder, {"law": ["good", "bad \U00040000 plane 4", "also good"]})
+    assert result.facts["sources"]["law"]["documents"] == 2
+    assert result.facts["sources"]["law"]["unencodable_documents"] == 1
+    rejects = [json.loads(line) for line in (result.folder / "rejects" / "law.jsonl").read_text().splitlines()]
+    assert [(reject["id"], reject["line"]) for reject in rejects] == [("d1", 2)]
+
+
+def test_sources_without_train_documents_get_no_index_and_none_at_all_is_an_error(tmp_path, vocab_folder):
+    result = build(tmp_path, vocab_folder, {"held_out": [], "law": ["text"]})
+    assert set(result.facts["sources"]) == {"law"}
+    with pytest.raises(DataError, match="No source has a train document"):
+        build(tmp_path, vocab_folder, {"held_out": []}, name="second")
+
+
+def test_another_tokenizer_than_the_proven_one_is_refused(tmp_path, vocab_folder):
+    path = vocab_folder / "tokenizer" / "tokenizer.json"
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(DataError, match="not the one that the vocabulary was proven with"):
+        build(tmp_path, vocab_folder, {"law": ["text"]})
+
+
+def test_a_shard_that_lost_lines_is_refused(tmp_path, vocab_folder):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "law.train.jsonl").write_text('{"id": "a", "text": "one", "source": "law"}\n')
+    (tmp_path / "index").mkdir()
+    facts = {"sources": {"law": {"role": "domain", "licence": "MIT", "train_documents": 2}}}
+    with pytest.raises(DataError, match="does not hold the documents"):
+        build_index(
+            StageResult(tmp_path / "index"), corpus_folder=corpus, vocab_folder=vocab_folder, corpus_facts=facts, say=lambda line: None
+        )
+
+
+@pytest.mark.parametrize("documents", [[[1, 2]], [[1, 0, 0]], [[0, 1], [1, 0]], [[1, 0, 2, 0]]])
+def test_a_missing_doubled_or_misplaced_end_mark_is_found(tmp_path, documents):
+    with IndexWriter(tmp_path / "x", num_ids=10) as writer:
+        for ids in documents:
+            writer.add(ids)
+        writer.finish()
+    with pytest.raises(DataError, match="exactly one"):
+        verify_index(tmp_path / "x", num_ids=10, end_id=0, num_documents=len(documents))
+
+
+def run_tool(name, *arguments):
+    command = [sys.executable, str(ROOT / "tools" / name), *map(str, arguments)]
+    return subprocess.run(command, check=False, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
+
+
+def test_the_preprocess_tool_takes_megatrons_flags_and_counts_what_it_leaves_out(tmp_path, vocab_folder):
+    records = [{"text": "one"}, {"text": ""}, {"content": "two"}, {"text": None}, {"text": "第三"}]
+    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(record) + "\n" for record in records).encode()))
+    answer = run_tool(
+        "preprocess_data.py", "--input", tmp_path / "in.jsonl.gz", "--output-prefix", tmp_path / "out" / "my", "--tokenizer-type",
+        "HuggingFaceTokenizer", "--tokenizer-model", vocab_folder / "tokenizer", "--append-eod", "--eod-token", SEPARATOR, "--workers", "2",
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    for part in ("2 documents", "empty_text 1", "missing_text 1", "null_text 1"):
+        assert part in answer.stdout
+    dataset = IndexedDataset(str(tmp_path / "out" / "my_text_document"))
+    assert [dataset[0].tolist(), dataset[1].tolist()] == [[*ids_of(vocab_folder, text), 256] for text in ("one", "第三")]
+    shown = run_tool(
+        "inspect_index.py", tmp_path / "out" / "my_text_document", "--tokenizer", vocab_folder / "tokenizer", "--append-eod-id", "256"
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "2 documents" in shown.stdout
+    assert "第三" in shown.stdout
+
+
+def test_the_tools_refuse_bad_input_with_one_message_and_exit_code_3(tmp_path, vocab_folder):
+    (tmp_path / "in.jsonl").write_text('{"text": "one"}\n')
+    common = ["--output-prefix", tmp_path / "out", "--tokenizer-model", vocab_folder / "tokenizer", "--append-eod"]
+    wrong_end = run_tool("preprocess_data.py", "--input", tmp_path / "in.jsonl", *common)
+    assert wrong_end.returncode == 3
+    assert SEPARATOR in wrong_end.stderr  # the special tokens that there are
+    absent = run_tool("preprocess_data.py", "--input", tmp_path / "absent.jsonl", *common, "--eod-token", SEPARATOR)
+    assert absent.returncode == 3
+    assert "Traceback" not in wrong_end.stderr + absent.stderr
+    assert list(tmp_path.glob("out*")) == []
+    assert run_tool("inspect_index.py", tmp_path / "absent").returncode == 3
