@@ -57,7 +57,7 @@ test-other-core: $(VENV)/.installed ## the Megatron tests on megatron-core 0.19.
 
 check: $(VENV)/.installed ## lint, types, shell scripts, layers
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
-	@$(BIN)/shellcheck launch/*.sh tools/*.sh slurm/*.sbatch slurm/env/*.sh .ci/run
+	@$(BIN)/shellcheck launch/*.sh tools/*.sh slurm/*.sh slurm/*.sbatch slurm/env/*.sh .ci/run
 
 clean: ## remove the environments and caches; runs/ and data/ stay
 	rm -rf $(VENV) $(VENV)-core-0.19 .mypy_cache .ruff_cache .pytest_cache *.egg-info build

@@ -70,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_intermixed_args(argv) if argv else parser().parse_args(argv)
     if arguments.debug:
         os.environ["MEGATRON_CPT_DEBUG"] = "1"  # the ranks are other processes
+    else:
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")  # libraries' deprecations, once a rank, bury what a user must read
     logging.basicConfig(level=logging.DEBUG if arguments.debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         return _dispatch(arguments)

@@ -60,16 +60,31 @@ def _relayed_to(stop_file: Path | None) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run_ranks(module: str, arguments: Sequence[str], *, num_ranks: int, threads_per_rank: int, stop_file: Path | None = None) -> int:
-    """Run a module on the ranks of this machine and return torchrun's exit code (0, or 1 whatever a rank's own code was).
+def run_ranks(
+    module: str,
+    arguments: Sequence[str],
+    *,
+    ranks_per_node: int,
+    threads_per_rank: int,
+    launcher: str | None = None,
+    stop_file: Path | None = None,
+) -> int:
+    """Run a module on ranks and return the launcher's exit code: 0, or another one whatever a rank's own code was.
 
     Args:
+        launcher: a command `LAUNCHER RANKS_PER_NODE MODULE [arguments...]` that starts the ranks of every node of a job
+            (slurm/ranks.sh); None starts torchrun for the ranks of this machine.
         stop_file: where a signal to this process is written for the ranks to see; without it a signal ends this process.
     """
     environment = dict(os.environ, OMP_NUM_THREADS=str(threads_per_rank))
-    environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks are here; a laptop's host name often does not resolve
+    environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron's overlap of tensor-parallel communication relies on it
     environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    process = subprocess.Popen(torchrun_argv(module, arguments, num_ranks=num_ranks), env=environment, start_new_session=True)
+    if launcher is None:
+        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks are here; a laptop's host name often does not resolve
+        argv = torchrun_argv(module, arguments, num_ranks=ranks_per_node)
+    else:
+        argv = [launcher, str(ranks_per_node), module, *arguments]
+    process = subprocess.Popen(argv, env=environment, start_new_session=True)
     try:
         with _relayed_to(stop_file):
             return process.wait()

@@ -37,6 +37,7 @@ from megatron_cpt.stage_names import STAGES, StageInfo
 
 STOP_FILE = "stop-requested"
 BASE_RECORD = "base.json"
+LAUNCHER_VARIABLE = "MEGATRON_CPT_LAUNCHER"  # set by the job bodies in slurm/
 
 
 def say(text: str) -> None:
@@ -378,7 +379,7 @@ def _carry_out(run: Run) -> None:
     init = {name: file.sha256 for name, file in run.manifest("init").outputs.items() if name.startswith("checkpoint/")}
     carry_out(run.folder, verdict, checkpoint=candidate, init_sha256=sha256_plain(init))
     for rule in verdict.rules:
-        _indented(rule.reason)
+        _indented(str(rule))
     _indented(f"verdict: {verdict.decision}")
     if verdict.decision == "rollback":
         raise RolledBack(
@@ -437,7 +438,9 @@ def submit(config: ExperimentConfig, *, overrides: Sequence[str], config_dir: Pa
 
 
 def _indented(text: str) -> None:
-    say(f"{'':>18}{text}")
+    """Print a line under the current stage's title; a stage's own name at its head would only repeat the title."""
+    head, _, rest = text.partition(": ")
+    say(f"{'':>18}{rest if head in WIRES else text}".rstrip())
 
 
 def _outdated(folder: Path, inputs: dict[str, Any]) -> bool:
@@ -468,7 +471,8 @@ def _threads_of_this_host() -> int:
 
 
 def _ranks(run: Run, plan: RunPlan, module: str, arguments: list[str], *, stop_file: Path | None = None) -> int:
-    if plan.layout.num_nodes != 1:
+    launcher = os.environ.get(LAUNCHER_VARIABLE)
+    if plan.layout.num_nodes != 1 and launcher is None:
         raise CptError(
             f"The plan needs {plan.layout.num_nodes} nodes, and this command starts the ranks of one.",
             next_step="Use `megatron-cpt submit`, or launch/multi_node.sh on each node.",
@@ -477,8 +481,9 @@ def _ranks(run: Run, plan: RunPlan, module: str, arguments: list[str], *, stop_f
     return run_ranks(
         module,
         [f"plan={plan_path}", *arguments],
-        num_ranks=plan.layout.num_ranks,
+        ranks_per_node=plan.layout.num_ranks // plan.layout.num_nodes,
         threads_per_rank=plan.layout.threads_per_rank,
+        launcher=launcher,
         stop_file=stop_file,
     )
 

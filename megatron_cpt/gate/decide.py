@@ -88,8 +88,10 @@ def _judge_interval(rule: GateRule, scores: PairedScores, plan: GatePlan, *, bas
     )
     bound = -rule.margin_bits_per_byte if rule.kind == "must_improve" else rule.margin_bits_per_byte
     passed = high < bound
+    bound = bound + 0.0  # -0.0 reads as a mistake
     reason = (
-        f"{candidate - base:+.4f} bits per byte, {low:+.4f} to {high:+.4f}; the upper end {'is' if passed else 'is not'} below {bound:+.4f}"
+        f"{candidate - base:+.4f} bits per byte ({low:+.4f} to {high:+.4f}): "
+        f"the upper end {'is' if passed else 'is not'} below {bound:+.4f}"
     )
     if scores.num_documents < FEW_DOCUMENTS:
         reason += f"; only {scores.num_documents} documents, so the interval is rough"

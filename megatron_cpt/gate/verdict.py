@@ -33,6 +33,9 @@ class RuleResult:
     passed: bool | None
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.text} {self.kind.replace('_', ' ')}: {self.reason}"
+
 
 @dataclass(frozen=True)
 class Verdict:

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from megatron_cpt.meter.totals import StageTotals, Total
+from megatron_cpt.meter.totals import WHOLE, StageTotals, Total
 from megatron_cpt.record.unknown import Figure, Unavailable
 
 JOULES_PER_KWH = 3.6e6
@@ -27,7 +27,7 @@ def account_text(run: str, stages: Sequence[StageTotals]) -> str:
             f"  {part.stage}: {ends}",
             f"    time    {part.seconds.show('{:,.1f} s')}{_planned(part, 'seconds', '{:,.1f} s')}",
             f"    devices {part.device_seconds.show('{:,.3f} device-hours', 1 / 3600)}",
-            f"    tokens  {part.tokens:,}{_planned(part, 'tokens', '{:,.0f}')}",
+            *([f"    tokens  {part.tokens:,}{_planned(part, 'tokens', '{:,.0f}')}"] if part.tokens and part.stage != WHOLE else []),
             f"    energy  {part.joules.show('{:,.4g} kWh', 1 / JOULES_PER_KWH)}{_planned(part, 'kwh', '{:,.4g} kWh')}",
             f"    cost    {part.usd.show('{:,.4g} USD')}{_planned(part, 'usd', '{:,.4g} USD')}",
         ]
@@ -35,7 +35,7 @@ def account_text(run: str, stages: Sequence[StageTotals]) -> str:
 
 
 def _planned(part: StageTotals, key: str, pattern: str) -> str:
-    if part.planned is None or part.stage == "all stages":
+    if part.planned is None or part.stage == WHOLE:
         return ""
     figure = part.planned.get(key, Unavailable("not recorded"))
     return f"  | planned {figure if isinstance(figure, Unavailable) else pattern.format(figure)}"
@@ -59,7 +59,7 @@ def account_csv(rows: Sequence[tuple[str, Sequence[StageTotals]]]) -> str:
 
 
 def _cell(total: Total, scale: float = 1.0) -> str:
-    return repr(total.value * scale) if total.num_known else ""
+    return f"{total.value * scale:.10g}" if total.num_known else ""
 
 
 def _known(total: Total) -> str:
@@ -68,4 +68,4 @@ def _known(total: Total) -> str:
 
 def _planned_cell(planned: dict[str, Figure], key: str) -> str:
     figure = planned.get(key)
-    return "" if figure is None or isinstance(figure, Unavailable) else repr(figure)
+    return "" if figure is None or isinstance(figure, Unavailable) else f"{figure:.10g}"

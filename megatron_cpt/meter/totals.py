@@ -13,7 +13,7 @@ from megatron_cpt.meter.ledger import LEDGER_NAME, process_start
 from megatron_cpt.record.store import read_lines
 from megatron_cpt.record.unknown import Figure, Unavailable
 
-FIGURES = ("seconds", "device_seconds", "joules", "usd")
+WHOLE = "all stages"  # the heading of the last line; tokens of unlike stages are added in it only for the CSV
 
 
 @dataclass(frozen=True)
@@ -172,4 +172,4 @@ def totals_by_stage(records: Sequence[AttemptRecord]) -> list[StageTotals]:
     """Return the totals of every stage in order of first attempt, then of the whole."""
     stages = dict.fromkeys(record.stage for record in records)
     parts = [totals([record for record in records if record.stage == stage], stage=stage) for stage in stages]
-    return [*parts, totals(records, stage="all stages")]
+    return [*parts, totals(records, stage=WHOLE)]

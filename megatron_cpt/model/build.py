@@ -35,13 +35,21 @@ class CptModel(GPTModel):  # type: ignore[misc]  # megatron has no types for myp
         super().__init__(*args, **kwargs)
         self.vocab = vocab
 
-    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
         """Return per-token losses (B, S) when labels are given, otherwise logits (B, S, V) with padding columns at -inf.
 
         On a pipeline rank that is not the last, the hidden states for the next one.
         """
-        output: torch.Tensor = super().forward(*args, **kwargs)
-        if self.post_process and kwargs.get("labels") is None:
+        output: torch.Tensor = super().forward(input_ids, position_ids, attention_mask, labels=labels, **kwargs)
+        if self.post_process and labels is None:
             mask_padding(output, num_ids=self.vocab.num_ids, num_padded_rows=self.vocab.num_padded_rows)
         return output
 

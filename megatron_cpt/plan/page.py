@@ -29,6 +29,14 @@ def show_count(number: float) -> str:
     return f"{number:g}"
 
 
+def show_bytes(size: float) -> str:
+    """Return a size in decimal units: 24.1 MB, 61.7 GB."""
+    for unit, length in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= length:
+            return f"{size / length:.3g} {unit}"
+    return f"{size:g} B"
+
+
 def _field(label: str, text: str) -> list[str]:
     return textwrap.wrap(
         text, WIDTH, initial_indent=f"{label:<{_INDENT}}", subsequent_indent=" " * _INDENT, break_long_words=True, break_on_hyphens=False
@@ -43,18 +51,9 @@ def page(plan: RunPlan) -> str:
 def _work(plan: RunPlan) -> list[str]:
     layout, estimate = plan.layout, plan.estimate
     largest = max(estimate.memory, key=lambda rank: rank.total)
-    gigabytes = {
-        name: value / 1e9
-        for name, value in (
-            ("weights", largest.weights),
-            ("gradients", largest.gradients),
-            ("optimizer", largest.optimizer),
-            ("activations", largest.activations),
-            ("logits", largest.logits),
-        )
-    }
+    parts = ("weights", "gradients", "optimizer", "activations", "logits")
     limit = estimate.memory_limit_bytes
-    of_limit = str(limit) if isinstance(limit, Unavailable) else f"{limit / 1e9:.2f} GB"
+    of_limit = str(limit) if isinstance(limit, Unavailable) else show_bytes(limit)
     return [
         *_field("PLAN", plan.run_name),
         *_field(
@@ -74,8 +73,8 @@ def _work(plan: RunPlan) -> list[str]:
         ),
         *_field(
             "memory",
-            f"{largest.total / 1e9:.2f} GB of {of_limit} on the largest rank (stage {largest.pipeline_rank}): "
-            + ", ".join(f"{name} {value:.2f}" for name, value in gigabytes.items()),
+            f"{show_bytes(largest.total)} of {of_limit} on the largest rank (stage {largest.pipeline_rank}): "
+            + ", ".join(f"{part} {show_bytes(getattr(largest, part))}" for part in parts),
         ),
     ]
 
@@ -105,10 +104,10 @@ def _source(figure: Figure, source: str) -> str:
 
 
 def _blend(plan: RunPlan) -> list[str]:
-    lines = ["blend"]
+    lines: list[str] = []
     for entry in plan.blend:
         lines += _field(
-            "",
+            "" if lines else "blend",
             f"{entry.share:.1%} {entry.source} ({entry.role}, {entry.licence}): {entry.num_samples} samples,"
             f" {entry.num_epochs:.2f} times its {show_count(entry.num_tokens)} tokens",
         )
@@ -125,7 +124,7 @@ def _decision(plan: RunPlan) -> list[str]:
 
 
 def _basis(plan: RunPlan) -> list[str]:
-    lines = ["basis"]
+    lines: list[str] = []
     for line in (*plan.estimate.basis, plan.estimate.flops_convention):
-        lines += _field("", f"- {line}")
+        lines += _field("" if lines else "basis", f"- {line}")
     return lines

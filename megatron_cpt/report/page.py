@@ -54,7 +54,7 @@ def _verdict(records: RunRecords) -> str:
         (score.text, score.role, _bits(score.base), _bits(score.extended), _bits(score.trained), _change(score.base, score.trained))
         for score in records.scores
     ]
-    reasons = "".join(f"<li>{escape(rule.reason)}</li>" for rule in verdict.rules) if verdict else ""
+    reasons = "".join(f"<li>{escape(str(rule))}</li>" for rule in verdict.rules) if verdict else ""
     head = ("held-out text", "role", "frozen base", "extended", "trained", "against base")
     return (
         f'<p class="verdict {decision}">{escape(words)}</p><ul>{reasons}</ul>'

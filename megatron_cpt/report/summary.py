@@ -22,7 +22,7 @@ def summary(records: RunRecords) -> str:
     lines = [f"{records.run_dir.name}: {title}", ""]
     lines += _scores(records.scores)
     if verdict:
-        lines += [line for reason in [rule.reason for rule in verdict.rules] for line in _field("why", reason)]
+        lines += [line for rule in verdict.rules for line in _field("why", str(rule))]
     lines += _work(records) + _places(records)
     return "\n".join(lines) + "\n"
 
@@ -56,8 +56,10 @@ def _work(records: RunRecords) -> list[str]:
         lines += _field("tokens", f"{facts['tokens']:,} in {facts['step']} steps: {parts}")
     if plan and train and whole:
         estimate = plan.estimate
-        time = f"training estimated {_interval(estimate.seconds_low, estimate.seconds, estimate.seconds_high)}"
-        lines += _field("time", f"{time}; took {_took(train.seconds.show('{}'))}; all stages {_took(whole.seconds.show('{}'))}")
+        steps = show_duration(sum(step["seconds"] for step in records.steps))
+        time = f"steps estimated {_interval(estimate.seconds_low, estimate.seconds, estimate.seconds_high)}, took {steps}"
+        stage, line = _took(train.seconds.show("{}")), _took(whole.seconds.show("{}"))
+        lines += _field("time", f"{time}; the train stage with start and checkpoints {stage}; all stages {line}")
         cost = f"training estimated {show(estimate.usd, '{:.4g} USD')}"
         lines += _field("cost", f"{cost}; all stages: {whole.usd.show('{:.4g} USD')}")
         energy = f"training estimated {show(estimate.kwh, '{:.4g} kWh')}"

@@ -10,7 +10,7 @@ from megatron_cpt.config.schema import ClusterConfig
 from megatron_cpt.errors import ConfigError
 
 STAGES = ("corpus", "vocab", "index", "init", "plan", "baseline", "train", "eval", "gate", "export", "report")
-STAGES_ON_DEVICES = ("baseline", "eval", "export")  # on one node; train has its own job body and all nodes
+STAGES_ON_RANKS = ("baseline", "train", "eval")  # on all nodes and devices, through slurm/ranks.sh
 SIGNAL_LEAD_SECONDS = 300  # Slurm warns this long before the time limit: several steps and the save of a checkpoint
 NO_ENV_FILE = "-"
 
@@ -44,32 +44,27 @@ def sbatch_argv(
         slurm_dir: the folder of the job bodies.
         overrides: what the user typed after `submit`; each one stays one argument.
     """
-    is_train = stage == "train"
-    on_devices = is_train or stage in STAGES_ON_DEVICES
-    num_ranks = cluster.ranks_per_node if on_devices else 1
+    on_ranks = stage in STAGES_ON_RANKS
     argv = [
         "sbatch",
         "--parsable",
         f"--job-name={run_name}-{stage}",
-        f"--nodes={cluster.num_nodes if is_train else 1}",
+        f"--nodes={cluster.num_nodes if on_ranks else 1}",
         "--ntasks-per-node=1",
-        f"--cpus-per-task={cluster.threads_per_rank * num_ranks}",
+        f"--cpus-per-task={cluster.threads_per_rank * (cluster.ranks_per_node if on_ranks else 1)}",
         f"--output={run_dir}/slurm/{stage}-%j.out",
         "--open-mode=append",
     ]
-    if on_devices and cluster.backend == "cuda":
+    if on_ranks and cluster.backend == "cuda":
         argv.append(f"--gpus-per-node={cluster.ranks_per_node}")
     for option, value in (("partition", cluster.partition), ("account", cluster.account), ("time", cluster.time_limit)):
         if value is not None:
             argv.append(f"--{option}={value}")
-    if is_train:
+    common = (cluster.env_file or NO_ENV_FILE, str(slurm_dir / "ranks.sh"))
+    if stage == "train":
         argv += ["--requeue", f"--signal=B:USR1@{SIGNAL_LEAD_SECONDS}"]
-    env_file = cluster.env_file or NO_ENV_FILE
-    if is_train:
-        body = [str(slurm_dir / "train.sbatch"), env_file, str(run_dir), str(cluster.ranks_per_node), *overrides]
-    else:
-        body = [str(slurm_dir / "stage.sbatch"), env_file, stage, *overrides]
-    return (*argv, *body)
+        return (*argv, str(slurm_dir / "train.sbatch"), *common, str(run_dir), *overrides)
+    return (*argv, str(slurm_dir / "stage.sbatch"), *common, stage, *overrides)
 
 
 def line_of_jobs(

@@ -78,7 +78,7 @@ def build_vocab(
     layout = layout_of(base, merges, separator, settings.pad_rows_to_multiple, sha256_file(folder / "tokenizer.json"))
     write_json(result.folder / "vocab_layout.json", to_plain(layout))
     pieces = describe_pieces(merges, base.num_rows)
-    write_text(result.folder / "new_pieces.jsonl", "".join(json.dumps(piece, ensure_ascii=False) + "\n" for piece in pieces))
+    write_text(result.folder / "new_pieces.jsonl", "".join(map(one_line, pieces)))
 
     held_out = {role: take(names, ("test",), CHECK_BYTES) for role, names in (("domain", domain), ("general", general))}
     say("vocab: proving the contract")
@@ -156,6 +156,14 @@ def describe_pieces(merges: list[Merge], num_base_ids: int) -> list[dict[str, An
             }
         )  # fmt: skip
     return described
+
+
+def one_line(piece: dict[str, Any]) -> str:
+    """Return a piece as one line of JSON for every reader: some take U+0085, U+2028 and U+2029 for ends of lines."""
+    line = json.dumps(piece, ensure_ascii=False)
+    for separator in ("\x85", "\u2028", "\u2029"):
+        line = line.replace(separator, f"\\u{ord(separator):04x}")
+    return line + "\n"
 
 
 def prove(

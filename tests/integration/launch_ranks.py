@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from torch import multiprocessing
-from torch.multiprocessing.spawn import ProcessException
+# What the others report when one rank leaves: a consequence, never the cause.
+CONSEQUENCES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+GRACE_S = 5.0  # for the cause to be written when a consequence was written first
 
 
 class RankFailed(AssertionError):
@@ -29,23 +33,55 @@ def launch_ranks(function: Callable[..., Any], num_ranks: int, *args: Any, timeo
     Raises:
         RankFailed: with the rank and traceback of the first failure, or after the timeout.
     """
-    with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
-        context = multiprocessing.start_processes(
-            _run_rank, args=(function, args, _torchrun_variables(num_ranks), folder), nprocs=num_ranks, join=False, start_method="spawn"
-        )
-        deadline = time.monotonic() + timeout_s
+    with tempfile.TemporaryDirectory(prefix="ranks-") as name:
+        folder, variables = Path(name), _torchrun_variables(num_ranks)
+        spawn = multiprocessing.get_context("spawn")
+        processes = [spawn.Process(target=_run_rank, args=(rank, function, args, variables, folder)) for rank in range(num_ranks)]
         try:
-            while not context.join(timeout=max(0.1, min(1.0, deadline - time.monotonic()))):
-                if time.monotonic() > deadline:
-                    raise RankFailed(f"{num_ranks} ranks did not finish within {timeout_s} s")
-        except ProcessException as error:
-            raise RankFailed(f"rank {error.error_index} of {num_ranks} failed: {error.msg}") from None
+            for process in processes:
+                process.start()
+            if not _wait(processes, timeout_s):
+                raise RankFailed(f"{num_ranks} ranks did not finish within {timeout_s} s")
         finally:
-            for process in context.processes:
+            for process in processes:
                 if process.is_alive():
                     process.kill()
                 process.join()
-        return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(num_ranks)]
+        _raise_first_failure(processes, folder)
+        return [pickle.loads((folder / f"{rank}.result").read_bytes()) for rank in range(num_ranks)]
+
+
+def _wait(processes: Sequence[BaseProcess], timeout_s: float) -> bool:
+    """Return True when all ranks ended, or one failed and the others had time to fail too; False at the timeout."""
+    deadline = time.monotonic() + timeout_s
+    failed_at: float | None = None
+    while any(process.is_alive() for process in processes):
+        now = time.monotonic()
+        if failed_at is None and any(process.exitcode not in (None, 0) for process in processes):
+            failed_at = now
+        if failed_at is not None and now > failed_at + GRACE_S:
+            return True
+        if now > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _raise_first_failure(processes: Sequence[BaseProcess], folder: Path) -> None:
+    failures = []
+    for rank, process in enumerate(processes):
+        report = folder / f"{rank}.failure"
+        if report.exists():
+            when, text = pickle.loads(report.read_bytes())
+            failures.append((any(mark in text for mark in CONSEQUENCES), when, rank, text))
+        elif process.exitcode and process.exitcode != -9:  # -9: ended above, after another rank's failure
+            failures.append((False, 0.0, rank, f"the process ended with exit code {process.exitcode}"))
+    if not failures and any(process.exitcode for process in processes):
+        killed = [rank for rank, process in enumerate(processes) if process.exitcode]
+        failures.append((False, 0.0, killed[0], "the process was killed"))
+    if failures:
+        _, _, rank, text = min(failures)
+        raise RankFailed(f"rank {rank} of {len(processes)} failed: {text}")
 
 
 def _torchrun_variables(num_ranks: int) -> dict[str, str]:
@@ -55,9 +91,14 @@ def _torchrun_variables(num_ranks: int) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _run_rank(rank: int, function: Callable[..., Any], args: tuple[Any, ...], variables: dict[str, str], folder: str) -> None:
+def _run_rank(rank: int, function: Callable[..., Any], args: tuple[Any, ...], variables: dict[str, str], folder: Path) -> None:
     os.environ |= {**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    (Path(folder) / str(rank)).write_bytes(pickle.dumps(function(*args)))
+    try:
+        result = function(*args)
+    except BaseException:
+        (folder / f"{rank}.failure").write_bytes(pickle.dumps((time.monotonic(), traceback.format_exc())))
+        raise
+    (folder / f"{rank}.result").write_bytes(pickle.dumps(result))
 
 
 def _free_port() -> int:

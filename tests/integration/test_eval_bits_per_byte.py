@@ -1,5 +1,6 @@
 """Bits per byte by Megatron against transformers, and the same whatever the batch size and the layout of ranks."""
 
+# ruff: noqa: PLC0415  -- ranks import torch and megatron in their own process, after the backend is chosen
 from __future__ import annotations
 
 import json
@@ -9,24 +10,17 @@ from typing import Any
 
 import pytest
 from launch_ranks import launch_ranks
-from tiny_run import END, make_layout, make_plan, make_run
+from tiny_run import END, TEXTS, make_layout, make_plan, make_run
 from tokenizers import Tokenizer
 
-from megatron_cpt.plan.run_plan import EvalPlan, EvalText, RunPlan
+from megatron_cpt.plan.run_plan import EvalPlan, RunPlan
 
 WINDOW = 48
 
 
-def texts(max_bytes: int = 100_000) -> tuple[EvalText, ...]:
-    return (
-        EvalText("law", "domain", "corpus/law.test.jsonl", max_bytes),
-        EvalText("talk", "general", "corpus/talk.test.jsonl", max_bytes),
-    )
-
-
 def evaluate(run_dir: Path, *, micro_batch_size: int = 2, subjects: tuple[str, ...] = ("base", "init"), **layout: Any) -> dict:
     wanted = make_layout(**layout)
-    plan_path = make_plan(run_dir, wanted, eval=EvalPlan(texts(), WINDOW, micro_batch_size))
+    plan_path = make_plan(run_dir, wanted, eval=EvalPlan(TEXTS, WINDOW, micro_batch_size))
     out = run_dir / "eval" / "eval.json"
     launch_ranks(_evaluate_rank, wanted.num_ranks, str(plan_path), subjects, str(out))
     return json.loads(out.read_text(encoding="utf-8"))

@@ -1,5 +1,6 @@
 """Megatron's training step against transformers' Llama and torch's AdamW, on the same tokens."""
 
+# ruff: noqa: PLC0415  -- ranks import torch and megatron in their own process, after the backend is chosen
 from __future__ import annotations
 
 import json

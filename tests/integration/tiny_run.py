@@ -1,5 +1,6 @@
 """A whole run folder at toy size, made with the real parts: a Llama in Hugging Face form, an index, an initial checkpoint, a plan."""
 
+# ruff: noqa: PLC0415  -- ranks import torch and megatron in their own process, after the backend is chosen
 from __future__ import annotations
 
 import atexit
@@ -45,10 +46,14 @@ END = "<|end|>"
 MERGES = [("t", "h"), ("th", "e"), ("i", "n"), ("a", "n"), ("Ġ", "the"), ("an", "d")]
 NEW_MERGES = [("l", "a"), ("la", "w"), ("c", "o"), ("Ġ", "law")]
 WORDS = {
-    "law": "the law and the court bind the party in an act of law and the judge".split(),
-    "talk": "an ant and the thin inn in the land sing and the moon hangs on".split(),
+    "law": ["the", "law", "and", "the", "court", "bind", "the", "party", "in", "an", "act", "of", "law", "and", "the", "judge"],
+    "talk": ["an", "ant", "and", "the", "thin", "inn", "in", "the", "land", "sing", "and", "the", "moon", "hangs", "on"],
 }
 UNKNOWN = Unavailable("a test")
+TEXTS = (
+    EvalText("law", "domain", "corpus/law.test.jsonl", 100_000),
+    EvalText("talk", "general", "corpus/talk.test.jsonl", 100_000),
+)
 
 
 def make_tokenizer(path: Path, merges: list[tuple[str, str]]) -> Tokenizer:
@@ -172,7 +177,7 @@ def make_plan(run_dir: Path, layout: Layout, *, num_steps: int = 5, **changes: A
         num_steps=num_steps, optimizer=OptimizerPlan(0.9, 0.95, 1e-8, 0.1, 1.0),
         schedule=SchedulePlan("cosine", 2e-3, 2e-4, 2 * layout.global_batch_size, num_samples), checkpoint=CheckpointPlan(1000, 2),
         log_every_steps=1, eval_every_steps=0, wandb_mode="disabled", wandb_project="test",
-        eval=EvalPlan((EvalText("law", "domain", "corpus/law.test.jsonl", 100_000), EvalText("talk", "general", "corpus/talk.test.jsonl", 100_000)), 48, 2),
+        eval=EvalPlan(TEXTS, 48, 2),
         gate=GatePlan((), 0.95, 100, 0), stop=StopConditions(None, None, None),
         tariff=Tariff("none", UNKNOWN, "", UNKNOWN, "", UNKNOWN, "", UNKNOWN, ""),
         estimate=Estimate(200_000, (), UNKNOWN, 1.0, "none", 1, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, ()),

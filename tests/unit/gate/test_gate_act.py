@@ -12,7 +12,7 @@ from gate_examples import BASELINE, BETTER, FORGETFUL, RULES, good_of, record, r
 from megatron_cpt.errors import DataError
 from megatron_cpt.gate import act
 from megatron_cpt.gate.act import branch_id, carry_out
-from megatron_cpt.gate.audit import training_problems, verdict_problems
+from megatron_cpt.gate.audit import STAGES_WITH_MANIFEST, audit, training_problems, verdict_problems
 from megatron_cpt.gate.decide import decide
 from megatron_cpt.gate.verdict import Verdict
 from megatron_cpt.record.store import read_json, read_lines, write_json
@@ -179,3 +179,11 @@ def test_the_audit_sees_missing_training_records_and_a_bill_without_reason(tmp_p
     problems = training_problems(run)
     assert problems[0] == "train/metrics.jsonl holds no training step"
     assert [problem.split(" records no ")[1][:6] for problem in problems[1:]] == ["usd, n", "joules"]
+
+
+def test_the_audit_of_an_empty_folder_lists_every_missing_record_and_does_not_fail(tmp_path: Path) -> None:
+    problems = audit(tmp_path)
+    for stage in STAGES_WITH_MANIFEST:
+        assert f"{stage}/manifest.json is missing" in problems
+    for name in ("plan.yaml", "baseline/eval.json", "eval/eval.json", "gate/verdict.json", "metrics.jsonl", "ledger.jsonl"):
+        assert any(name in problem for problem in problems), name

@@ -39,9 +39,8 @@ def test_split_undoes_fuse(num_heads: int, num_groups: int) -> None:
 
 def test_every_tensor_of_a_layer_is_made_by_exactly_one_rule() -> None:
     made = [name for rule in LAYER_RULES for name in rule.hf]
-    in_layer = [
-        name.removeprefix("model.layers.0.") for name in expected_shapes(shape_of(num_heads=4, num_groups=2, head_dim=2), num_rows=10)
-    ]
+    shapes = expected_shapes(shape_of(num_heads=4, num_groups=2, head_dim=2), num_rows=10)
+    in_layer = [name.removeprefix("model.layers.0.") for name in shapes]
     assert sorted(made) == sorted(name for name in in_layer if not name.startswith(("model.", "lm_head")))
 
 

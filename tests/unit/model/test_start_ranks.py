@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from datetime import timedelta
@@ -25,7 +26,7 @@ from megatron_cpt.model.parallel import ranks, single_rank_layout, start_ranks  
 
 ONE = single_rank_layout(8, dtype="fp32")
 SHAPE = ModelShape(
-    hidden_size=36, num_layers=30, num_attention_heads=9, num_query_groups=3, head_dim=4, ffn_hidden_size=64, num_base_ids=100,
+    hidden_size=36, num_layers=30, num_attention_heads=9, num_query_groups=3, head_dim=4, ffn_hidden_size=66, num_base_ids=100,
     max_position=64, norm_epsilon=1e-5, rotary_base=1e4, tied_embeddings=True,
 )  # fmt: skip
 
@@ -88,6 +89,13 @@ def wait_for_a_rank_that_does_not_come() -> None:
         distributed.barrier()
 
 
+def die_on_rank_1() -> None:
+    with ranks(replace(ONE, data=2), backend=choose("cpu"), seed=1, timeout=timedelta(seconds=60)):
+        if distributed.get_rank() == 1:
+            os._exit(17)
+        distributed.barrier()
+
+
 def rank_and_sum() -> tuple[int, float]:
     with ranks(replace(ONE, data=2), backend=choose("cpu"), seed=1):
         value = torch.tensor(float(distributed.get_rank() + 1))
@@ -102,6 +110,11 @@ def test_results_come_back_in_rank_order() -> None:
 def test_the_first_failure_is_raised_with_its_rank() -> None:
     with pytest.raises(RankFailed, match=r"rank 1 of 2 failed[\s\S]*ValueError: bad batch"):
         launch_ranks(fail_on_rank_1, 2)
+
+
+def test_a_rank_that_vanishes_is_named() -> None:
+    with pytest.raises(RankFailed, match=r"rank 1 of 2 failed: the process ended with exit code 17"):
+        launch_ranks(die_on_rank_1, 2)
 
 
 def test_a_rank_that_does_not_come_ends_the_wait() -> None:

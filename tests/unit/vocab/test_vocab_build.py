@@ -112,6 +112,14 @@ def test_new_pieces_spell_their_base_ids_and_can_be_produced(base_folder, built,
         assert whole.encode(extended.id_to_token(piece["id"]), add_special_tokens=False).ids == [piece["id"]]
 
 
+def test_a_piece_with_a_line_separator_stays_on_one_line(tmp_path, base_folder, sources):
+    texts = ["\u2028\u2028。\u2028\u2028。\x85\x85。" * 20]
+    result = build(tmp_path, base_folder, {**sources, "law": ("domain", texts, texts)}, num_new_pieces=4)
+    pieces = [json.loads(line)["piece"] for line in (result.folder / "new_pieces.jsonl").read_text().splitlines()]
+    assert len(pieces) == 4
+    assert any("\u2028" in piece for piece in pieces)
+
+
 def test_pieces_are_in_the_model_and_not_in_the_added_token_list(built):
     data = json.loads((built.folder / "tokenizer" / "tokenizer.json").read_text())
     assert [token["content"] for token in data["added_tokens"]] == [SEPARATOR]

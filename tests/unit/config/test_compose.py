@@ -1,0 +1,78 @@
+"""Composition refuses what it does not know, and says what to do instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_cpt.config.compose import compose, expand_sweep, shipped_conf
+from megatron_cpt.errors import ConfigError
+
+EXPERIMENTS = sorted(path.stem for path in (shipped_conf() / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "own_corpus"])
+def test_every_shipped_experiment_composes_without_a_missing_value(name: str) -> None:
+    config = compose([f"experiment={name}"])
+    assert config.source
+    assert set(config.blend.shares) <= set(config.source)
+
+
+def test_an_override_reaches_the_typed_configuration_as_a_number() -> None:
+    config = compose(["experiment=tiny", "schedule.peak_lr=1e-5", "blend.num_tokens=1000"])
+    assert config.schedule.peak_lr == 1e-5
+    assert config.blend.num_tokens == 1000
+
+
+def test_a_rate_without_a_dot_in_a_file_is_a_number(tmp_path: Path) -> None:
+    """A plain YAML 1.1 loader reads 1e-5 as text (public report D38)."""
+    folder = tmp_path / "schedule"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text("kind: cosine\nwarmup_fraction: 0.0\npeak_lr: 1e-5\nmin_lr: .000001\n")
+    config = compose(["experiment=tiny", "schedule=mine"], config_dir=tmp_path)
+    assert isinstance(config.schedule.warmup_fraction, float)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["experiment=tiny", "optim.peek_lr=1"], ["peek_lr"]),
+        (["experiment=tiny", "+model.num_layer=3"], ["num_layer"]),
+        (["experiment=tiny", "blend.num_tokens=many"], ["many", "num_tokens"]),
+        (["experiment=quikstart"], ["experiment=quickstart"]),
+        ([], ["experiment"]),
+        (["experiment=tiny", "model.path=a=b.ckpt"], ["Quote"]),
+        (["experiment=tiny", "run_name=../x"], ["run_name"]),
+        (["experiment=tiny", "run_name=a,b"], ["-m"]),
+    ],
+)
+def test_a_wrong_key_value_or_grammar_is_a_config_error_that_names_it(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        compose(overrides)
+    for word in words:
+        assert word in str(raised.value)
+    assert "Traceback" not in str(raised.value)
+
+
+def test_all_missing_values_are_listed_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "experiment"
+    folder.mkdir()
+    (folder / "bare.yaml").write_text("# @package _global_\nrun_name: bare\n")
+    with pytest.raises(ConfigError) as raised:
+        compose(["experiment=bare"], config_dir=tmp_path)
+    for key in ("model.path", "blend.num_tokens", "schedule.peak_lr", "parallel.tensor"):
+        assert key in str(raised.value)
+
+
+def test_a_quoted_value_with_an_equals_sign_and_chinese_passes() -> None:
+    assert compose(["experiment=tiny", 'model.path="模型=1.ckpt"']).model.path == "模型=1.ckpt"
+
+
+def test_a_sweep_is_the_product_of_its_choices_in_order() -> None:
+    assert expand_sweep(["experiment=tiny", "seed=1,2", "schedule.peak_lr=1e-3,1e-4"]) == [
+        ["experiment=tiny", "seed=1", "schedule.peak_lr=0.001"],
+        ["experiment=tiny", "seed=1", "schedule.peak_lr=0.0001"],
+        ["experiment=tiny", "seed=2", "schedule.peak_lr=0.001"],
+        ["experiment=tiny", "seed=2", "schedule.peak_lr=0.0001"],
+    ]

@@ -1,0 +1,59 @@
+"""The report shows what is recorded, and unknown where nothing is; strangers' names stay text."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+from megatron_cpt.report.chart import Series, line_chart
+from megatron_cpt.report.page import table, write_report
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened: list[str] = []
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.opened.append(tag)
+        self.sources += [value or "" for key, value in attrs if key in ("src", "href")]
+
+
+def test_an_empty_run_is_reported_as_not_judged(tmp_path: Path) -> None:
+    run_dir = tmp_path / "nothing"
+    run_dir.mkdir()
+    write_report(tmp_path / "out", run_dir)
+    assert "not judged yet" in (tmp_path / "out" / "summary.txt").read_text()
+    assert "Not judged yet" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_page_needs_no_other_file(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    (run_dir / "train").mkdir(parents=True)
+    lines = [{"kind": "step", "step": step, "tokens": 10 * step, "loss": 3 / step, "lr": 0.1, "grad_norm": 1.0} for step in (1, 2, 3)]
+    (run_dir / "train" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_report(tmp_path / "out", run_dir)
+    tags = Tags()
+    tags.feed((tmp_path / "out" / "report.html").read_text())
+    assert tags.sources == []
+    assert tags.opened.count("polyline") == 3  # loss, rate, norm; throughput was not recorded
+
+
+def test_a_chart_places_points_in_proportion() -> None:
+    chart = line_chart("t", [Series("s", [(0, 0), (5, 5), (10, 10)], "a")], x_label="x", y_label="y")
+    points = chart.split('points="')[1].split('"')[0].split(" ")
+    (x0, y0), (x1, y1), (x2, y2) = [tuple(map(float, point.split(","))) for point in points]
+    assert abs((x0 + x2) / 2 - x1) < 0.11  # coordinates have one decimal
+    assert abs((y0 + y2) / 2 - y1) < 0.11
+    assert y2 < y0  # up is less in SVG
+
+
+def test_points_that_are_not_finite_are_left_out() -> None:
+    assert "nan" not in line_chart("t", [Series("s", [(0, float("nan")), (1, 1)], "a")], x_label="x", y_label="y")
+    assert "no data" in line_chart("t", [Series("s", [(0, float("inf"))], "a")], x_label="x", y_label="y")
+
+
+def test_cells_are_escaped() -> None:
+    assert "<script>" not in table(("a",), [("<script>alert(1)</script>",)])

@@ -1,0 +1,75 @@
+"""Checkpoint folders without torch: what counts as complete, as newest, as prunable."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_cpt.errors import CheckpointError
+from megatron_cpt.train.checkpoint_files import check_contents, complete_checkpoints, describe, prune, publish, read_record, remove_torsos
+from megatron_cpt.train.state import TrainState
+
+
+def save(folder: Path, step: int, *, name: str | None = None) -> Path:
+    partial = folder / f".step_{step:08d}-test.partial"
+    (partial / "model").mkdir(parents=True)
+    (partial / "model" / "weights").write_bytes(bytes([step % 256]) * 100)
+    state = TrainState(step, step * 8, (step * 6, step * 2), (step * 60, step * 20))
+    record = describe(partial, state, sources=["law", "talk"], plan_fingerprint="p", wandb_run_id="w")
+    final = folder / (name or f"step_{step:08d}")
+    publish(partial, final, record)
+    return final
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "run" / "train" / "checkpoints"
+    path.mkdir(parents=True)
+    return path
+
+
+def test_the_state_comes_back_as_it_was(folder: Path) -> None:
+    record = read_record(save(folder, 40))
+    assert record.state() == TrainState(40, 320, (240, 80), (2400, 800))
+    assert (record.tokens_seen, record.wandb_run_id, record.plan_fingerprint) == (3200, "w", "p")
+
+
+def test_the_newest_is_the_highest_number_not_the_last_name(folder: Path) -> None:
+    for step, name in ((500, "step_500"), (2500, "step_2500"), (10000, "step_10000")):
+        save(folder, step, name=name)
+    assert [record.step for _, record in complete_checkpoints(folder)] == [10000, 2500, 500]
+
+
+def test_a_torso_is_not_complete_and_is_removed(folder: Path) -> None:
+    save(folder, 2)
+    (folder / ".step_00000004-abc.partial" / "model").mkdir(parents=True)
+    (folder / "step_00000006").mkdir()  # no record
+    assert [record.step for _, record in complete_checkpoints(folder)] == [2]
+    remove_torsos(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["step_00000002", "step_00000006"]
+
+
+def test_a_cut_file_makes_a_checkpoint_incomplete_and_a_changed_byte_is_found_by_its_hash(folder: Path) -> None:
+    cut, changed = save(folder, 2), save(folder, 4)
+    (cut / "model" / "weights").write_bytes(b"short")
+    (changed / "model" / "weights").write_bytes(b"x" * 100)
+    found = complete_checkpoints(folder)
+    assert [record.step for _, record in found] == [4]
+    with pytest.raises(CheckpointError, match="has changed"):
+        check_contents(*found[0])
+
+
+def test_pruning_keeps_the_newest_and_the_one_that_good_json_names(folder: Path) -> None:
+    for step in (2, 4, 6, 8, 10):
+        save(folder, step)
+    (folder.parent.parent / "good.json").write_text(json.dumps({"checkpoint": "train/checkpoints/step_00000004"}))
+    prune(folder, keep_last=2)
+    assert sorted(path.name for path in folder.iterdir()) == ["step_00000004", "step_00000008", "step_00000010"]
+
+
+def test_pruning_never_removes_the_only_checkpoint(folder: Path) -> None:
+    save(folder, 2)
+    prune(folder, keep_last=0)
+    assert [record.step for _, record in complete_checkpoints(folder)] == [2]

@@ -1,0 +1,60 @@
+"""No step appears twice in the metrics, and lost time is not forgotten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_cpt.record.store import append_line, read_lines
+from megatron_cpt.train.hooks import MetricsFile, TrainingClock, short_duration
+from megatron_cpt.train.metrics import rewind
+from megatron_cpt.train.state import StepResult, TrainState
+
+
+def fill(path: Path, steps: range) -> None:
+    for step in steps:
+        append_line(path, {"kind": "step", "step": step, "elapsed_seconds": step * 10.0})
+
+
+def test_records_after_the_resumed_step_go_and_their_time_stays(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    fill(path, range(1, 8))
+    append_line(path, {"kind": "eval", "step": 6, "bits_per_byte": {"law": 1.0}})
+    assert rewind(path, step=4) == 70.0
+    records = read_lines(path)
+    assert [record["step"] for record in records if record["kind"] == "step"] == [1, 2, 3, 4]
+    assert not [record for record in records if record["kind"] == "eval"]
+    assert records[-1] == {"kind": "resume", "step": 4, "lost_steps": 3, "elapsed_seconds": 70.0}
+    assert rewind(path, step=4) == 70.0  # killed again at once: the lost time still counts
+
+
+def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    fill(path, range(1, 4))
+    with path.open("a") as file:
+        file.write('{"kind":"step","step":4,"ela')
+    rewind(path, step=3)
+    assert [record["step"] for record in read_lines(path) if record["kind"] == "step"] == [1, 2, 3]
+
+
+def test_a_fresh_run_has_used_no_time(tmp_path: Path) -> None:
+    assert rewind(tmp_path / "metrics.jsonl", step=0) == 0.0
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_step_is_recorded_with_counts_of_the_whole_run(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    hook = MetricsFile(path, sources=["law", "talk"], clock=TrainingClock())
+    state = TrainState(step=9, samples_seen=72, source_samples=(50, 22), source_tokens=(500, 220))
+    hook.on_start(state)
+    hook.after_step(state.after(StepResult(2.5, 1.5, 1e-4, 0.5, (6, 2), (60, 20))))
+    (record,) = read_lines(path)
+    assert record["elapsed_seconds"] >= 0
+    del record["elapsed_seconds"]
+    assert record == {
+        "kind": "step", "step": 10, "samples": 80, "tokens": 800, "loss": 2.5, "lr": 1e-4, "grad_norm": 1.5, "seconds": 0.5,
+        "tokens_per_second": 160.0, "source_samples": {"law": 56, "talk": 24}, "source_tokens": {"law": 560, "talk": 240},
+    }  # fmt: skip
+
+
+def test_durations_are_short() -> None:
+    assert [short_duration(seconds) for seconds in (0, 59.6, 61, 3600, 90000)] == ["0m00s", "1m00s", "1m01s", "1h00m", "25h00m"]
