@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 from megatron_cpt.errors import CptError, printable
-from megatron_cpt.index.encode import load_tokenizer
 from megatron_cpt.index.format import open_index
 from megatron_cpt.index.verify import verify_index
+from megatron_cpt.record.tokenizer_file import load_tokenizer
 
 
 def main(arguments: list[str] | None = None) -> int:

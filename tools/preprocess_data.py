@@ -50,8 +50,9 @@ def usable_documents(pattern: str, key: str, left_out: Counter[str]) -> Iterator
 def run(chosen: argparse.Namespace) -> None:
     import numpy as np  # noqa: PLC0415
 
-    from megatron_cpt.index.encode import Faithful, encode, load_tokenizer  # noqa: PLC0415
+    from megatron_cpt.index.encode import Faithful, encode  # noqa: PLC0415
     from megatron_cpt.index.format import IndexWriter  # noqa: PLC0415
+    from megatron_cpt.record.tokenizer_file import load_tokenizer  # noqa: PLC0415
 
     folder = Path(chosen.tokenizer_model)
     tokenizer = load_tokenizer(folder / "tokenizer.json" if folder.is_dir() else folder)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cpt.eval.subjects import extended_tokenizer
-from megatron_cpt.eval.tokenize import load_tokenizer
 from megatron_cpt.plan.run_plan import RunPlan
+from megatron_cpt.record.tokenizer_file import load_tokenizer
 
 
 def bits_per_byte_of(plan: RunPlan, run_dir: Path, chunks: list[Any]) -> dict[str, float]:

@@ -15,9 +15,9 @@ from megatron_cpt.backend import choose
 from megatron_cpt.errors import ConfigError
 from megatron_cpt.eval.report import SCHEMA_VERSION, EvalReport, SubjectScore
 from megatron_cpt.eval.subjects import Subject, find_subject, train_checkpoint
-from megatron_cpt.eval.tokenize import load_tokenizer
 from megatron_cpt.plan.run_plan import RunPlan
 from megatron_cpt.record.hashing import sha256_file
+from megatron_cpt.record.tokenizer_file import load_tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 from tokenizers import Tokenizer
 
@@ -12,20 +11,6 @@ from megatron_cpt.errors import DataError
 from megatron_cpt.eval.texts import Document
 
 logger = logging.getLogger(__name__)
-
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a `tokenizer.json`.
-
-    Raises:
-        DataError: the file is missing or is not a tokenizer.
-    """
-    if not path.is_file():
-        raise DataError("A tokenizer is missing.", where=path)
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise DataError("A file is not a tokenizer.", where=path, value=str(error)) from None
 
 
 def encode(tokenizer: Tokenizer, documents: Sequence[Document], *, num_ids: int, where: object) -> list[list[int]]:

@@ -11,12 +11,13 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from megatron_cpt.errors import DataError
-from megatron_cpt.index.encode import Document, Faithful, encode, load_tokenizer
+from megatron_cpt.index.encode import Document, Faithful, encode
 from megatron_cpt.index.format import IndexWriter
 from megatron_cpt.index.verify import compare_texts, verify_index
 from megatron_cpt.record.hashing import sha256_file
 from megatron_cpt.record.manifest import StageResult
 from megatron_cpt.record.store import read_json, write_text
+from megatron_cpt.record.tokenizer_file import load_tokenizer
 from megatron_cpt.record.typed import from_plain
 from megatron_cpt.record.vocab_layout import VocabLayout
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
-
-from megatron_cpt.errors import DataError
 
 BATCH_DOCUMENTS = 256
 BATCH_BYTES = 4_000_000
@@ -23,24 +20,6 @@ class Document:
     number: int
     name: str
     text: str
-
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    """Return a tokenizer set to encode documents: nothing cut or padded, and a special token's name in a text stays plain text.
-
-    So the end-of-document id stands in an index only where this stage puts it.
-
-    Raises:
-        DataError: the file is missing or cannot be loaded.
-    """
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust library raises bare Exception for any damaged content
-        raise DataError("A tokenizer.json cannot be loaded.", where=path, value=str(error)[:300]) from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True
-    return tokenizer
 
 
 def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -60,14 +60,6 @@ def read_object(path: Path) -> dict[str, Any]:
     return data
 
 
-def for_plain_text(tokenizer: Tokenizer) -> Tokenizer:
-    """Set a tokenizer to encode documents: nothing cut or padded, and a special token's name inside a text stays plain text."""
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True
-    return tokenizer
-
-
 def tokenizer_from(data: dict[str, Any], *, where: Path) -> Tokenizer:
     try:
         return for_plain_text(Tokenizer.from_str(json.dumps(data, ensure_ascii=False)))
