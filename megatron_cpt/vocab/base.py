@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from megatron_cpt.errors import DataError, printable
+from megatron_cpt.record.tokenizer_file import for_plain_text
 from megatron_cpt.vocab.byte_level import CHARACTER_OF_BYTE
 
 MAX_TOKENIZER_BYTES = 256 * 1024 * 1024

@@ -13,8 +13,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from megatron_cpt.config.schema import TokenizerConfig
 from megatron_cpt.errors import ConfigError, DataError
 from megatron_cpt.record.manifest import StageResult
+from megatron_cpt.record.tokenizer_file import for_plain_text
 from megatron_cpt.vocab import contract
-from megatron_cpt.vocab.base import for_plain_text, load_base
+from megatron_cpt.vocab.base import load_base
 from megatron_cpt.vocab.build import build_vocab
 from megatron_cpt.vocab.byte_level import BYTE_OF_CHARACTER, piece_bytes
 
