@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import replace
 from datetime import timedelta
@@ -75,46 +74,11 @@ def test_a_layout_that_divides_passes() -> None:
     check_layout(SHAPE, VocabLayout(100, 100, 102, 0, ""), replace(ONE, tensor=3, pipeline=2))
 
 
-def fail_on_rank_1() -> None:
-    with ranks(replace(ONE, data=2), backend=choose("cpu"), seed=1, timeout=timedelta(seconds=60)):
-        if distributed.get_rank() == 1:
-            raise ValueError("bad batch")
-        distributed.barrier()
-
-
 def wait_for_a_rank_that_does_not_come() -> None:
     with ranks(replace(ONE, data=2), backend=choose("cpu"), seed=1, timeout=timedelta(seconds=5)):
         if distributed.get_rank() == 1:
             time.sleep(30)
         distributed.barrier()
-
-
-def die_on_rank_1() -> None:
-    with ranks(replace(ONE, data=2), backend=choose("cpu"), seed=1, timeout=timedelta(seconds=60)):
-        if distributed.get_rank() == 1:
-            os._exit(17)
-        distributed.barrier()
-
-
-def rank_and_sum() -> tuple[int, float]:
-    with ranks(replace(ONE, data=2), backend=choose("cpu"), seed=1):
-        value = torch.tensor(float(distributed.get_rank() + 1))
-        distributed.all_reduce(value)
-        return distributed.get_rank(), float(value)
-
-
-def test_results_come_back_in_rank_order() -> None:
-    assert launch_ranks(rank_and_sum, 2) == [(0, 3.0), (1, 3.0)]
-
-
-def test_the_first_failure_is_raised_with_its_rank() -> None:
-    with pytest.raises(RankFailed, match=r"rank 1 of 2 failed[\s\S]*ValueError: bad batch"):
-        launch_ranks(fail_on_rank_1, 2)
-
-
-def test_a_rank_that_vanishes_is_named() -> None:
-    with pytest.raises(RankFailed, match=r"rank 1 of 2 failed: the process ended with exit code 17"):
-        launch_ranks(die_on_rank_1, 2)
 
 
 def test_a_rank_that_does_not_come_ends_the_wait() -> None:

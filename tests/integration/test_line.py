@@ -1,0 +1,160 @@
+"""The whole line as a user runs it: promote, no-op, refusal of changed inputs, a rollback that happens, and going on after kill -9."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from line_workspace import ROOT, command, cpt, make_workspace
+
+PREPARED = ("corpus", "vocab", "index", "init")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace whose run `good` has walked the whole line."""
+    folder = make_workspace(tmp_path_factory.mktemp("line"))
+    done = cpt(folder, "run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def copy_prepared(workspace: Path, name: str) -> Path:
+    """Give a new run the finished preparation of `good`, so that only what differs is done again."""
+    run_dir = workspace / "runs" / name
+    shutil.rmtree(run_dir, ignore_errors=True)
+    for stage in PREPARED:
+        shutil.copytree(workspace / "runs" / "good" / stage, run_dir / stage)
+    return run_dir
+
+
+def test_a_sound_run_is_promoted_and_its_records_hold(workspace: Path) -> None:
+    run_dir = workspace / "runs" / "good"
+    assert json.loads((run_dir / "gate" / "verdict.json").read_text())["decision"] == "promote"
+    assert json.loads((run_dir / "good.json").read_text())["checkpoint"].startswith("train/checkpoints/step_")
+    audit = cpt(workspace, "audit")
+    assert audit.returncode == 0, audit.stderr
+    lines = [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if line["kind"] == "end" and line["stage"] == "train"]
+    assert len(trained) == 1
+    assert trained[0]["tokens"] == 10 * 8 * 128  # steps x sequences x tokens of the experiment
+    assert trained[0]["usd"]["unavailable"]  # no price was set: unknown, never zero
+
+
+def test_the_export_loads_from_its_folder_alone(workspace: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+
+    alone = tmp_path / "elsewhere"
+    shutil.copytree(workspace / "runs" / "good" / "export" / "hf", alone)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(alone), AutoTokenizer.from_pretrained(alone)
+    assert len(tokenizer) == model.get_input_embeddings().weight.shape[0] == 512 + 32
+    assert tokenizer.decode(tokenizer("def main():\n    return 0")["input_ids"]) == "def main():\n    return 0"
+
+
+def test_a_second_run_passes_over_every_stage(workspace: Path) -> None:
+    again = cpt(workspace, "run")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("finished before with equal inputs") == 11
+
+
+def test_changed_inputs_are_refused_and_the_field_is_named(workspace: Path) -> None:
+    changed = cpt(workspace, "run", "schedule.peak_lr=1e-4")
+    assert changed.returncode == 2
+    assert "settings.schedule.peak_lr: 0.005 -> 0.0001" in changed.stderr
+    assert "Traceback" not in changed.stderr
+
+
+def test_a_run_with_a_huge_rate_is_really_rolled_back(workspace: Path) -> None:
+    run_dir = copy_prepared(workspace, "bad")
+    bad = cpt(workspace, "run", "run_name=bad", "schedule.peak_lr=30", "schedule.min_lr=30")
+    assert bad.returncode == 5, bad.stdout + bad.stderr
+    assert "rolled back" in bad.stderr
+    assert json.loads((run_dir / "good.json").read_text())["checkpoint"] == "init/checkpoint"
+    assert not list((run_dir / "train" / "checkpoints").glob("step_*"))
+    branches = list((run_dir / "train" / "branches").iterdir())
+    assert len(branches) == 1
+    assert list(branches[0].glob("step_*"))
+    for record in ("ledger.jsonl", "train/metrics.jsonl"):
+        events = [line for line in map(json.loads, (run_dir / record).read_text().splitlines()) if line.get("event") == "rollback"]
+        assert len(events) == 1
+    assert (run_dir / "report" / "report.html").exists()
+    assert not (run_dir / "export").exists()
+    export = cpt(workspace, "export", "run_name=bad", "schedule.peak_lr=30", "schedule.min_lr=30")
+    assert export.returncode == 3
+    again = cpt(workspace, "run", "run_name=bad", "schedule.peak_lr=30", "schedule.min_lr=30")
+    assert again.returncode == 5
+    audit = cpt(workspace, "audit", "run_name=bad", "schedule.peak_lr=30", "schedule.min_lr=30")
+    assert audit.returncode == 0, audit.stderr
+    (run_dir / "good.json").unlink()
+    audit = cpt(workspace, "audit", "run_name=bad", "schedule.peak_lr=30", "schedule.min_lr=30")
+    assert audit.returncode == 3
+    assert "good.json" in audit.stderr
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_goes_on_to_the_same_weights(workspace: Path) -> None:
+    """`kill -9` of the command at seven random moments; the finished run scores and weighs what the undisturbed one does."""
+    run_dir = workspace / "runs" / "killed"
+    chance = random.Random(20261125)
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), WANDB_MODE="offline")
+    for _ in range(7):
+        process = subprocess.Popen(
+            command(workspace, "run", "run_name=killed"),
+            cwd=workspace,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            process.wait(timeout=chance.uniform(2, 40))
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        time.sleep(1)  # for the kernel to end the children
+    finished = cpt(workspace, "run", "run_name=killed", timeout_s=600)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    scores = [
+        json.loads((folder / "eval" / "eval.json").read_text())["subjects"]["train"]["texts"]
+        for folder in (run_dir, workspace / "runs" / "good")
+    ]
+    assert scores[0] == scores[1]
+    steps = [json.loads(line) for line in (run_dir / "train" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps if line["kind"] == "step"] == list(range(1, 11))
+    assert not list(run_dir.glob(".*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "words"),
+    [
+        (["source.code.path=nowhere.jsonl"], 3, ["nowhere.jsonl"]),
+        (["source.code.licence=''"], 2, ["licence", "code"]),
+        (["model.path=text"], 4, ["config.json"]),
+        (["source.other.role=genral"], 2, ["genral"]),
+    ],
+)
+def test_bad_input_is_one_clear_message_and_leaves_nothing(workspace: Path, overrides: list[str], code: int, words: list[str]) -> None:
+    failed = cpt(workspace, "run", "run_name=refused", *overrides)
+    assert failed.returncode == code, failed.stdout + failed.stderr
+    assert "Traceback" not in failed.stderr
+    for word in words:
+        assert word in failed.stderr
+    left = {path.name for path in (workspace / "runs" / "refused").iterdir()} - {".lock", "ledger.jsonl"}
+    assert left <= {"corpus"}
+
+
+def test_every_degree_that_does_not_divide_is_listed(workspace: Path) -> None:
+    copy_prepared(workspace, "undivided")
+    failed = cpt(workspace, "run", "run_name=undivided", "parallel.tensor=3", "schedule.min_lr=1")
+    assert failed.returncode == 2
+    assert "tensor" in failed.stderr
+    assert "min_lr" in failed.stderr
+    assert not (workspace / "runs" / "undivided" / "plan").exists()
+    assert not list((workspace / "runs" / "undivided").glob(".*.partial"))

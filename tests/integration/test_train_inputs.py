@@ -1,0 +1,44 @@
+"""What training refuses before its first step, under torchrun as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_run import make_layout, make_plan, make_run, torchrun
+
+
+def refuse(run_dir: Path) -> tuple[dict[str, Any], str]:
+    """Train, which must fail, and return the outcome and what the user read before torchrun's own report."""
+    process = torchrun("megatron_cpt.train", f"plan={make_plan(run_dir, make_layout())}", num_ranks=1)
+    assert process.returncode != 0
+    outcome = json.loads((run_dir / "train" / "outcome.json").read_text(encoding="utf-8"))
+    assert outcome["status"] == "failed"
+    assert not list((run_dir / "train").glob("checkpoints/*"))
+    said = process.said.split("torch/distributed/elastic")[0]  # type: ignore[attr-defined]
+    assert "Traceback" not in said
+    return outcome, said
+
+
+def test_an_empty_source_is_refused_instead_of_looping_for_ever(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path)
+    (run_dir / "index" / "talk.bin").write_bytes(b"")
+    # one boundary (0), no sequence
+    (run_dir / "index" / "talk.idx").write_bytes(b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, 0, 1) + bytes(8))
+    outcome, said = refuse(run_dir)
+    assert outcome["exit_code"] == 3
+    assert "talk holds 0 tokens" in said
+
+
+@pytest.mark.slow
+def test_a_missing_initial_checkpoint_is_refused_and_never_replaced_by_random_weights(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path)
+    plan_path = make_plan(run_dir, make_layout())
+    (run_dir / "init").rename(run_dir / "elsewhere")
+    process = torchrun("megatron_cpt.train", f"plan={plan_path}", num_ranks=1)
+    assert process.returncode != 0
+    assert "The stage 'init' has not finished." in process.said  # type: ignore[attr-defined]
+    assert not (run_dir / "train" / "metrics.jsonl").exists()
