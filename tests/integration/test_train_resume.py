@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def has_steps(run_dir: Path, count: int) -> bool:
 
 
 def weights(run_dir: Path, step: int = STEPS) -> dict[str, Any]:
-    """Return every tensor of a checkpoint, weights and moments, as lists of their bytes."""
+    """Return every tensor of a checkpoint, weights and moments, as bytes."""
     (tensors,) = launch_ranks(_read_tensors, 1, str(run_dir / "train" / "checkpoints" / f"step_{step:08d}" / "model"))
     return tensors
 
@@ -66,7 +66,15 @@ def _read_tensors(folder: str) -> dict[str, bytes]:
     from megatron_cpt.model.parallel import ranks, single_rank_layout
 
     with ranks(single_rank_layout(8, dtype="fp32"), backend=backend, seed=0):
-        return {name: tensor.numpy().tobytes() for name, tensor in load_plain_tensors(folder).items()}
+        return dict(_flat(load_plain_tensors(folder)))
+
+
+def _flat(tree: Any, path: str = "") -> Iterator[tuple[str, bytes]]:
+    if isinstance(tree, dict | list):
+        for key, branch in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from _flat(branch, f"{path}/{key}")
+    else:
+        yield path, tree.numpy().tobytes()
 
 
 def assert_equal_runs(run_dir: Path, whole: Path) -> None:
