@@ -87,7 +87,7 @@ def read_parts(path: Path, vocab: VocabLayout) -> list[list[int]]:
     """
     parts: dict[int, list[int]] = {}
     try:
-        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # splitlines would also break at U+2028
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # every line is closed; splitlines would also break at U+2028
     except (FileNotFoundError, UnicodeDecodeError) as error:
         raise DataError("The list of new pieces cannot be read.", where=path, value=str(error)) from None
     for number, line in enumerate(lines, 1):
