@@ -18,14 +18,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
+from megatron_cpt.errors import EXIT_STOPPED
+
 T = TypeVar("T")
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent ends. Does nothing where the kernel has no such call."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Have the kernel kill this process when its parent ends, so that no orphan trains on beside a restarted run (Linux)."""
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it ended between the two lines above
+        os._exit(EXIT_STOPPED)
 
 
 def run_in_child(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:

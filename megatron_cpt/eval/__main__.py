@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_cpt.errors import ConfigError, CptError
+from megatron_cpt.launch_ranks import die_with_parent
 
 KEYS = ("plan", "subjects", "checkpoint", "out")
 
@@ -49,6 +50,7 @@ def parse(arguments: list[str]) -> Arguments:
 
 def main(arguments: list[str]) -> int:
     """Run one rank and return its exit code; a user's error is printed without a traceback."""
+    die_with_parent()
     try:
         wanted = parse(arguments)
         from megatron_cpt.eval.run import run  # noqa: PLC0415

@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron_cpt.backend import choose
 from megatron_cpt.errors import ConfigError
+from megatron_cpt.launch_ranks import die_with_parent
 from megatron_cpt.plan.run_plan import RunPlan
 from megatron_cpt.record.manifest import Manifest
 from megatron_cpt.train import hooks as hook
@@ -17,7 +18,6 @@ from megatron_cpt.train.metrics import METRICS_NAME
 from megatron_cpt.train.runtime import (
     StopRequest,
     configure_log,
-    die_with_launcher,
     fail,
     is_first_rank,
     only_attempt,
@@ -39,7 +39,7 @@ def run(plan_path: Path, *, evaluate: Evaluate | None) -> int:
         plan_path: `<run>/plan/plan.yaml`; everything is written under `<run>/train/`.
         evaluate: bits per byte by text of model chunks, called on every rank; None when the caller offers no evaluation.
     """
-    die_with_launcher()
+    die_with_parent()
     configure_log()
     plan, run_dir = RunPlan.load(plan_path), plan_path.resolve().parent.parent
     train_dir = run_dir / "train"

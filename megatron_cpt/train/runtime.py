@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
@@ -15,14 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megatron_cpt.errors import EXIT_STOPPED, CptError
+from megatron_cpt.errors import CptError
 from megatron_cpt.record.store import exclusive
 from megatron_cpt.train.outcome import EXIT_CODES, OUTCOME_NAME, SCHEMA_VERSION, Outcome, Status, write_outcome
 
 STOP_FILE = "stop-requested"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 DEBUG_VARIABLE = "MEGATRON_CPT_DEBUG"
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 logger = logging.getLogger(__name__)
 
@@ -34,15 +32,6 @@ def rank() -> int:
 
 def is_first_rank() -> bool:
     return rank() == 0
-
-
-def die_with_launcher() -> None:
-    """Have the kernel kill this rank when its launcher ends, so that no orphan trains on beside a restarted run (Linux)."""
-    launcher = os.getppid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != launcher:  # it ended between the two lines above
-        os._exit(EXIT_STOPPED)
 
 
 def configure_log() -> None:
