@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import spawn
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -31,6 +32,22 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it ended between the two lines above
         os._exit(EXIT_STOPPED)
+
+
+def tie_helpers_to_this_process() -> None:
+    """Have each process that `multiprocessing` spawns from here die with this one.
+
+    megatron-core's checkpoint writer spawns a manager; it would outlive a rank that is killed in a save, and hold its terminal.
+    """
+    plain = spawn.get_command_line
+
+    def tied(**arguments: Any) -> list[str]:
+        command = plain(**arguments)
+        code = command.index("-c") + 1
+        command[code] = f"from {__name__} import die_with_parent; die_with_parent(); {command[code]}"
+        return command
+
+    spawn.get_command_line = tied
 
 
 def run_in_child(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:

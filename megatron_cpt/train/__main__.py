@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from megatron_cpt.errors import ConfigError, CptError
-from megatron_cpt.launch_ranks import die_with_parent
 
 
 def plan_argument(arguments: list[str]) -> Path:
@@ -41,9 +40,6 @@ def main(arguments: list[str]) -> int:
             print(error, file=sys.stderr)
         return error.exit_code
 
-
-if __name__ == "__mp_main__":  # a helper of megatron's checkpoint writer; it would outlive a rank that is killed in a save
-    die_with_parent()
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_cpt.backend import choose
 from megatron_cpt.errors import ConfigError
-from megatron_cpt.launch_ranks import die_with_parent
+from megatron_cpt.launch_ranks import die_with_parent, tie_helpers_to_this_process
 from megatron_cpt.plan.run_plan import RunPlan
 from megatron_cpt.record.manifest import Manifest
 from megatron_cpt.train import hooks as hook
@@ -40,6 +40,7 @@ def run(plan_path: Path, *, evaluate: Evaluate | None) -> int:
         evaluate: bits per byte by text of model chunks, called on every rank; None when the caller offers no evaluation.
     """
     die_with_parent()
+    tie_helpers_to_this_process()
     configure_log()
     plan, run_dir = RunPlan.load(plan_path), plan_path.resolve().parent.parent
     train_dir = run_dir / "train"
