@@ -139,10 +139,11 @@ class GateConfig:
 
 @dataclass
 class EvalConfig:
-    """Held-out texts: the test split of each named source, at most `max_bytes` of it."""
+    """Held-out texts: the test split of each named source, at most `max_bytes` of it and `max_document_bytes` of a document."""
 
     texts: list[str] = field(default_factory=list)
     max_bytes: int = 200_000
+    max_document_bytes: int | None = None
     window_tokens: int = MISSING
     micro_batch_size: int = 1
 

@@ -24,6 +24,9 @@ class Document:
 def read_text(wanted: EvalText, run_dir: Path) -> list[Document]:
     """Return the first documents of a held-out text, `max_bytes` of UTF-8 at most; the last is cut at a character.
 
+    With `max_document_bytes` each document is cut to its beginning, so that the bytes come from more documents and the
+    paired interval of the gate has more pairs.
+
     Raises:
         DataError: the file is missing, a line is not a document, or there is no text in it.
     """
@@ -35,11 +38,13 @@ def read_text(wanted: EvalText, run_dir: Path) -> list[Document]:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             document = _parse(line, where=f"{path}:{number}")
-            text = cut_at_character(document.text, max_bytes=left)
+            limit = left if wanted.max_document_bytes is None else min(left, wanted.max_document_bytes)
+            text = cut_at_character(document.text, max_bytes=limit)
+            is_cut_by_total = text != document.text and limit == left
             if text:
                 documents.append(Document(document.id, text))
                 left -= documents[-1].num_bytes
-            if text != document.text or left == 0:
+            if is_cut_by_total or left == 0:
                 break
     if not documents:
         raise DataError("A held-out text holds nothing to score.", where=path, value=f"max_bytes {wanted.max_bytes}")

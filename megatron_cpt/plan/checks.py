@@ -84,6 +84,7 @@ def size_keys(config: ExperimentConfig) -> dict[str, float]:
         "monitor.log_every_steps": config.monitor.log_every_steps,
         "eval.micro_batch_size": config.eval.micro_batch_size,
         "eval.max_bytes": config.eval.max_bytes,
+        "eval.max_document_bytes": config.eval.max_bytes if config.eval.max_document_bytes is None else config.eval.max_document_bytes,
         "eval.window_tokens": config.eval.window_tokens,
         "gate.bootstrap_samples": config.gate.bootstrap_samples,
     }

@@ -152,6 +152,7 @@ def eval_plan_of(config: ExperimentConfig) -> EvalPlan:
                 role="domain" if config.source[name].role == "domain" else "general",
                 path=f"corpus/{name}.test.jsonl",
                 max_bytes=config.eval.max_bytes,
+                max_document_bytes=config.eval.max_document_bytes,
             )
             for name in config.eval.texts
         ),

@@ -93,12 +93,13 @@ class CheckpointPlan:
 
 @dataclass(frozen=True)
 class EvalText:
-    """A held-out text: `path` is a jsonl of the corpus stage, relative to the run folder."""
+    """A held-out text: `path` is a jsonl of the corpus stage, relative to the run folder; a document limit of None is none."""
 
     name: str
     role: Literal["domain", "general"]
     path: str
     max_bytes: int
+    max_document_bytes: int | None = None
 
 
 @dataclass(frozen=True)

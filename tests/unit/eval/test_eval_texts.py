@@ -78,3 +78,14 @@ def test_bad_arguments_are_a_config_error(arguments: list[str]) -> None:
     with pytest.raises(ConfigError):
         parse(arguments)
     assert main(arguments) == 2
+
+
+def test_a_limit_a_document_takes_beginnings_of_more_documents(tmp_path: Path) -> None:
+    lines = [{"id": str(number), "text": "高" * 10} for number in range(4)]  # 30 bytes each
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    read_here = read_text(EvalText("t", "domain", "t.jsonl", 20, 7), tmp_path)
+    assert [(document.id, document.text) for document in read_here] == [
+        ("0", "高高"),
+        ("1", "高高"),
+        ("2", "高高"),
+    ]  # 6 + 6 + 6 of 20 bytes
