@@ -32,7 +32,8 @@ EXTRAS = {
         # apex has no wheel: build NVIDIA/apex from source; the package of that name on PyPI is another project
     ],
     "data": ["pyarrow>=15,<27"],  # parquet sources; 15: wheels for Python 3.12
-    "samples": ["gguf>=0.17,<0.20"],  # dequantises the sample model; newer ones untested
+    # gguf dequantises the sample model, newer ones untested; transformers asks for accelerate to read a GGUF file
+    "samples": ["gguf>=0.17,<0.20", "accelerate>=1.1,<2"],
     "dev": [
         "pytest>=8.2,<10",  # 8.2: current fixtures API; 9 is what CI runs
         "hypothesis>=6.100,<7",
