@@ -23,14 +23,21 @@ from megatron_cpt.errors import EXIT_STOPPED
 
 T = TypeVar("T")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PARENT_VARIABLE = "MEGATRON_CPT_PARENT"
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, so that no orphan trains on beside a restarted run (Linux)."""
-    parent = os.getppid()
+def die_with_parent(parent: int | None = None) -> None:
+    """Have the kernel kill this process when its parent ends, so that no orphan trains on beside a restarted run (Linux).
+
+    Args:
+        parent: the parent's process id as the parent itself gave it (default: the environment's `MEGATRON_CPT_PARENT`, if any).
+            A parent that ended while this process was still importing is known by it: the process ends at once.
+    """
+    if parent is None:
+        parent = int(os.environ.get(PARENT_VARIABLE, os.getppid()))
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it ended between the two lines above
+    if os.getppid() != parent:
         os._exit(EXIT_STOPPED)
 
 
@@ -44,7 +51,7 @@ def tie_helpers_to_this_process() -> None:
     def tied(**arguments: Any) -> list[str]:
         command = plain(**arguments)
         code = command.index("-c") + 1
-        command[code] = f"from {__name__} import die_with_parent; die_with_parent(); {command[code]}"
+        command[code] = f"from {__name__} import die_with_parent; die_with_parent({os.getpid()}); {command[code]}"
         return command
 
     spawn.get_command_line = tied
@@ -53,7 +60,7 @@ def tie_helpers_to_this_process() -> None:
 def run_in_child(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Return `function(*args, **kwargs)` computed in a fresh process; its exception is raised here."""
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=die_with_parent) as pool:
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=die_with_parent, initargs=(os.getpid(),)) as pool:
         return pool.submit(function, *args, **kwargs).result()
 
 
@@ -99,10 +106,12 @@ def run_ranks(
         stop_file: where a signal to this process is written for the ranks to see; without it a signal ends this process.
     """
     environment = dict(os.environ, OMP_NUM_THREADS=str(threads_per_rank))
+    environment.pop(PARENT_VARIABLE, None)
     environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron's overlap of tensor-parallel communication relies on it
     environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if launcher is None:
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks are here; a laptop's host name often does not resolve
+        environment[PARENT_VARIABLE] = str(os.getpid())
         argv = torchrun_argv(module, arguments, num_ranks=ranks_per_node)
     else:
         argv = [launcher, str(ranks_per_node), module, *arguments]
@@ -119,6 +128,7 @@ def run_ranks(
 def main(argv: Sequence[str]) -> None:
     """Be torchrun, tied to the life of the process that started it."""
     die_with_parent()
+    os.environ[PARENT_VARIABLE] = str(os.getpid())  # for the ranks, whose parent this process is
     from torch.distributed.run import main as torchrun  # noqa: PLC0415  # the parent must not load torch
 
     torchrun(list(argv))

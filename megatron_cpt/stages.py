@@ -499,7 +499,7 @@ def _evaluate(run: Run, result: StageResult, *, subjects: str) -> None:
         name: {text: score["bits_per_byte"] for text, score in subject["texts"].items()} for name, subject in report["subjects"].items()
     }
     for name, scores in result.facts.items():
-        _indented(f"{name:<6}" + "  ".join(f"{text} {bits:.4f}" for text, bits in scores.items()) + "  bits per byte")
+        _indented(f"{name:<6}" + "  ".join(f"{text} {float(bits):.4f}" for text, bits in scores.items()) + "  bits per byte")
 
 
 def _failure_of_rank(exit_code: int, reason: str, folder: Path) -> CptError:

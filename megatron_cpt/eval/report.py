@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_cpt.eval.texts import Document
 from megatron_cpt.record.store import write_json
@@ -50,7 +51,20 @@ class EvalReport:
     seconds: float
 
     def save(self, path: Path) -> None:
-        write_json(path, to_plain(self))
+        """Write the report; a loss that is not a finite number, which JSON cannot hold, as the word `float()` reads back."""
+        write_json(path, _worded(to_plain(self)))
+
+
+def _worded(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {name: _worded(value) for name, value in data.items()}
+    if isinstance(data, list):
+        return [_worded(value) for value in data]
+    return str(data) if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def _total(figures: Sequence[float]) -> float:
+    return math.fsum(figures) if all(map(math.isfinite, figures)) else math.nan  # fsum refuses inf - inf
 
 
 def text_score(role: str, documents: Sequence[Document], *, tokens: Sequence[int], nats: Sequence[float]) -> TextScore:
@@ -59,5 +73,5 @@ def text_score(role: str, documents: Sequence[Document], *, tokens: Sequence[int
         DocumentScore(document.id, document.num_bytes, sum_of_nats, num_tokens)
         for document, num_tokens, sum_of_nats in zip(documents, tokens, nats, strict=True)
     )
-    total_nats, total_bytes = math.fsum(score.nats for score in scores), sum(score.bytes for score in scores)
+    total_nats, total_bytes = _total([score.nats for score in scores]), sum(score.bytes for score in scores)
     return TextScore(role, total_nats / math.log(2) / total_bytes, total_nats, total_bytes, sum(tokens), scores)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+NOT_FINITE = ("nan", "inf", "-inf")  # how an `eval.json` writes them
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ def documents_by_id(record: Mapping[str, Any], subject: str, text: str) -> dict[
         name, size, nats = document["id"], document["bytes"], document["nats"]
         if not isinstance(size, int) or isinstance(size, bool) or size <= 0:
             raise NotComparableError(f"the document {name!r} of {text!r} has {size!r} bytes")
+        if nats in NOT_FINITE:
+            nats = float(nats)
         if isinstance(nats, bool) or not isinstance(nats, int | float):
             raise NotComparableError(f"the document {name!r} of {text!r} has no score for {subject!r}")
         if str(name) in by_id:

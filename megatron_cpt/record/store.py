@@ -7,9 +7,10 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from megatron_cpt.errors import ConfigError, DataError
 
@@ -115,24 +116,36 @@ def require_free_space(folder: Path, num_bytes: int, *, purpose: str) -> None:
         )
 
 
-@contextlib.contextmanager
-def exclusive(path: Path, *, purpose: str) -> Iterator[None]:
-    """Hold a lock file while a block runs; a second process is refused and told who holds it.
-
-    The lock belongs to the open file, so it ends with the process that holds it, however that ends.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+def _locked(file: IO[str], patience_s: float) -> bool:
+    last_try = time.monotonic() + patience_s
+    while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if time.monotonic() >= last_try:
+                return False
+            time.sleep(0.2)
+        else:
+            return True
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, *, purpose: str, patience_s: float = 0.0) -> Iterator[None]:
+    """Hold a lock file while a block runs; a second process is refused and told who holds it.
+
+    The lock belongs to the open file, so it ends with the process that holds it, however that ends. A killed process may
+    need a moment for that, while it is in a write to a slow disk: `patience_s` is how many seconds to wait for it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        if not _locked(file, patience_s):
             file.seek(0)
             raise ConfigError(
                 f"Another process is {purpose}.",
                 where=path,
                 value=f"process {file.read().strip() or 'unknown'}",
                 next_step="Wait for it, or end it, then start again.",
-            ) from None
+            )
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from megatron_cpt.record.store import append_line
+from megatron_cpt.train.divergence import require_finite
 from megatron_cpt.train.metrics import rewind, step_record
 from megatron_cpt.train.state import TrainState
 
@@ -89,6 +90,8 @@ class InLoopEvaluation(BaseHook):
             return
         started = time.monotonic()
         bits_per_byte = dict(self._evaluate())
+        for name, value in bits_per_byte.items():
+            require_finite(f"loss on {name}", value, step=state.step)
         self._record({"kind": "eval", "step": state.step, "bits_per_byte": bits_per_byte, "seconds": time.monotonic() - started})
         logger.info("step %d: bits per byte %s", state.step, ", ".join(f"{name} {value:.4f}" for name, value in bits_per_byte.items()))
 

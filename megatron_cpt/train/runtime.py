@@ -19,6 +19,7 @@ from megatron_cpt.record.store import exclusive
 from megatron_cpt.train.outcome import EXIT_CODES, OUTCOME_NAME, SCHEMA_VERSION, Outcome, Status, write_outcome
 
 STOP_FILE = "stop-requested"
+LOCK_PATIENCE_S = 20.0  # a killed rank may sit in a checkpoint write for a while before it is gone
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 DEBUG_VARIABLE = "MEGATRON_CPT_DEBUG"
 
@@ -116,7 +117,7 @@ def only_attempt(train_dir: Path) -> Iterator[None]:
     if not is_first_rank():
         yield
         return
-    with exclusive(train_dir / ".lock", purpose="training this run"):
+    with exclusive(train_dir / ".lock", purpose="training this run", patience_s=LOCK_PATIENCE_S):
         (train_dir / OUTCOME_NAME).unlink(missing_ok=True)
         for claim in train_dir.glob(".failed-*"):
             claim.unlink()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from functools import partial
 from typing import Any
@@ -11,17 +10,13 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from megatron_cpt.errors import CptError
 from megatron_cpt.plan.run_plan import RunPlan
 from megatron_cpt.train.collectives import totals
 from megatron_cpt.train.data import Microbatch, StepBatch
+from megatron_cpt.train.divergence import require_finite
 from megatron_cpt.train.optimizer import set_rate
 from megatron_cpt.train.schedule import learning_rate
 from megatron_cpt.train.state import StepResult
-
-
-class TrainingDiverged(CptError):
-    """The loss or the gradient is not a finite number; every rank sees it in the same step and nothing was saved since."""
 
 
 def optimizer_step(chunks: list[Any], optimizer: Any, batch: StepBatch, plan: RunPlan) -> StepResult:
@@ -36,9 +31,9 @@ def optimizer_step(chunks: list[Any], optimizer: Any, batch: StepBatch, plan: Ru
     nats = forward_backward(chunks, optimizer, batch, plan)
     loss, samples, tokens = _agree(nats, batch, num_sources=len(plan.blend))
     step = batch.first_sample // plan.layout.global_batch_size + 1
-    _require_finite("loss", loss, step=step)
+    require_finite("loss", loss, step=step)
     _, grad_norm, _ = optimizer.step()
-    _require_finite("gradient norm", float(grad_norm), step=step)
+    require_finite("gradient norm", float(grad_norm), step=step)
     return StepResult(
         loss=loss,
         grad_norm=float(grad_norm),
@@ -90,14 +85,3 @@ def _agree(nats: float, batch: StepBatch, *, num_sources: int) -> tuple[float, t
     total_nats, *counts = totals(local, device=batch.microbatches[0].tokens_BS.device)
     whole = tuple(map(int, counts))
     return total_nats / sum(whole[num_sources:]), whole[:num_sources], whole[num_sources:]
-
-
-def _require_finite(name: str, figure: float, *, step: int) -> None:
-    if not math.isfinite(figure):
-        raise TrainingDiverged(
-            f"The {name} is not a finite number.",
-            where=f"step {step}",
-            value=figure,
-            rule="no checkpoint is written from such a step",
-            next_step="Lower schedule.peak_lr, lengthen the warm-up, or look for damaged text in the batch; then use a new run_name.",
-        )

@@ -98,7 +98,8 @@ def test_our_own_bugs_keep_their_traceback(tmp_path: Path, capfd: pytest.Capture
     assert "ZeroDivisionError: x" in capfd.readouterr().err
 
 
-def test_a_second_trainer_of_a_run_is_refused_and_touches_nothing(tmp_path: Path) -> None:
+def test_a_second_trainer_of_a_run_is_refused_and_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megatron_cpt.train.runtime.LOCK_PATIENCE_S", 0.5)
     with only_attempt(tmp_path):
         record_end(tmp_path, status="stopped", step=1, seconds=1.0, reason="", checkpoint=None)
         with pytest.raises(ConfigError, match="training this run"), only_attempt(tmp_path):
