@@ -32,7 +32,7 @@ STAGES = (
     ),
     StageInfo(
         "init", "turn the base model with its new rows into a Megatron checkpoint",
-        "the base model, the vocabulary", "checkpoint/ of step 0",
+        "the base model, the vocabulary, the index", "checkpoint/ of step 0",
         "a new row is zero or NaN; a logit of an old id moved",
     ),
     StageInfo(

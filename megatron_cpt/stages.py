@@ -32,7 +32,7 @@ from megatron_cpt.record.manifest import MANIFEST_NAME, Manifest, StageResult, b
 from megatron_cpt.record.store import read_json, require_free_space, write_json, write_text
 from megatron_cpt.record.typed import from_plain, to_plain
 from megatron_cpt.record.unknown import Figure, Unavailable
-from megatron_cpt.record.vocab_layout import VocabLayout
+from megatron_cpt.record.vocab_layout import FITTED_ROWS, VocabLayout
 from megatron_cpt.stage_names import STAGES, StageInfo
 
 STOP_FILE = "stop-requested"
@@ -102,7 +102,9 @@ def index_inputs(run: Run) -> dict[str, Any]:
 def init_inputs(run: Run) -> dict[str, Any]:
     weights = sorted([*run.base_folder.glob("*.safetensors"), *run.base_folder.glob("*.index.json"), run.base_folder / "config.json"])
     base = {path.name: sha256_file(path) for path in weights if path.is_file()}
-    return {**run.fingerprints("vocab"), "row_init": run.config.tokenizer.row_init, "backend": run.config.cluster.backend, "base": base}
+    rule = run.config.tokenizer.row_init
+    read_by_rule = {**run.fingerprints("index"), "seed": run.config.seed} if rule == FITTED_ROWS else {}
+    return {**run.fingerprints("vocab"), **read_by_rule, "row_init": rule, "backend": run.config.cluster.backend, "base": base}
 
 
 def plan_inputs(run: Run) -> dict[str, Any]:
@@ -181,13 +183,26 @@ def init_body(run: Run, result: StageResult, _: Attempt) -> None:
         base_folder=run.base_folder,
         vocab_folder=run.of("vocab"),
         row_init=run.config.tokenizer.row_init,
+        domain_prefixes=_domain_prefixes(run) if run.config.tokenizer.row_init == FITTED_ROWS else [],
+        seed=run.config.seed,
         backend=run.config.cluster.backend,
         threads=_threads_of_this_host(),
     )
     write_json(result.folder / BASE_RECORD, {"path": os.path.relpath(run.base_folder, run.folder)})
     facts = result.facts
     _indented(f"{facts['num_params']:,} parameters, {facts['num_new_rows']} new rows by the rule {facts['row_init']!r}")
+    if facts["row_fit"]:
+        _indented(
+            f"rows fitted on {facts['row_fit']['positions']:,} positions of domain text: "
+            f"{facts['row_fit']['held_out_nats_per_token_of_mean_rows']:.3f} -> {facts['row_fit']['held_out_nats_per_token']:.3f} nats per "
+            "token on held-out ones"
+        )
     _indented(f"old-id logits unmoved: largest difference {facts['probe_max_difference']:.1e}")
+
+
+def _domain_prefixes(run: Run) -> list[Path]:
+    sources = run.manifest("index").facts["sources"]
+    return [run.of("index") / f"{name}.train" for name, facts in sources.items() if facts["role"] == "domain"]
 
 
 def plan_body(run: Run, result: StageResult, _: Attempt) -> None:
@@ -510,18 +525,31 @@ def _failure_of_rank(exit_code: int, reason: str, folder: Path) -> CptError:
 
 
 def _initialise_in_child(
-    folder: Path, *, base_folder: Path, vocab_folder: Path, row_init: str, backend: str, threads: int
+    folder: Path,
+    *,
+    base_folder: Path,
+    vocab_folder: Path,
+    row_init: str,
+    domain_prefixes: list[Path],
+    seed: int,
+    backend: str,
+    threads: int,
 ) -> dict[str, Any]:
     from megatron_cpt.backend import choose  # noqa: PLC0415
 
     chosen = choose("cpu" if backend == "cpu" else "cuda")
     import torch  # noqa: PLC0415
 
+    from megatron_cpt.index.sample import sample_windows  # noqa: PLC0415
+    from megatron_cpt.model.fit_rows import WINDOW_TOKENS, num_windows  # noqa: PLC0415
     from megatron_cpt.model.initialise import initialise  # noqa: PLC0415
 
     torch.set_num_threads(threads)
     result = StageResult(folder)
-    initialise(result, base_folder=base_folder, vocab_folder=vocab_folder, row_init=row_init, backend=chosen)
+    vocab = from_plain(VocabLayout, read_json(vocab_folder / "vocab_layout.json"), where=vocab_folder / "vocab_layout.json")
+    count = num_windows(vocab.num_ids - vocab.num_base_ids) if domain_prefixes else 0
+    windows = sample_windows(domain_prefixes, num_windows=count, window_tokens=WINDOW_TOKENS, seed=seed)
+    initialise(result, base_folder=base_folder, vocab_folder=vocab_folder, row_init=row_init, backend=chosen, domain_windows=windows)
     return result.facts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ import torch
 
 from megatron_cpt.backend import Backend
 from megatron_cpt.errors import CheckpointError, DataError
-from megatron_cpt.model import rows
+from megatron_cpt.model import fit_rows, rows
 from megatron_cpt.model.build import build_chunks
 from megatron_cpt.model.convert import load_hf_into
 from megatron_cpt.model.dist_checkpoint import check_rows, save_model
@@ -23,7 +24,7 @@ from megatron_cpt.plan.run_plan import Layout
 from megatron_cpt.record.manifest import StageResult
 from megatron_cpt.record.store import read_json
 from megatron_cpt.record.typed import from_plain
-from megatron_cpt.record.vocab_layout import VocabLayout
+from megatron_cpt.record.vocab_layout import FITTED_ROWS, VocabLayout
 
 CHECKPOINT_FOLDER = "checkpoint"
 NUM_PROBES = 4
@@ -33,20 +34,30 @@ PROBE_TOKENS = 64
 PROBE_TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}
 
 
-def initialise(result: StageResult, *, base_folder: Path, vocab_folder: Path, row_init: str, backend: Backend) -> None:
+def initialise(
+    result: StageResult,
+    *,
+    base_folder: Path,
+    vocab_folder: Path,
+    row_init: str,
+    backend: Backend,
+    domain_windows: Sequence[Sequence[int]] = (),
+) -> None:
     """Write `<result.folder>/checkpoint/`, the extended model that computes what the base computes on old text.
 
     Fills `result.facts`: num_params, dtype, num_new_rows, num_padding_rows, row_init, probe_max_difference (largest
-    difference of old-id logits between base and extended model, relative to the largest logit).
+    difference of old-id logits between base and extended model, relative to the largest logit), row_fit (of the rule
+    `fitted`: what the fit read and gained, else None).
 
     Args:
         base_folder: Hugging Face folder of the base model.
         vocab_folder: holds vocab_layout.json and new_pieces.jsonl.
         row_init: name of a rule of `rows.ROW_RULES`.
+        domain_windows: ids of the extended vocabulary, domain text for the rule `fitted`; the others do not look at it.
 
     Raises:
         CheckpointError: the base cannot be read, a new row is zero or not finite, or old-id logits moved.
-        DataError: the vocabulary's files do not agree with each other.
+        DataError: the vocabulary's files do not agree with each other, or the rule needs domain text and there is none.
         ConfigError: the rule is not known.
     """
     rows.row_rule(row_init)
@@ -61,7 +72,10 @@ def initialise(result: StageResult, *, base_folder: Path, vocab_folder: Path, ro
     }
     layout = single_rank_layout(PROBE_TOKENS, dtype=dtype, threads=torch.get_num_threads())
     with ranks(layout, backend=backend, seed=0):
-        before = _probe_logits(_base_model(shape, base, layout, backend), vocab, backend)
+        base_chunks = _base_model(shape, base, layout, backend)
+        before = _probe_logits(base_chunks, vocab, backend)
+        fitted = _fit_output_rows(base_chunks[0], added, domain_windows, parts, shape, vocab, backend) if row_init == FITTED_ROWS else None
+        del base_chunks
         chunks = build_chunks(shape, vocab, layout, backend=backend, initialise_weights=False)
         load_hf_into(chunks, base, shape, vocab, added)
         check_rows(chunks[0], where=base_folder)
@@ -76,6 +90,31 @@ def initialise(result: StageResult, *, base_folder: Path, vocab_folder: Path, ro
         "num_padding_rows": vocab.num_padded_rows - vocab.num_ids,
         "row_init": row_init,
         "probe_max_difference": moved,
+        "row_fit": fitted,
+    }
+
+
+def _fit_output_rows(
+    base: Any,
+    added: dict[str, torch.Tensor],
+    windows: Sequence[Sequence[int]],
+    parts: Sequence[Sequence[int]],
+    shape: ModelShape,
+    vocab: VocabLayout,
+    backend: Backend,
+) -> dict[str, Any] | None:
+    """Replace the new ids' rows of the output matrix by fitted ones and return what the fit saw."""
+    if not parts:
+        return None
+    contexts = fit_rows.read_contexts(base, windows, parts, vocab, max_tokens=shape.max_position, device=backend.device)
+    rows_of_output = added[EMBEDDING if shape.tied_embeddings else OUTPUT]
+    fit = fit_rows.fit(rows_of_output[: len(parts)], contexts)
+    rows_of_output[: len(parts)] = fit.rows_NH
+    return {
+        "positions": fit.num_positions,
+        "ridge": fit.ridge if math.isfinite(fit.ridge) else None,
+        "held_out_nats_per_token_of_mean_rows": fit.held_out_nats_of_mean,
+        "held_out_nats_per_token": fit.held_out_nats,
     }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from megatron_cpt.errors import ConfigError
+from megatron_cpt.record.vocab_layout import FITTED_ROWS
 
 # (base rows (V, H) in fp32, base ids of each new id) -> new rows (N, H) in fp32
 RowRule = Callable[[torch.Tensor, Sequence[Sequence[int]]], torch.Tensor]
@@ -28,7 +29,8 @@ def mean_norm_rows(base_VH: torch.Tensor, parts: Sequence[Sequence[int]]) -> tor
     return mean_NH * scale_N[:, None]
 
 
-ROW_RULES: dict[str, RowRule] = {"mean": mean_rows, "mean_norm": mean_norm_rows}
+# The output rows are fitted to hidden states of the base (fit_rows.py), which takes domain text; untied input rows are the mean.
+ROW_RULES: dict[str, RowRule] = {"mean": mean_rows, "mean_norm": mean_norm_rows, FITTED_ROWS: mean_rows}
 
 
 def row_rule(name: str) -> RowRule:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from megatron_cpt.errors import DataError
-from megatron_cpt.train.index_files import check_sources, id_range, open_pair
+from megatron_cpt.record.index_pair import id_range, open_pair
+from megatron_cpt.train.index_files import check_sources
 
 
 def write_pair(prefix: Path, documents: list[list[int]], *, dtype: type = np.uint16, code: int = 8) -> Path:
