@@ -20,7 +20,7 @@ import torch
 from megatron_cpt.errors import DataError
 from megatron_cpt.record.vocab_layout import VocabLayout
 
-# Positions for each new row, and their bounds: below some thousands a row is seen too seldom, above the fit's time grows and its gain does not.
+# Positions for each new row, and their bounds: with fewer a row is seen too seldom to be fitted, with more only the time grows.
 POSITIONS_PER_ROW = 32
 MIN_POSITIONS, MAX_POSITIONS = 8192, 32_768
 WINDOW_TOKENS = 256

@@ -74,7 +74,11 @@ def initialise(
     with ranks(layout, backend=backend, seed=0):
         base_chunks = _base_model(shape, base, layout, backend)
         before = _probe_logits(base_chunks, vocab, backend)
-        fitted = _fit_output_rows(base_chunks[0], added, domain_windows, parts, shape, vocab, backend) if row_init == FITTED_ROWS else None
+        fitted = (
+            _fit_output_rows(base_chunks[0], added, windows=domain_windows, parts=parts, shape=shape, vocab=vocab, backend=backend)
+            if row_init == FITTED_ROWS
+            else None
+        )
         del base_chunks
         chunks = build_chunks(shape, vocab, layout, backend=backend, initialise_weights=False)
         load_hf_into(chunks, base, shape, vocab, added)
@@ -97,6 +101,7 @@ def initialise(
 def _fit_output_rows(
     base: Any,
     added: dict[str, torch.Tensor],
+    *,
     windows: Sequence[Sequence[int]],
     parts: Sequence[Sequence[int]],
     shape: ModelShape,
