@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 640, 260
+WIDTH, HEIGHT = 460, 220
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 16, 40
 
 

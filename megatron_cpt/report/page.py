@@ -108,12 +108,15 @@ def _texts(records: RunRecords) -> str:
 
 
 def _bill(records: RunRecords) -> str:
+    notes: list[str] = []
     rows = []
     for total in records.totals:
         states = ", ".join(f"{count} {status}" for status, count in total.num_by_status.items())
         seconds = total.seconds.show("{:.1f}")
-        rows.append((total.stage, states, seconds, total.usd.show("{:.4g}"), total.joules.show("{:.4g}", 1 / 3.6e6)))
-    page = f"<h2>Time, money, energy</h2>{table(('stage', 'attempts', 'seconds', 'USD', 'kWh'), rows, numbers=(2,))}"
+        money, energy = total.usd.show("{:.4g}"), total.joules.show("{:.4g}", 1 / 3.6e6)
+        rows.append((total.stage, states, seconds, _noted(money, notes), _noted(energy, notes)))
+    page = f"<h2>Time, money, energy</h2>{table(('stage', 'attempts', 'seconds', 'USD', 'kWh'), rows, numbers=(2, 3, 4))}"
+    page += "".join(f'<p class="soft">[{number}] {escape(note)}</p>' for number, note in enumerate(notes, 1))
     if records.plan:
         estimate = records.plan.estimate
         likely = estimate.seconds
@@ -122,9 +125,20 @@ def _bill(records: RunRecords) -> str:
             if isinstance(likely, Unavailable)
             else f"{show_duration(likely)} ({show_duration(estimate.seconds_low)} to {show_duration(estimate.seconds_high)})"
         )
-        page += f"<p>The plan expected for training: {escape(spread)}; {escape(show(estimate.usd, '{:.4g} USD'))}; "
-        page += f"{escape(show(estimate.kwh, '{:.4g} kWh'))}; {escape(show(estimate.kg_co2e, '{:.4g} kg CO2e'))}.</p>"
+        page += f"<p>The plan expected for training: time {escape(spread)}; cost {escape(show(estimate.usd, '{:.4g} USD'))}; "
+        page += f"energy {escape(show(estimate.kwh, '{:.4g} kWh'))}; carbon {escape(show(estimate.kg_co2e, '{:.4g} kg CO2e'))}.</p>"
     return page
+
+
+def _noted(text: str, notes: list[str]) -> str:
+    """Return a figure for a narrow cell; the words behind it go to the notes below the table, each once."""
+    figure, _, words = text.partition(" (")
+    if not words:
+        return text
+    words = words.removesuffix(")")
+    if words not in notes:
+        notes.append(words)
+    return f"{figure} [{notes.index(words) + 1}]"
 
 
 def _stages(records: RunRecords) -> str:
