@@ -66,9 +66,12 @@ def describe(schedule: SchedulePlan, *, embedding_lr_scale: float) -> str:
         "infinite": f"cosine to {schedule.constant_lr:g} over {schedule.cooldown_samples}, constant to {anneal}, then geometric to"
         f" {schedule.min_lr:g} at {end}",
     }[schedule.kind]
-    stage = f"new rows alone at {schedule.new_rows_lr:g} for {schedule.new_rows_samples} samples, then "
-    last = f"; embedding and output rows at {embedding_lr_scale:g} times that" if embedding_lr_scale != 1.0 else ""
-    return f"{stage * bool(schedule.new_rows_samples)}{schedule.kind}: up to {schedule.peak_lr:g} over {schedule.warmup_samples} samples, {after_warmup}{last}"
+    text = f"{schedule.kind}: up to {schedule.peak_lr:g} over {schedule.warmup_samples} samples, {after_warmup}"
+    if schedule.new_rows_samples:
+        text = f"new rows alone at {schedule.new_rows_lr:g} for {schedule.new_rows_samples} samples, then {text}"
+    if embedding_lr_scale != 1.0:
+        text += f"; embedding and output rows at {embedding_lr_scale:g} times that"
+    return text
 
 
 def _rate_problems(schedule: ScheduleConfig) -> list[str]:

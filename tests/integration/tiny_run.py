@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,18 @@ def step_records(run_dir: Path) -> list[dict[str, Any]]:
 def train_on_ranks(plan_path: Path, num_ranks: int) -> list[int]:
     """Train in fresh processes without torchrun and return each rank's exit code."""
     return launch_ranks(_train_rank, num_ranks, str(plan_path))
+
+
+def train_in_turn(plan_paths: Sequence[Path], num_ranks: int) -> list[list[int]]:
+    """Train several plans of one layout one after another in the same processes and return each rank's exit codes.
+
+    Starting the ranks costs more than a tiny run.
+    """
+    return launch_ranks(_train_rank_in_turn, num_ranks, [str(path) for path in plan_paths])
+
+
+def _train_rank_in_turn(plan_paths: list[str]) -> list[int]:
+    return [_train_rank(path) for path in plan_paths]
 
 
 def _train_rank(plan_path: str) -> int:

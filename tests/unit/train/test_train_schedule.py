@@ -7,7 +7,9 @@ import math
 from typing import Any
 
 import pytest
+import torch
 
+from megatron_cpt.backend import choose
 from megatron_cpt.plan.run_plan import SchedulePlan
 from megatron_cpt.train.schedule import ends_new_rows_stage, learning_rate, trains_new_rows_only
 
@@ -106,3 +108,20 @@ def test_the_first_stage_ends_once() -> None:
     assert [trains_new_rows_only(staged, first_sample=sample) for sample in (0, 8, 16, 24)] == [True, True, False, False]
     assert [ends_new_rows_stage(staged, first_sample=sample) for sample in (0, 8, 16, 24)] == [False, False, True, False]
     assert not ends_new_rows_stage(schedule("constant"), first_sample=0)
+
+
+@pytest.mark.parametrize("shape", ["linear", "cosine", "minus_sqrt", "exponential"])
+def test_each_shape_of_the_last_phase_is_that_of_megatrons_scheduler(shape: Any) -> None:
+    choose("cpu")
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler  # noqa: PLC0415  # after the backend was chosen
+
+    plan = schedule("wsd", anneal_shape=shape, **WSD)
+    scheduler = OptimizerParamScheduler(
+        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0),
+        init_lr=0.0, max_lr=plan.peak_lr, min_lr=plan.min_lr, lr_warmup_steps=plan.warmup_samples, lr_decay_steps=plan.decay_samples,
+        lr_decay_style="WSD", start_wd=0.0, end_wd=0.0, wd_incr_steps=1, wd_incr_style="constant",
+        wsd_decay_steps=plan.anneal_samples, lr_wsd_decay_style=shape,
+    )  # fmt: skip
+    for seen in range(1, 1200):
+        scheduler.step(1)
+        assert learning_rate(plan, samples_seen=seen) == pytest.approx(scheduler.optimizer.param_groups[0]["lr"], rel=1e-12)
