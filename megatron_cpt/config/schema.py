@@ -58,14 +58,34 @@ class OptimConfig:
     epsilon: float = 1.0e-8
     weight_decay: float = MISSING
     clip_grad_norm: float = 1.0
+    embedding_lr_scale: float = 1.0  # rate of embedding and output rows, as a multiple of the schedule's
 
 
 @dataclass
 class ScheduleConfig:
+    """The learning rate over the run. A phase has one length: a fraction of the run after the new-rows stage, tokens or samples.
+
+    The floor is `min_lr`, or `min_fraction` of the peak. `anneal_*` is the last phase of wsd and infinite, `cooldown_*`
+    and `constant_lr` belong to infinite. Without any warm-up length it is 1 %.
+    """
+
     kind: str = "cosine"
     peak_lr: float = MISSING
-    min_lr: float = MISSING
-    warmup_fraction: float = 0.01
+    min_lr: float | None = None
+    min_fraction: float | None = None
+    warmup_fraction: float | None = None
+    warmup_tokens: int | None = None
+    warmup_samples: int | None = None
+    anneal_fraction: float | None = None
+    anneal_tokens: int | None = None
+    anneal_samples: int | None = None
+    anneal_shape: str | None = None
+    cooldown_fraction: float | None = None
+    cooldown_tokens: int | None = None
+    cooldown_samples: int | None = None
+    constant_lr: float | None = None
+    new_rows_first_tokens: int = 0
+    new_rows_lr: float | None = None
 
 
 @dataclass

@@ -11,12 +11,12 @@ from megatron_cpt.errors import printable
 from megatron_cpt.plan.blend import ROLES, blend_problems
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.run_plan import Estimate, Layout, StopConditions
+from megatron_cpt.plan.schedule import schedule_problems
 from megatron_cpt.record.unknown import Figure, Unavailable
 from megatron_cpt.record.vocab_layout import VocabLayout
 
 BACKENDS = ("cpu", "cuda")
 DTYPES = ("fp32", "bf16")
-SCHEDULE_KINDS = ("cosine",)
 RULE_KINDS = ("must_improve", "may_not_worsen")
 WANDB_MODES = ("offline", "online", "disabled")
 
@@ -39,7 +39,6 @@ def literal_problems(config: ExperimentConfig) -> list[str]:
     """Check the words and the ranges of single numbers."""
     problems = _choice("cluster.backend", config.cluster.backend, BACKENDS)
     problems += _choice("parallel.dtype", config.parallel.dtype, DTYPES)
-    problems += _choice("schedule.kind", config.schedule.kind, SCHEDULE_KINDS)
     problems += _choice("monitor.wandb_mode", config.monitor.wandb_mode, WANDB_MODES)
     problems += _at_least(size_keys(config), 1)
     problems += _at_least(
@@ -56,6 +55,8 @@ def literal_problems(config: ExperimentConfig) -> list[str]:
     for key, beta in (("optim.beta1", config.optim.beta1), ("optim.beta2", config.optim.beta2)):
         if beta >= 1:
             problems.append(f"{key}={beta} is not below 1.")
+    if not 0 <= config.optim.embedding_lr_scale < math.inf:
+        problems.append(f"optim.embedding_lr_scale={config.optim.embedding_lr_scale} is not a multiple of a rate. Use 0 or more.")
     if not config.optim.epsilon > 0:
         problems.append(f"optim.epsilon={config.optim.epsilon} is not above 0.")
     if not config.blend.max_epochs > 0:
@@ -142,18 +143,6 @@ def layout_problems(config: ExperimentConfig, shape: ModelShape, vocab: VocabLay
     return problems
 
 
-def schedule_problems(config: ExperimentConfig) -> list[str]:
-    schedule = config.schedule
-    problems = []
-    if not (math.isfinite(schedule.peak_lr) and schedule.peak_lr >= schedule.min_lr > 0):
-        problems.append(
-            f"schedule.peak_lr={schedule.peak_lr:g} and schedule.min_lr={schedule.min_lr:g} are not rates. Use peak_lr >= min_lr > 0."
-        )
-    if not 0 <= schedule.warmup_fraction < 1:
-        problems.append(f"schedule.warmup_fraction={schedule.warmup_fraction} is not a share of the run. Use 0 or more, below 1.")
-    return problems
-
-
 def eval_problems(config: ExperimentConfig, corpus_facts: Mapping[str, Any]) -> list[str]:
     """Check that every text to score exists with test documents, and that every gate rule can be judged on one."""
     problems = []
@@ -224,7 +213,7 @@ def input_problems(
     if sizes_are_positive(config):
         problems += layout_problems(config, shape, vocab)
     problems += blend_problems(config.blend, config.source, index_facts)
-    problems += schedule_problems(config)
+    problems += schedule_problems(config, vocab, sizes_are_positive=sizes_are_positive(config))
     problems += eval_problems(config, corpus_facts)
     problems += device_problems(config)
     return problems

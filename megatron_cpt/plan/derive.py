@@ -27,10 +27,10 @@ from megatron_cpt.plan.run_plan import (
     Layout,
     OptimizerPlan,
     RunPlan,
-    SchedulePlan,
     StopConditions,
     Tariff,
 )
+from megatron_cpt.plan.schedule import schedule_of
 from megatron_cpt.plan.throughput import FLOPS_CONVENTION, flops_per_token, training_seconds
 from megatron_cpt.record.unknown import Figure, Unavailable, combine
 from megatron_cpt.record.vocab_layout import VocabLayout
@@ -87,7 +87,6 @@ def derive(
     problems += estimate_problems(estimate, stop, layout)
     raise_all(ConfigError, problems, where="plan", next_step=_NEXT_STEP)
 
-    num_samples = num_steps * layout.global_batch_size
     return RunPlan(
         schema_version=PLAN_SCHEMA_VERSION,
         run_name=config.run_name,
@@ -104,14 +103,9 @@ def derive(
             epsilon=config.optim.epsilon,
             weight_decay=config.optim.weight_decay,
             clip_grad_norm=config.optim.clip_grad_norm,
+            embedding_lr_scale=config.optim.embedding_lr_scale,
         ),
-        schedule=SchedulePlan(
-            kind="cosine",
-            peak_lr=config.schedule.peak_lr,
-            min_lr=config.schedule.min_lr,
-            warmup_samples=round(config.schedule.warmup_fraction * num_samples),
-            decay_samples=num_samples,
-        ),
+        schedule=schedule_of(config),
         checkpoint=CheckpointPlan(every_steps=config.checkpoint.every_steps, keep_last=config.checkpoint.keep_last),
         log_every_steps=config.monitor.log_every_steps,
         eval_every_steps=config.monitor.eval_every_steps,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from megatron_cpt.plan.run_plan import RunPlan
+from megatron_cpt.plan.schedule import describe
 from megatron_cpt.record.unknown import Figure, Unavailable, show
 
 WIDTH = 80
@@ -71,6 +72,7 @@ def _work(plan: RunPlan) -> list[str]:
             f"{show_count(estimate.tokens)} tokens = {plan.num_steps} steps x {layout.global_batch_size} sequences"
             f" x {layout.sequence_length} tokens; {estimate.flops_per_token / 1e9:.4g} GFLOP a token",
         ),
+        *_field("schedule", describe(plan.schedule, embedding_lr_scale=plan.optimizer.embedding_lr_scale)),
         *_field(
             "memory",
             f"{show_bytes(largest.total)} of {of_limit} on the largest rank (stage {largest.pipeline_rank}): "

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -19,6 +19,12 @@ from megatron_cpt.record.vocab_layout import VocabLayout
 
 PLAN_SCHEMA_VERSION = 1
 PLAN_NAME = "plan.yaml"
+
+
+def _decided(part: Any) -> dict[str, Any]:
+    """Return a part of the plan without fields at their default: a plan from before a field existed keeps its fingerprint."""
+    defaults = {field.name: field.default for field in fields(part) if field.default is not MISSING}
+    return {key: value for key, value in to_plain(part).items() if key not in defaults or value != defaults[key]}
 
 
 @dataclass(frozen=True)
@@ -67,22 +73,40 @@ class BlendEntry:
 
 @dataclass(frozen=True)
 class OptimizerPlan:
+    """AdamW; the rates of embedding and output rows are the schedule's times `embedding_lr_scale`."""
+
     beta1: float
     beta2: float
     epsilon: float
     weight_decay: float
     clip_grad_norm: float
+    embedding_lr_scale: float = 1.0
 
 
 @dataclass(frozen=True)
 class SchedulePlan:
-    """A learning rate as a pure function of samples seen; the rates are per parameter update."""
+    """A learning rate as a pure function of samples seen; the rates are per parameter update.
 
-    kind: Literal["cosine"]
+    Attributes:
+        warmup_samples: counted from the first sample after the new-rows stage, as is `decay_samples`.
+        decay_samples: where the schedule ends, warm-up included.
+        anneal_samples: length of the last phase of `wsd` and `infinite`, which ends at `decay_samples`.
+        anneal_shape: how `wsd` falls in it, in megatron-core's names.
+        cooldown_samples: length of the fall of `infinite` from peak to `constant_lr`, after the warm-up.
+        new_rows_samples: length of the first stage, which trains the rows of new ids only, at `new_rows_lr`; whole steps.
+    """
+
+    kind: Literal["cosine", "linear", "constant", "wsd", "infinite"]
     peak_lr: float
     min_lr: float
     warmup_samples: int
     decay_samples: int
+    anneal_samples: int = 0
+    anneal_shape: Literal["linear", "cosine", "minus_sqrt", "exponential"] = "linear"
+    cooldown_samples: int = 0
+    constant_lr: float = 0.0
+    new_rows_samples: int = 0
+    new_rows_lr: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -239,8 +263,8 @@ class RunPlan:
         """Digest of what decides the result of training; not of prices, estimates, or how the ranks are laid out."""
         layout = self.layout
         decides = [
-            self.seed, to_plain(self.shape), self.vocab.fingerprint, to_plain(self.blend), self.num_steps, to_plain(self.optimizer),
-            to_plain(self.schedule), layout.global_batch_size, layout.sequence_length, layout.dtype, self.identity,
+            self.seed, to_plain(self.shape), self.vocab.fingerprint, to_plain(self.blend), self.num_steps, _decided(self.optimizer),
+            _decided(self.schedule), layout.global_batch_size, layout.sequence_length, layout.dtype, self.identity,
         ]  # fmt: skip
         return sha256_plain(decides)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig, ParamKey, get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.transformer.module import Float16Module
 
 from megatron_cpt.plan.run_plan import RunPlan
@@ -31,7 +31,8 @@ def wrap_and_optimize(chunks: list[Any], plan: RunPlan) -> tuple[list[Any], Any]
     if bf16:
         chunks = [Float16Module(config, chunk) for chunk in chunks]
     wrapped = [DistributedDataParallel(config, ddp, chunk) for chunk in chunks]
-    optimizer = get_megatron_optimizer(optimizer_config(plan), wrapped)
+    wanted = optimizer_config(plan)
+    optimizer = get_megatron_optimizer(wanted, wrapped, config_overrides=group_overrides(wanted, plan))
     config.finalize_model_grads_func = finalize_model_grads
     config.grad_scale_func = optimizer.scale_loss if bf16 else None
     return wrapped, optimizer
@@ -55,16 +56,47 @@ def optimizer_config(plan: RunPlan) -> OptimizerConfig:
     )
 
 
+def group_overrides(config: OptimizerConfig, plan: RunPlan) -> dict[ParamKey, Any]:
+    """Return megatron's own exceptions (no decay of vectors), and one for embedding and output rows where they have another rate.
+
+    The exception is `lr_mult`, not megatron's `decoupled_lr`: that one sets bounds that only megatron's scheduler reads,
+    and 0.16 does not look at them when it pairs a checkpoint's groups with the optimizer's, so that two groups fall into one.
+    """
+    overrides: dict[ParamKey, Any] = dict(get_standard_config_overrides(config))
+    if plan.optimizer.embedding_lr_scale != 1.0:
+        overrides[ParamKey(attr="is_embedding_or_output_parameter")] = {"lr_mult": plan.optimizer.embedding_lr_scale}
+    return overrides
+
+
 def parameter_groups(optimizer: Any) -> list[dict[str, Any]]:
     """Return the groups of the innermost optimizers, which hold the values that an update really uses."""
     parts = getattr(optimizer, "chained_optimizers", [optimizer])
     return [group for part in parts if not getattr(part, "is_stub_optimizer", False) for group in part.optimizer.param_groups]
 
 
-def set_rate(optimizer: Any, *, rate: float, weight_decay: float) -> None:
-    """Put rate and decay in force in every group; a loaded checkpoint's values never survive."""
+def set_rate(optimizer: Any, *, rate: float, weight_decay: float, embedding_scale: float = 1.0) -> None:
+    """Put rate and decay in force in every group; a loaded checkpoint's values never survive.
+
+    Args:
+        embedding_scale: multiplies the rate of embedding and output rows. The decay of a step is decay x rate
+            (decoupled), so it is scaled with it.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * (embedding_scale if group["lr_mult"] != 1.0 else 1.0)
         group["weight_decay"] = weight_decay * group["wd_mult"]
     in_force = {group["lr"] for group in parameter_groups(optimizer)}
-    assert in_force <= {rate}, f"the rate in force is {in_force}, the schedule says {rate}"
+    allowed = {rate, rate * embedding_scale}
+    assert in_force <= allowed, f"the rates in force are {in_force}, the schedule says {allowed}"
+
+
+def forget_moments(optimizer: Any) -> None:
+    """Make the optimizer as new: no moments, no steps counted. Weights stay."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if getattr(part, "is_stub_optimizer", False):
+            continue
+        for group in part.optimizer.param_groups:
+            if "step" in group:
+                group["step"] = 0
+        for state in part.optimizer.state.values():
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name].zero_()

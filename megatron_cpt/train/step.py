@@ -14,8 +14,9 @@ from megatron_cpt.plan.run_plan import RunPlan
 from megatron_cpt.train.collectives import totals
 from megatron_cpt.train.data import Microbatch, StepBatch
 from megatron_cpt.train.divergence import require_finite
-from megatron_cpt.train.optimizer import set_rate
-from megatron_cpt.train.schedule import learning_rate
+from megatron_cpt.train.new_rows import keep_gradients_of_new_rows
+from megatron_cpt.train.optimizer import forget_moments, set_rate
+from megatron_cpt.train.schedule import ends_new_rows_stage, learning_rate, trains_new_rows_only
 from megatron_cpt.train.state import StepResult
 
 
@@ -27,8 +28,15 @@ def optimizer_step(chunks: list[Any], optimizer: Any, batch: StepBatch, plan: Ru
     """
     started = time.perf_counter()
     rate = learning_rate(plan.schedule, samples_seen=batch.first_sample + plan.layout.global_batch_size)
-    set_rate(optimizer, rate=rate, weight_decay=plan.optimizer.weight_decay)
-    nats = forward_backward(chunks, optimizer, batch, plan)
+    if ends_new_rows_stage(plan.schedule, first_sample=batch.first_sample):
+        forget_moments(optimizer)
+    if trains_new_rows_only(plan.schedule, first_sample=batch.first_sample):
+        set_rate(optimizer, rate=rate, weight_decay=0.0)
+        nats = forward_backward(chunks, optimizer, batch, plan)
+        keep_gradients_of_new_rows(chunks, plan.vocab)
+    else:
+        set_rate(optimizer, rate=rate, weight_decay=plan.optimizer.weight_decay, embedding_scale=plan.optimizer.embedding_lr_scale)
+        nats = forward_backward(chunks, optimizer, batch, plan)
     loss, samples, tokens = _agree(nats, batch, num_sources=len(plan.blend))
     step = batch.first_sample // plan.layout.global_batch_size + 1
     require_finite("loss", loss, step=step)

@@ -77,21 +77,21 @@ def sentences(kind: str, count: int, *, seed: int) -> list[str]:
 
 
 @functools.cache
-def _template() -> Path:
+def _template(tied: bool) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="tiny-run-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    launch_ranks(_make_run, 1, str(folder / "run"))
+    launch_ranks(_make_run, 1, str(folder / "run"), tied)
     return folder
 
 
-def make_run(folder: Path, name: str = "run") -> Path:
+def make_run(folder: Path, name: str = "run", *, tied: bool = True) -> Path:
     """Return a run folder that is filled up to `init/`, beside its base model's; made once a process, then copied."""
     for source, target in (("run", name), ("run-base", f"{name}-base")):
-        shutil.copytree(_template() / source, folder / target)
+        shutil.copytree(_template(tied) / source, folder / target)
     return folder / name
 
 
-def _make_run(run_dir_text: str) -> None:
+def _make_run(run_dir_text: str, tied: bool) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -105,7 +105,7 @@ def _make_run(run_dir_text: str) -> None:
     num_base = base_tokenizer.get_vocab_size()
     config = LlamaConfig(
         vocab_size=num_base, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=256, rms_norm_eps=1e-5, rope_theta=10000.0, tie_word_embeddings=True, initializer_range=0.1,
+        max_position_embeddings=256, rms_norm_eps=1e-5, rope_theta=10000.0, tie_word_embeddings=tied, initializer_range=0.1,
     )  # fmt: skip
     torch.manual_seed(7)
     LlamaForCausalLM(config).to(torch.float32).save_pretrained(base)

@@ -96,7 +96,7 @@ def change(path: str, value: object) -> Change:
         ("parallel.tensor", 0, r"parallel.tensor=0 is below 1"),
         ("parallel.dtype", "fp8", r"parallel.dtype='fp8' is not one of fp32, bf16"),
         ("cluster.backend", "tpu", r"cluster.backend='tpu'"),
-        ("schedule.kind", "linear", r"schedule.kind='linear'"),
+        ("schedule.kind", "cosin", r"schedule.kind='cosin' is not one of cosine, linear, constant, wsd, infinite"),
         ("monitor.wandb_mode", "of", r"monitor.wandb_mode='of'"),
         ("schedule.peak_lr", 1e-7, r"peak_lr >= min_lr > 0"),
         ("schedule.min_lr", 0.0, r"peak_lr >= min_lr > 0"),
