@@ -53,7 +53,7 @@ def compare_runs(
     if not 0 <= tolerance < 1:
         raise ConfigError("The tolerance is not a relative difference.", where="tolerance", value=tolerance, rule="0 or more, below 1")
     runs = [_steps(path, first_step=first_step, last_step=last_step) for path in (left, right)]
-    _require_same_steps(runs[0], runs[1], left=left, right=right)
+    _require_same_steps(runs, (left, right))
     steps = sorted(runs[0])
     return [_difference(name, steps, runs[0], runs[1], tolerance=tolerance if name in FIGURES else None) for name in (*FIGURES, *COUNTS)]
 
@@ -84,7 +84,7 @@ def _steps(path: Path, *, first_step: int | None, last_step: int | None) -> dict
         if record.get("kind") != "step":
             continue
         step = record.get("step")
-        if not _is_number(step):
+        if not isinstance(step, int):
             problems.append(f"a step record has the number {step!r}")
             continue
         if (first_step is not None and step < first_step) or (last_step is not None and step > last_step):
@@ -105,12 +105,13 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _require_same_steps(left: dict[int, Any], right: dict[int, Any], **paths: Path) -> None:
+def _require_same_steps(runs: Sequence[dict[int, Any]], paths: Sequence[Path]) -> None:
+    left, right = map(set, runs)
     problems = [
-        f"{metrics_file(paths[side])} lacks {len(missing)} of the other's steps: "
+        f"{metrics_file(path)} lacks {len(missing)} of the other's steps: "
         + ", ".join(map(str, missing[:SHOWN_STEPS]))
         + (", ..." if len(missing) > SHOWN_STEPS else "")
-        for side, missing in (("left", sorted(set(right) - set(left))), ("right", sorted(set(left) - set(right))))
+        for path, missing in zip(paths, (sorted(right - left), sorted(left - right)), strict=True)
         if missing
     ]
     raise_all(DataError, problems, next_step="Limit the comparison to steps that both runs have (--first-step, --last-step).")

@@ -87,7 +87,7 @@ def _raise_first_failure(processes: Sequence[BaseProcess], folder: Path) -> None
 def _torchrun_variables(num_ranks: int) -> dict[str, str]:
     return {
         "WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def _run_rank(rank: int, function: Callable[..., Any], args: tuple[Any, ...], va
     (folder / f"{rank}.result").write_bytes(pickle.dumps(result))
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
