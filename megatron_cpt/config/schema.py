@@ -90,15 +90,21 @@ class ScheduleConfig:
 
 @dataclass
 class ParallelConfig:
-    """How to split model and batch. The data-parallel size is what the cluster's ranks leave over."""
+    """How to split model and batch. The data-parallel size is what the cluster's ranks leave over.
+
+    `virtual_pipeline` is the number of chunks of layers that each pipeline rank holds; above 1 the schedule is interleaved.
+    `recompute` trades time for memory: `none`; `selective`, the MLP of every layer; `full`, every layer.
+    """
 
     tensor: int = MISSING
     pipeline: int = MISSING
+    virtual_pipeline: int = 1
     micro_batch_size: int = MISSING
     global_batch_size: int = MISSING
     sequence_length: int = MISSING
     sequence_parallel: bool = False
     distributed_optimizer: bool = True
+    recompute: str = "none"
     dtype: str = MISSING
 
 

@@ -68,19 +68,22 @@ def _run(
 ) -> Iterator[tuple[WindowBatch, list[float]]]:
     """Yield each batch with its windows' nats; nothing on ranks before the last pipeline stage."""
     started = told = time.monotonic()
+    # the interleaved schedule wants whole groups of as many micro-batches as there are stages: the last one is run again, and not read
+    group = parallel_state.get_pipeline_model_parallel_world_size() if len(chunks) > 1 else 1
     done, total = 0, sum(len(window.ids) for batch in batches for window in batch.windows)
     for call in _calls(batches):
+        whole = call + call[-1:] * (-len(call) % group)
         reports = get_forward_backward_func()(
             forward_step_func=_forward_step,
-            data_iterator=(_tensors(batch, prefix_id=prefix_id, device=device) for batch in call),
+            data_iterator=[_stream(whole, prefix_id=prefix_id, device=device) for _ in chunks],
             model=chunks,
-            num_microbatches=len(call),
+            num_microbatches=len(whole),
             seq_length=call[0].length,
             micro_batch_size=len(call[0].windows),
             forward_only=True,
         )
         if reports:
-            yield from zip(call, (report["nats_B"].tolist() for report in reports), strict=True)
+            yield from zip(call, (report["nats_B"].tolist() for report in reports[: len(call)]), strict=True)
         done += sum(len(window.ids) for batch in call for window in batch.windows)
         if time.monotonic() - told > SECONDS_BETWEEN_REPORTS:
             told = time.monotonic()
@@ -94,6 +97,11 @@ def _calls(batches: Sequence[WindowBatch]) -> Iterator[list[WindowBatch]]:
         same = list(group)
         for begin in range(0, len(same), BATCHES_PER_CALL):
             yield same[begin : begin + BATCHES_PER_CALL]
+
+
+def _stream(batches: Sequence[WindowBatch], *, prefix_id: int, device: torch.device) -> Iterator[dict[str, torch.Tensor]]:
+    for batch in batches:
+        yield _tensors(batch, prefix_id=prefix_id, device=device)
 
 
 def _tensors(batch: WindowBatch, *, prefix_id: int, device: torch.device) -> dict[str, torch.Tensor]:

@@ -17,11 +17,19 @@ from torch.nn import functional
 
 from megatron_cpt.backend import Backend
 from megatron_cpt.errors import ConfigError, raise_all
+from megatron_cpt.plan.checks import batch_problems, stage_problems
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.run_plan import Layout
 from megatron_cpt.record.vocab_layout import VocabLayout
 
 PARAMS_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# What the backward pass computes anew. `selective` is the gated MLP, whose middle is most of what a layer keeps. It is not the core
+# attention, as in Korthikanti et al. 2022: attention here keeps no score matrix, so that would cost time and free next to nothing.
+RECOMPUTE: dict[str, dict[str, Any]] = {
+    "none": {},
+    "selective": {"recompute_granularity": "selective", "recompute_modules": ["mlp"]},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
 
 
 class CptModel(GPTModel):  # type: ignore[misc]  # megatron has no types for mypy
@@ -74,7 +82,9 @@ def mask_padding(logits_V: torch.Tensor, *, num_ids: int, num_padded_rows: int) 
 
 
 def check_layout(shape: ModelShape, vocab: VocabLayout, layout: Layout) -> None:
-    """Refuse a model that does not divide over the layout's ranks.
+    """Refuse a model or a batch that does not divide over the layout's ranks, and a sequence longer than the model's positions.
+
+    The plan has made the same checks; a plan that was edited by hand meets them here.
 
     Raises:
         ConfigError: listing every size that does not divide.
@@ -88,8 +98,16 @@ def check_layout(shape: ModelShape, vocab: VocabLayout, layout: Layout) -> None:
     problems = [
         f"parallel.tensor={layout.tensor} does not divide {name}={size}" for name, size in by_tensor.items() if size % layout.tensor
     ]
-    if shape.num_layers % layout.pipeline:
-        problems.append(f"parallel.pipeline={layout.pipeline} does not divide num_layers={shape.num_layers}")
+    problems += stage_problems(shape.num_layers, pipeline=layout.pipeline, virtual_pipeline=layout.virtual_pipeline)
+    problems += batch_problems(
+        layout.global_batch_size,
+        micro_batch_size=layout.micro_batch_size,
+        data=layout.data,
+        pipeline=layout.pipeline,
+        virtual_pipeline=layout.virtual_pipeline,
+    )
+    if layout.sequence_length > shape.max_position:
+        problems.append(f"parallel.sequence_length={layout.sequence_length} is longer than the model's {shape.max_position} positions")
     if layout.sequence_parallel and layout.sequence_length % layout.tensor:
         problems.append(f"parallel.tensor={layout.tensor} does not divide sequence_length={layout.sequence_length} (sequence_parallel)")
     if not vocab.num_base_ids <= vocab.num_ids <= vocab.num_padded_rows:
@@ -120,11 +138,17 @@ def transformer_config(shape: ModelShape, layout: Layout, *, backend: Backend, *
         "attention_dropout": 0.0,
         "tensor_model_parallel_size": layout.tensor,
         "pipeline_model_parallel_size": layout.pipeline,
+        "virtual_pipeline_model_parallel_size": layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
+        # Interleaved stages send in both directions at once. In one batch, two ranks cannot tell what belongs to which direction, and with
+        # two stages they took a gradient for an activation, without a word. Sent apart, the directions use groups of their own.
+        "overlap_p2p_comm": layout.virtual_pipeline > 1,
+        "batch_p2p_comm": layout.virtual_pipeline == 1,
         "sequence_parallel": layout.sequence_parallel and layout.tensor > 1,
         "params_dtype": params_dtype,
         "pipeline_dtype": params_dtype,
         "bf16": layout.dtype == "bf16",
         "calculate_per_token_loss": True,
+        **RECOMPUTE[layout.recompute],
     }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="full scope is deprecated")  # a default of megatron's own, about CUDA graphs
@@ -134,7 +158,10 @@ def transformer_config(shape: ModelShape, layout: Layout, *, backend: Backend, *
 def build_chunks(
     shape: ModelShape, vocab: VocabLayout, layout: Layout, *, backend: Backend, initialise_weights: bool = True
 ) -> list[CptModel]:
-    """Build this rank's part of the model: one chunk, because the layout has no virtual pipeline.
+    """Build this rank's part of the model: `layout.virtual_pipeline` chunks, in the order of their layers.
+
+    With 8 layers, 2 pipeline ranks and 2 chunks a rank, rank 0 holds layers 0, 1 and 4, 5, and rank 1 holds 2, 3 and 6, 7. All
+    chunks share one configuration, because megatron reads and sets its functions on the first chunk's.
 
     Args:
         initialise_weights: False leaves parameters unset, for a caller that loads every one of them.
@@ -145,20 +172,25 @@ def build_chunks(
     check_layout(shape, vocab, layout)
     config = transformer_config(shape, layout, backend=backend, perform_initialization=initialise_weights)
     logging.getLogger("megatron.core.models.gpt.gpt_model").addFilter(_not_the_deprecation)
-    chunk = CptModel(
-        config=config,
-        transformer_layer_spec=backend.layer_spec(config),
-        vocab_size=vocab.num_padded_rows,
-        max_sequence_length=shape.max_position,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
-        parallel_output=True,
-        share_embeddings_and_output_weights=shape.tied_embeddings,
-        position_embedding_type="rope",
-        rotary_base=shape.rotary_base,
-        vocab=vocab,
-    )
-    return [chunk.to(backend.device)]
+    spec = backend.layer_spec(config)  # the same for every chunk: layers divide evenly
+    chunks = [
+        CptModel(
+            config=config,
+            transformer_layer_spec=spec,
+            vocab_size=vocab.num_padded_rows,
+            max_sequence_length=shape.max_position,
+            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+            parallel_output=True,
+            share_embeddings_and_output_weights=shape.tied_embeddings,
+            position_embedding_type="rope",
+            rotary_base=shape.rotary_base,
+            vp_stage=vp_stage,
+            vocab=vocab,
+        )
+        for vp_stage in (range(layout.virtual_pipeline) if layout.virtual_pipeline > 1 else [None])
+    ]
+    return [chunk.to(backend.device) for chunk in chunks]
 
 
 def _not_the_deprecation(record: logging.LogRecord) -> bool:

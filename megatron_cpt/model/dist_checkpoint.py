@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron_cpt.errors import CheckpointError
 from megatron_cpt.model.build import CptModel, inner_model
 from megatron_cpt.model.safe_metadata import check_metadata, weights_only
+from megatron_cpt.model.tied import check_tied_copies
 
 OPTIMIZER_PREFIX = "optimizer."
 _MODEL, _OPTIMIZER, _COMMON = "model", "optimizer", "cpt"
@@ -35,8 +36,9 @@ def save_model(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: An
         common: plain data, equal on all ranks.
 
     Raises:
-        CheckpointError: a part could not be written, on this rank or another.
+        CheckpointError: a part could not be written, on this rank or another; or two copies of tied rows differ.
     """
+    check_tied_copies(chunks)
     if distributed.get_rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
     distributed.barrier()

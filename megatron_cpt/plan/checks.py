@@ -17,6 +17,7 @@ from megatron_cpt.record.vocab_layout import VocabLayout
 
 BACKENDS = ("cpu", "cuda")
 DTYPES = ("fp32", "bf16")
+RECOMPUTE = ("none", "selective", "full")
 RULE_KINDS = ("must_improve", "may_not_worsen")
 WANDB_MODES = ("offline", "online", "disabled")
 
@@ -39,6 +40,7 @@ def literal_problems(config: ExperimentConfig) -> list[str]:
     """Check the words and the ranges of single numbers."""
     problems = _choice("cluster.backend", config.cluster.backend, BACKENDS)
     problems += _choice("parallel.dtype", config.parallel.dtype, DTYPES)
+    problems += _choice("parallel.recompute", config.parallel.recompute, RECOMPUTE)
     problems += _choice("monitor.wandb_mode", config.monitor.wandb_mode, WANDB_MODES)
     problems += _at_least(size_keys(config), 1)
     problems += _at_least(
@@ -76,6 +78,7 @@ def size_keys(config: ExperimentConfig) -> dict[str, float]:
         "cluster.threads_per_rank": config.cluster.threads_per_rank,
         "parallel.tensor": config.parallel.tensor,
         "parallel.pipeline": config.parallel.pipeline,
+        "parallel.virtual_pipeline": config.parallel.virtual_pipeline,
         "parallel.micro_batch_size": config.parallel.micro_batch_size,
         "parallel.global_batch_size": config.parallel.global_batch_size,
         "parallel.sequence_length": config.parallel.sequence_length,
@@ -115,9 +118,7 @@ def layout_problems(config: ExperimentConfig, shape: ModelShape, vocab: VocabLay
     problems += [
         f"parallel.tensor={tensor} does not divide {what} ({size}). Use one of: {legal}." for what, size in split.items() if size % tensor
     ]
-    if shape.num_layers % pipeline:
-        legal = ", ".join(map(str, divisors(shape.num_layers)))
-        problems.append(f"parallel.pipeline={pipeline} does not divide the model's layers ({shape.num_layers}). Use one of: {legal}.")
+    problems += stage_problems(shape.num_layers, pipeline=pipeline, virtual_pipeline=parallel.virtual_pipeline)
     if parallel.sequence_parallel and tensor == 1:
         problems.append("parallel.sequence_parallel needs parallel.tensor above 1. Set it to false, or raise parallel.tensor.")
     if parallel.sequence_parallel and parallel.sequence_length % tensor:
@@ -132,15 +133,49 @@ def layout_problems(config: ExperimentConfig, shape: ModelShape, vocab: VocabLay
             f"cluster has {num_ranks} ranks ({cluster.num_nodes} nodes x {cluster.ranks_per_node}), which do not divide by parallel.tensor"
             f" x parallel.pipeline = {tensor * pipeline}.",
         ]
-    unit = parallel.micro_batch_size * (num_ranks // (tensor * pipeline))
-    if parallel.global_batch_size % unit:
-        below = parallel.global_batch_size // unit * unit
-        nearest = " or ".join(str(value) for value in (below, below + unit) if value)
-        problems.append(
-            f"parallel.global_batch_size={parallel.global_batch_size} does not divide by micro_batch_size x data-parallel ranks = "
-            f"{parallel.micro_batch_size} x {num_ranks // (tensor * pipeline)} = {unit}. Nearest legal: {nearest}."
-        )
-    return problems
+    return problems + batch_problems(
+        parallel.global_batch_size,
+        micro_batch_size=parallel.micro_batch_size,
+        data=num_ranks // (tensor * pipeline),
+        pipeline=pipeline,
+        virtual_pipeline=parallel.virtual_pipeline,
+    )
+
+
+def stage_problems(num_layers: int, *, pipeline: int, virtual_pipeline: int) -> list[str]:
+    """Check that the layers divide over the pipeline stages, and each stage's layers over its chunks."""
+    if num_layers % pipeline:
+        legal = ", ".join(map(str, divisors(num_layers)))
+        return [f"parallel.pipeline={pipeline} does not divide the model's layers ({num_layers}). Use one of: {legal}."]
+    if virtual_pipeline > 1 and pipeline == 1:
+        return [f"parallel.virtual_pipeline={virtual_pipeline} needs parallel.pipeline above 1. Set it to 1, or raise parallel.pipeline."]
+    per_stage = num_layers // pipeline
+    if per_stage % virtual_pipeline:
+        legal = ", ".join(map(str, divisors(per_stage)))
+        return [
+            f"parallel.virtual_pipeline={virtual_pipeline} does not divide the layers of a stage ({num_layers} / {pipeline} = {per_stage})."
+            f" Use one of: {legal}."
+        ]
+    return []
+
+
+def batch_problems(global_batch_size: int, *, micro_batch_size: int, data: int, pipeline: int, virtual_pipeline: int) -> list[str]:
+    """Check that the global batch divides over ranks and micro-batches, and name the nearest sizes that do.
+
+    The interleaved schedule hands micro-batches on in groups of as many as there are stages, so it needs whole groups.
+    """
+    factors = {"micro_batch_size": micro_batch_size, "data-parallel ranks": data}
+    if virtual_pipeline > 1:
+        factors["pipeline stages (virtual_pipeline is above 1)"] = pipeline
+    unit = math.prod(factors.values())
+    if global_batch_size % unit == 0:
+        return []
+    below = global_batch_size // unit * unit
+    nearest = " or ".join(str(value) for value in (below, below + unit) if value)
+    return [
+        f"parallel.global_batch_size={global_batch_size} does not divide by {' x '.join(factors)} = "
+        f"{' x '.join(map(str, factors.values()))} = {unit}. Nearest legal: {nearest}."
+    ]
 
 
 def eval_problems(config: ExperimentConfig, corpus_facts: Mapping[str, Any]) -> list[str]:

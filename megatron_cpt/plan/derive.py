@@ -31,11 +31,12 @@ from megatron_cpt.plan.run_plan import (
     Tariff,
 )
 from megatron_cpt.plan.schedule import schedule_of
-from megatron_cpt.plan.throughput import FLOPS_CONVENTION, flops_per_token, training_seconds
+from megatron_cpt.plan.throughput import FLOPS_CONVENTION, flops_per_token, recomputed_flops_per_token, training_seconds
 from megatron_cpt.record.unknown import Figure, Unavailable, combine
 from megatron_cpt.record.vocab_layout import VocabLayout
 
 WandbMode = Literal["offline", "online", "disabled"]
+Recompute = Literal["none", "selective", "full"]
 _NEXT_STEP = "Change the named keys in conf/ or on the command line, then run the plan again."
 
 
@@ -135,6 +136,8 @@ def layout_of(config: ExperimentConfig) -> Layout:
         dtype="fp32" if parallel.dtype == "fp32" else "bf16",
         num_nodes=cluster.num_nodes,
         threads_per_rank=cluster.threads_per_rank,
+        virtual_pipeline=parallel.virtual_pipeline,
+        recompute=cast(Recompute, parallel.recompute),
     )
 
 
@@ -187,7 +190,8 @@ def estimate_run(
     tokens = num_steps * layout.tokens_per_step
     flops = flops_per_token(shape, num_rows=num_rows, sequence_length=layout.sequence_length)
     peak = host.matrix_tflops if on_cpu and gpu.dense_tflops is None else known(gpu.dense_tflops, key="gpu.dense_tflops")
-    seconds = training_seconds(total_flops=flops * tokens, layout=layout, dense_tflops=peak, utilization=utilization_of(gpu))
+    repeated = recomputed_flops_per_token(shape, sequence_length=layout.sequence_length, recompute=layout.recompute)
+    seconds = training_seconds(total_flops=(flops + repeated) * tokens, layout=layout, dense_tflops=peak, utilization=utilization_of(gpu))
     likely: Figure = seconds if isinstance(seconds, Unavailable) else seconds.likely
     device_hours = combine(lambda value: value * layout.num_ranks / 3600, likely)
     kwh = run_energy_kwh(device_hours, tariff)
@@ -223,7 +227,8 @@ def _basis(config: ExperimentConfig, peak: Figure) -> tuple[str, ...]:
     rate = str(peak) if isinstance(peak, Unavailable) else f"{peak:.4g} TFLOP/s"
     return (
         f"peak of one device: {rate} ({'fp32 matrix rate measured on this host' if measured else config.gpu.source})",
-        f"share of peak: {config.gpu.mfu_low} low, {config.gpu.mfu_likely} likely, {config.gpu.mfu_high} high, before the pipeline bubble",
+        f"share of peak: {config.gpu.mfu_low} low, {config.gpu.mfu_likely} likely, {config.gpu.mfu_high} high, before the pipeline bubble"
+        " and recomputation",
         "time is that of the training steps: no allowance for checkpoints, evaluation, waiting or failures",
         "carbon is location-based; energy is the node's share of a device x PUE",
         NOT_COUNTED,

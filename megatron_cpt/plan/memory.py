@@ -3,7 +3,8 @@
 Bytes per parameter follow Megatron-core's table (docs/user-guide/features/dist_optimizer.md): 18 for bf16 with fp32 gradients and
 Adam, or 6 + 12/d when d data-parallel ranks share the optimizer; 16, or 8 + 8/d, in fp32.
 Activations follow the tensor list of Korthikanti et al. 2022 (arXiv 2205.05198, section 4.1), counted for grouped-query attention
-and a gated MLP, with attention that keeps no score matrix.
+and a gated MLP, with attention that keeps no score matrix. The same paper gives what full recomputation keeps, a layer's input (2sbh
+in bf16, table 2), and the first stage's factor 1 + (p - 1)/(p v) under the interleaved schedule of v chunks a rank (section 4.2.3).
 """
 
 from __future__ import annotations
@@ -45,13 +46,11 @@ def activation_bytes_per_layer(
     return element_bytes * num_tokens * per_token
 
 
-def rank_memory(shape: ModelShape, layout: Layout, *, num_rows: int, pipeline_rank: int, fused_swiglu: bool) -> RankMemory:
-    """Estimate the peak of one rank of a stage under the 1F1B schedule, where stage k of p keeps min(p - k, m) micro-batches."""
+def kept_bytes_per_layer(shape: ModelShape, layout: Layout, *, fused_swiglu: bool) -> tuple[float, float]:
+    """Return what one layer keeps of one micro-batch until its backward pass, and what one layer adds while it is recomputed."""
     element_bytes = _ELEMENT_BYTES[layout.dtype]
-    params = rank_params(shape, num_rows=num_rows, tensor=layout.tensor, pipeline=layout.pipeline, pipeline_rank=pipeline_rank)
     num_tokens = layout.sequence_length * layout.micro_batch_size
-    in_flight = min(layout.pipeline - pipeline_rank, layout.num_microbatches)
-    per_layer = activation_bytes_per_layer(
+    everything = activation_bytes_per_layer(
         shape,
         num_tokens=num_tokens,
         tensor=layout.tensor,
@@ -59,6 +58,36 @@ def rank_memory(shape: ModelShape, layout: Layout, *, num_rows: int, pipeline_ra
         element_bytes=element_bytes,
         fused_swiglu=fused_swiglu,
     )
+    if layout.recompute == "none":
+        return everything, 0.0
+    if layout.recompute == "selective":
+        middle = element_bytes * num_tokens * (3 if fused_swiglu else 4) * shape.ffn_hidden_size / layout.tensor
+        return everything - middle, middle
+    layer_input = element_bytes * num_tokens * shape.hidden_size / (layout.tensor if layout.sequence_parallel else 1)
+    return layer_input, everything - layer_input
+
+
+def chunks_in_flight(layout: Layout, *, pipeline_rank: int) -> int:
+    """Return how many chunks' activations a stage holds at its peak: warm-up forward passes and the one that follows them.
+
+    Stage k of p: p - k of them under 1F1B, where a stage is one chunk; 2(p - k - 1) + (v - 1)p + 1 when each rank holds v
+    chunks (Narayanan et al. 2021, section 2.2; for k = 0 that is Korthikanti's 1 + (p - 1)/(p v) of all layers).
+    """
+    pipeline, virtual = layout.pipeline, layout.virtual_pipeline
+    behind = pipeline - pipeline_rank - 1
+    wanted = behind + 1 if virtual == 1 else 2 * behind + (virtual - 1) * pipeline + 1
+    return min(wanted, virtual * layout.num_microbatches)
+
+
+def rank_memory(shape: ModelShape, layout: Layout, *, num_rows: int, pipeline_rank: int, fused_swiglu: bool) -> RankMemory:
+    """Estimate the peak of one rank of a stage under the 1F1B schedule, plain or interleaved, with what recomputation leaves out."""
+    element_bytes = _ELEMENT_BYTES[layout.dtype]
+    params = rank_params(shape, num_rows=num_rows, tensor=layout.tensor, pipeline=layout.pipeline, pipeline_rank=pipeline_rank)
+    num_tokens = layout.sequence_length * layout.micro_batch_size
+    layers_in_flight = chunks_in_flight(layout, pipeline_rank=pipeline_rank) * (
+        shape.num_layers // (layout.pipeline * layout.virtual_pipeline)
+    )
+    per_layer, while_recomputed = kept_bytes_per_layer(shape, layout, fused_swiglu=fused_swiglu)
     is_last = pipeline_rank == layout.pipeline - 1
     head_input = 2 * element_bytes * num_tokens * shape.hidden_size if is_last else 0  # of the final norm and the output matrix
     return RankMemory(
@@ -67,7 +96,7 @@ def rank_memory(shape: ModelShape, layout: Layout, *, num_rows: int, pipeline_ra
         weights=float(element_bytes * params),
         gradients=float(_GRADIENT_BYTES * params),
         optimizer=_OPTIMIZER_BYTES[layout.dtype] * params / (layout.data if layout.distributed_optimizer else 1),
-        activations=in_flight * per_layer * (shape.num_layers // layout.pipeline) + head_input,
+        activations=layers_in_flight * per_layer + while_recomputed + head_input,
         logits=_LOGIT_BYTES * num_tokens * num_rows / layout.tensor if is_last else 0.0,
     )
 

@@ -65,7 +65,9 @@ def _work(plan: RunPlan) -> list[str]:
         *_field(
             "ranks",
             f"{layout.num_ranks} on {layout.num_nodes} node(s), {plan.backend}, {layout.dtype}: tensor {layout.tensor}"
-            f" x pipeline {layout.pipeline} x data {layout.data}",
+            f" x pipeline {layout.pipeline} x data {layout.data}"
+            + (f", {layout.virtual_pipeline} chunks a rank" if layout.virtual_pipeline > 1 else "")
+            + (f", {layout.recompute} recompute" if layout.recompute != "none" else ""),
         ),
         *_field(
             "work",

@@ -29,7 +29,12 @@ def _decided(part: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the model and the batch are split over ranks. Ranks = tensor x pipeline x data."""
+    """How the model and the batch are split over ranks. Ranks = tensor x pipeline x data.
+
+    Attributes:
+        virtual_pipeline: chunks of layers that each pipeline rank holds; above 1 the schedule is interleaved 1F1B.
+        recompute: what the backward pass computes anew instead of keeping: nothing, each layer's MLP, or each layer.
+    """
 
     tensor: int
     pipeline: int
@@ -42,6 +47,8 @@ class Layout:
     dtype: Literal["fp32", "bf16"]
     num_nodes: int
     threads_per_rank: int
+    virtual_pipeline: int = 1
+    recompute: Literal["none", "selective", "full"] = "none"
 
     @property
     def num_ranks(self) -> int:

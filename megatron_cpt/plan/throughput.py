@@ -40,15 +40,32 @@ def model_flops_utilization(*, flops: float, seconds: float, num_devices: int, d
     return utilization
 
 
+def recomputed_flops_per_token(shape: ModelShape, *, sequence_length: int, recompute: str) -> float:
+    """Count the FLOPs that the backward pass repeats for one token: one forward pass of each layer, or of each layer's MLP.
+
+    Model FLOPs leave them out (FLOPS_CONVENTION), so they lengthen a step at an equal share of the peak (Korthikanti et al.
+    2022, appendix A: hardware against model FLOPs).
+    """
+    if recompute == "none":
+        return 0.0
+    if recompute == "selective":
+        return shape.num_layers * 2.0 * 3 * shape.hidden_size * shape.ffn_hidden_size
+    return flops_per_token(shape, num_rows=0, sequence_length=sequence_length) / 3
+
+
 def bubble_fraction(layout: Layout) -> float:
-    """Return the idle share of a step, in units of the step's work: (p - 1) / m (Narayanan et al. 2021, section 2.2)."""
-    return (layout.pipeline - 1) / layout.num_microbatches
+    """Return the idle share of a step, in units of the step's work: (p - 1) / (v m) (Narayanan et al. 2021, section 2.2)."""
+    return (layout.pipeline - 1) / (layout.virtual_pipeline * layout.num_microbatches)
 
 
 def training_seconds(
     *, total_flops: float, layout: Layout, dense_tflops: Figure, utilization: Interval | Unavailable
 ) -> Interval | Unavailable:
-    """Estimate the seconds of all steps. `utilization.high` gives the low end and `utilization.low` the high end."""
+    """Estimate the seconds of all steps. `utilization.high` gives the low end and `utilization.low` the high end.
+
+    Args:
+        total_flops: of all ranks and steps, those that are computed twice counted twice.
+    """
     if isinstance(dense_tflops, Unavailable):
         return dense_tflops
     if isinstance(utilization, Unavailable):

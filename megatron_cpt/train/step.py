@@ -59,7 +59,7 @@ def forward_backward(chunks: list[Any], optimizer: Any, batch: StepBatch, plan: 
     optimizer.zero_grad()
     reports = get_forward_backward_func()(
         forward_step_func=_forward_step,
-        data_iterator=iter(batch.microbatches),
+        data_iterator=[iter(batch.microbatches) for _ in chunks],  # every chunk of a virtual pipeline walks through all of them
         model=chunks,
         num_microbatches=len(batch.microbatches),
         seq_length=plan.layout.sequence_length,

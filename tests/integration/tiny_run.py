@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from launch_ranks import launch_ranks
+from launch_ranks import free_port, launch_ranks
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from megatron_cpt.plan.model_shape import ModelShape
@@ -219,6 +219,21 @@ def step_records(run_dir: Path) -> list[dict[str, Any]]:
 def train_on_ranks(plan_path: Path, num_ranks: int) -> list[int]:
     """Train in fresh processes without torchrun and return each rank's exit code."""
     return launch_ranks(_train_rank, num_ranks, str(plan_path))
+
+
+def train_in_turn(plan_paths: list[Path], num_ranks: int) -> None:
+    """Train several plans of one number of ranks, one after the other in the same processes: starting those is the cost."""
+    ports = [free_port() for _ in plan_paths]
+    codes = launch_ranks(_train_plans, num_ranks, [str(path) for path in plan_paths], ports, timeout_s=60.0 + 120.0 * len(plan_paths))
+    assert codes == [[0] * len(plan_paths)] * num_ranks, codes
+
+
+def _train_plans(plan_paths: list[str], ports: list[int]) -> list[int]:
+    codes = []
+    for plan_path, port in zip(plan_paths, ports, strict=True):
+        os.environ["MASTER_PORT"] = str(port)  # the store of the run before may still hold its own
+        codes.append(_train_rank(plan_path))
+    return codes
 
 
 def _train_rank(plan_path: str) -> int:

@@ -95,6 +95,9 @@ def change(path: str, value: object) -> Change:
         ("parallel.tensor", 1, r"sequence_parallel needs parallel.tensor above 1"),
         ("parallel.tensor", 0, r"parallel.tensor=0 is below 1"),
         ("parallel.dtype", "fp8", r"parallel.dtype='fp8' is not one of fp32, bf16"),
+        ("parallel.recompute", "some", r"parallel.recompute='some' is not one of none, selective, full"),
+        ("parallel.virtual_pipeline", 0, r"parallel.virtual_pipeline=0 is below 1"),
+        ("parallel.virtual_pipeline", 2, r"virtual_pipeline=2 needs parallel.pipeline above 1"),
         ("cluster.backend", "tpu", r"cluster.backend='tpu'"),
         ("schedule.kind", "cosin", r"schedule.kind='cosin' is not one of cosine, linear, constant, wsd, infinite"),
         ("monitor.wandb_mode", "of", r"monitor.wandb_mode='of'"),
@@ -132,6 +135,66 @@ def test_an_impossible_configuration_is_refused_by_name(path: str, value: object
     with pytest.raises(ConfigError, match=message) as caught:
         derive(config, **facts())
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("data", "micro", "batch", "message"),
+    [
+        (2, 4, 10, r"global_batch_size=10 .* = 4 x 2 = 8. Nearest legal: 8 or 16"),
+        (2, 4, 7, r"global_batch_size=7 .* = 8. Nearest legal: 8\."),  # 0 is no batch
+        (8, 1, 12, r"global_batch_size=12 .* = 1 x 8 = 8. Nearest legal: 8 or 16"),
+    ],
+)
+def test_a_batch_that_does_not_divide_names_the_nearest_that_do(data: int, micro: int, batch: int, message: str) -> None:
+    config = experiment()
+    config.parallel.tensor, config.parallel.sequence_parallel, config.cluster.ranks_per_node = 1, False, data
+    config.parallel.micro_batch_size, config.parallel.global_batch_size = micro, batch
+    with pytest.raises(ConfigError, match=message):
+        derive(config, **facts())
+
+
+def interleaved(*, pipeline: int, virtual: int, batch: int) -> ExperimentConfig:
+    config = experiment()
+    config.parallel.tensor, config.parallel.sequence_parallel = 1, False
+    config.parallel.pipeline, config.parallel.virtual_pipeline, config.parallel.global_batch_size = pipeline, virtual, batch
+    return config
+
+
+def test_the_layers_of_a_stage_divide_over_its_chunks() -> None:
+    plan = derive(interleaved(pipeline=4, virtual=4, batch=128), **facts())
+    assert plan.layout.virtual_pipeline == 4  # 32 layers: 16 chunks of 2
+    assert "x pipeline 4 x data 2, 4 chunks a rank" in " ".join(page(plan).split())
+    with pytest.raises(ConfigError, match=r"virtual_pipeline=3 does not divide .*\(32 / 4 = 8\). Use one of: 1, 2, 4, 8"):
+        derive(interleaved(pipeline=4, virtual=3, batch=128), **facts())
+
+
+def test_an_interleaved_pipeline_needs_whole_groups_of_micro_batches() -> None:
+    # 4 stages x 2 data-parallel ranks x 1 sequence: a step of 4 sequences is 2 micro-batches a rank, and a group is 4
+    assert derive(interleaved(pipeline=4, virtual=1, batch=4), **facts()).layout.num_microbatches == 2
+    with pytest.raises(ConfigError, match=r"global_batch_size=12 .* = 1 x 2 x 4 = 8. Nearest legal: 8 or 16"):
+        derive(interleaved(pipeline=4, virtual=2, batch=12), **facts())
+
+
+def test_recomputation_is_in_the_time_and_not_in_the_model_flops() -> None:
+    plans = {}
+    for recompute in ("none", "selective", "full"):
+        config = experiment()
+        config.parallel.recompute = recompute
+        plans[recompute] = derive(config, **facts()).estimate
+    assert len({estimate.flops_per_token for estimate in plans.values()}) == 1
+    # Llama 3 8B at 8,192 tokens by hand: a layer's matrices are 218,103,808 weights, its MLP's 176,160,768; attention 2 s d_h a
+    layer, mlp, output = 2 * 218_103_808 + 2 * 8192 * 4096, 2 * 176_160_768, 2 * 4096 * 128_256
+    model = 3 * (32 * layer + output)
+    assert plans["full"].seconds == pytest.approx(plans["none"].seconds * (model + 32 * layer) / model)  # type: ignore[operator]
+    assert plans["selective"].seconds == pytest.approx(plans["none"].seconds * (model + 32 * mlp) / model)  # type: ignore[operator]
+
+
+def test_a_plan_of_an_earlier_version_means_no_virtual_pipeline_and_no_recomputation(tmp_path: Path) -> None:
+    path = derive(experiment(), **facts()).save(tmp_path)
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    del data["layout"]["virtual_pipeline"], data["layout"]["recompute"]
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    assert (RunPlan.load(path).layout.virtual_pipeline, RunPlan.load(path).layout.recompute) == (1, "none")
 
 
 def test_all_problems_are_listed_at_once() -> None:

@@ -78,6 +78,61 @@ def test_the_first_stage_keeps_more_micro_batches_and_the_last_one_the_logits() 
     assert [rank.logits for rank in stages] == [0, 0, 0, 4 * 512 * 128256]
 
 
+@pytest.mark.parametrize(("layers", "pipeline", "virtual"), [(96, 8, 3), (105, 35, 3)])  # GPT-3 175B and MT-NLG 530B of their table 3
+def test_interleaving_adds_korthikantis_factor_on_the_first_stage(layers: int, pipeline: int, virtual: int) -> None:
+    # Korthikanti et al. 2022, section 4.2.3: the first stage holds L (1 + (p - 1)/(p v)) layers' activations
+    model = shape(hidden=1024, layers=layers, heads=16, groups=16, ffn=4096, vocabulary=1024)
+    layout = dataclasses.replace(ONE_RANK, pipeline=pipeline, virtual_pipeline=virtual, global_batch_size=10 * pipeline)
+    one_layer = activation_bytes_per_layer(
+        model, num_tokens=512, tensor=1, sequence_parallel=False, element_bytes=2, fused_swiglu=True
+    )  # fmt: skip
+    first, *_, last = memory_of_stages(model, layout, num_rows=1024, fused_swiglu=True)
+    assert first.activations == pytest.approx(layers * (1 + (pipeline - 1) / (pipeline * virtual)) * one_layer)
+    # and the last one (v - 1) p + 1 chunks: the warm-up of Megatron-core's schedule (get_pp_rank_microbatches) and one more
+    head_input = 2 * 2 * 512 * 1024
+    chunk = layers // (pipeline * virtual)
+    assert last.activations == pytest.approx(((virtual - 1) * pipeline + 1) * chunk * one_layer + head_input)
+
+
+def test_no_interleaved_stage_holds_more_chunks_than_a_step_has() -> None:
+    layout = dataclasses.replace(ONE_RANK, pipeline=4, virtual_pipeline=4, global_batch_size=4)
+    plain = dataclasses.replace(layout, virtual_pipeline=1)
+    found, wanted = (memory_of_stages(LLAMA3_8B, each, num_rows=128256, fused_swiglu=True)[0] for each in (layout, plain))
+    assert found.activations == wanted.activations  # all 4 micro-batches of all 8 layers of the stage
+
+
+def test_full_recompute_keeps_two_bytes_per_token_and_hidden_size_and_one_layer_at_work() -> None:
+    # Korthikanti et al. 2022, table 2: 2sbh a layer; LLAMA3_8B on one rank: 512 tokens, 4,096 hidden sizes, 32 layers
+    def activations(**changes: object) -> float:
+        layout = dataclasses.replace(ONE_RANK, **changes)  # type: ignore[arg-type]
+        (rank,) = memory_of_stages(LLAMA3_8B, layout, num_rows=128256, fused_swiglu=True)
+        return rank.activations
+
+    token, head_input = 512 * 2, 2 * 2 * 512 * 4096
+    # by hand, per token in bf16: 4 hidden sizes, 2 x 32 query and 2 x 8 key/value heads of 128, 3 x 14,336 of the MLP's middle
+    one_layer = token * (4 * 4096 + 2 * 4096 + 2 * 1024 + 3 * 14336)
+    assert activations() == 32 * one_layer + head_input
+    assert activations(recompute="full") == 32 * token * 4096 + (one_layer - token * 4096) + head_input
+    middle = token * 3 * 14336
+    assert activations(recompute="selective") == 32 * (one_layer - middle) + middle + head_input
+
+
+def test_sequence_parallelism_also_splits_what_full_recompute_keeps() -> None:
+    def first_stage(*, sequence_parallel: bool) -> float:
+        layout = dataclasses.replace(ONE_RANK, tensor=4, pipeline=2, recompute="full", sequence_parallel=sequence_parallel)
+        return memory_of_stages(LLAMA3_8B, layout, num_rows=128256, fused_swiglu=True)[0].activations
+
+    def one_layer(*, sequence_parallel: bool) -> float:
+        return activation_bytes_per_layer(
+            LLAMA3_8B, num_tokens=512, tensor=4, sequence_parallel=sequence_parallel, element_bytes=2, fused_swiglu=True
+        )
+
+    layer_input = 2 * 512 * 4096
+    # two micro-batches in flight of 16 layers, and one layer at work beside its input
+    assert first_stage(sequence_parallel=False) == 31 * layer_input + one_layer(sequence_parallel=False)
+    assert first_stage(sequence_parallel=True) == 31 * layer_input / 4 + one_layer(sequence_parallel=True)
+
+
 def test_no_stage_keeps_more_micro_batches_than_a_step_has() -> None:
     layout = dataclasses.replace(ONE_RANK, pipeline=4, global_batch_size=1)
     stages = memory_of_stages(LLAMA3_8B, layout, num_rows=128256, fused_swiglu=True)
