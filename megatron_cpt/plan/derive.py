@@ -112,7 +112,12 @@ def derive(
             warmup_samples=round(config.schedule.warmup_fraction * num_samples),
             decay_samples=num_samples,
         ),
-        checkpoint=CheckpointPlan(every_steps=config.checkpoint.every_steps, keep_last=config.checkpoint.keep_last),
+        checkpoint=CheckpointPlan(
+            every_steps=config.checkpoint.every_steps,
+            keep_last=config.checkpoint.keep_last,
+            asynchronous=config.checkpoint.asynchronous,
+            keep_best=config.checkpoint.keep_best,
+        ),
         log_every_steps=config.monitor.log_every_steps,
         eval_every_steps=config.monitor.eval_every_steps,
         wandb_mode=cast(WandbMode, config.monitor.wandb_mode),
