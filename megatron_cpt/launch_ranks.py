@@ -126,14 +126,14 @@ def run_ranks(
         argv = torchrun_argv(module, arguments, num_ranks=ranks_per_node)
     else:
         argv = [launcher, str(ranks_per_node), module, *arguments]
-    process = subprocess.Popen(argv, env=environment, start_new_session=True)
-    try:
-        with _relayed_to(stop_file):
+    with _relayed_to(stop_file):  # before the start: a signal in between would end this process, and the ranks with it
+        process = subprocess.Popen(argv, env=environment, start_new_session=True)
+        try:
             return process.wait()
-    except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        raise
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            raise
 
 
 def main(argv: Sequence[str]) -> None:

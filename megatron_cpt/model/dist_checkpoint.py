@@ -116,7 +116,15 @@ def _write_buckets(transforms: list[Any], niceness: int, rank: int, buckets: lis
     with ThreadPoolExecutor(len(buckets)) as pool:
         written = list(pool.map(write, buckets))
     error = next((result for result in written if isinstance(result, Exception)), None)
-    reports.put(error if error is not None else dict(enumerate(written)))
+    reports.put(_system_error(error) if error is not None else dict(enumerate(written)))
+
+
+def _system_error(error: BaseException) -> BaseException:
+    """Return what the system said, when it is behind an error: torch's writer reports a full disk as an unexpected position."""
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, OSError):
+        behind = behind.__cause__ or behind.__context__
+    return error if behind is None else behind
 
 
 @contextlib.contextmanager
