@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import megatron.core
 import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
@@ -162,6 +163,7 @@ def load_model(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: An
     """
     _require_checkpoint(folder)
     state = _sharded_state(chunks, optimizer, is_loading=True)
+    wanted_keys = _group_keys(state.get(_OPTIMIZER, {}))
     try:
         with weights_only():
             _check_against(folder, state)
@@ -180,6 +182,15 @@ def load_model(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: An
             where=folder,
             value=f"only in the checkpoint: {_first(missing)}; only in the model: {_first(unexpected)}",
             next_step="Check that the checkpoint was written by this plan.",
+        )
+    lacking = wanted_keys - _group_keys(loaded.get(_OPTIMIZER, {}))
+    if lacking:
+        raise CheckpointError(
+            "The optimizer's state in the checkpoint lacks settings that this version needs.",
+            where=folder,
+            value=_first(lacking),
+            rule=f"those of megatron-core {megatron.core.__version__}; the checkpoint's record names the version that wrote it",
+            next_step="Resume with that version.",
         )
     for key, chunk in zip(_chunk_keys(chunks), chunks, strict=True):
         inner_model(chunk).load_state_dict(loaded[key], strict=True)
@@ -228,6 +239,14 @@ def _sharded_state(chunks: Sequence[torch.nn.Module], optimizer: Any, *, is_load
     if optimizer is not None:
         state[_OPTIMIZER] = optimizer.sharded_state_dict(state, is_loading=is_loading, metadata=metadata)
     return state
+
+
+def _group_keys(state: Any) -> set[str]:
+    """Return the keys that all parameter groups in an optimizer's state have, however deep they lie."""
+    if not isinstance(state, dict):
+        return set()
+    parts = [set(group) for group in state.get("param_groups", [])] or [_group_keys(part) for part in state.values()]
+    return set.intersection(*[part for part in parts if part] or [set()])
 
 
 def _chunk_keys(chunks: Sequence[torch.nn.Module]) -> list[str]:
