@@ -62,6 +62,10 @@ class CheckpointError(CptError):
     exit_code = 4
 
 
+class FollowsAnotherRank(CptError):
+    """A rank ends because another one failed or died: its own words count only when no other rank speaks."""
+
+
 class RolledBack(CptError):
     """The gate refused the candidate; the rollback has been carried out."""
 

@@ -42,10 +42,21 @@ def die_with_parent(parent: int | None = None) -> None:
 
 
 def tie_helpers_to_this_process() -> None:
-    """Have each process that `multiprocessing` spawns from here die with this one.
+    """Have each process that this one forks, or that `multiprocessing` spawns from here, die with the one that started it.
 
-    megatron-core's checkpoint writer spawns a manager; it would outlive a rank that is killed in a save, and hold its terminal.
+    megatron-core's checkpoint writer spawns a manager, and an asynchronous save forks a writer. They would outlive a rank that is
+    killed in a save, hold its terminal and the run's lock, and write on into a checkpoint that the next attempt removes.
     """
+    if sys.platform == "linux":
+        prctl = ctypes.CDLL(None).prctl  # looked up before a fork: the loader's lock may be held by another thread in its middle
+        forking = [os.getpid()]
+
+        def tie_to_forking_process() -> None:
+            prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if os.getppid() != forking[0]:
+                os._exit(EXIT_STOPPED)
+
+        os.register_at_fork(before=lambda: forking.__setitem__(0, os.getpid()), after_in_child=tie_to_forking_process)
     plain = spawn.get_command_line
 
     def tied(**arguments: Any) -> list[str]:
@@ -115,14 +126,14 @@ def run_ranks(
         argv = torchrun_argv(module, arguments, num_ranks=ranks_per_node)
     else:
         argv = [launcher, str(ranks_per_node), module, *arguments]
-    process = subprocess.Popen(argv, env=environment, start_new_session=True)
-    try:
-        with _relayed_to(stop_file):
+    with _relayed_to(stop_file):  # before the start: a signal in between would end this process, and the ranks with it
+        process = subprocess.Popen(argv, env=environment, start_new_session=True)
+        try:
             return process.wait()
-    except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        raise
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            raise
 
 
 def main(argv: Sequence[str]) -> None:

@@ -176,8 +176,13 @@ class EvalConfig:
 
 @dataclass
 class CheckpointConfig:
+    """Saves every so many steps. `asynchronous` writes beside training; `keep_best` keeps as many more, best by bits per byte of
+    the domain texts in the in-loop evaluation."""
+
     every_steps: int = MISSING
     keep_last: int = 2
+    asynchronous: bool = False
+    keep_best: int = 0
 
 
 @dataclass

@@ -6,26 +6,36 @@ script: the writer starts processes.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import inspect
+import os
 import pickle
-from collections.abc import Sequence
+import queue
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import megatron.core
 import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from torch import distributed
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_cpt.errors import CheckpointError
+from megatron_cpt.errors import CheckpointError, FollowsAnotherRank
 from megatron_cpt.model.build import CptModel, inner_model
 from megatron_cpt.model.safe_metadata import check_metadata, weights_only
 from megatron_cpt.model.tied import check_tied_copies
 
 OPTIMIZER_PREFIX = "optimizer."
 _MODEL, _OPTIMIZER, _COMMON = "model", "optimizer", "cpt"
+_WRITER_NICENESS = 10  # on a CPU the writer shares the cores with training
 
 
 def save_model(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: Any = None, common: dict[str, Any]) -> None:
@@ -36,19 +46,115 @@ def save_model(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: An
         common: plain data, equal on all ranks.
 
     Raises:
-        CheckpointError: a part could not be written, on this rank or another; or two copies of tied rows differ.
+        CheckpointError: a part could not be written; on the ranks that do not know why, FollowsAnotherRank.
+    """
+    with _writing(folder):
+        _request(folder, chunks, optimizer=optimizer, common=common, niceness=0).execute_sync()
+
+
+class PendingSave:
+    """A checkpoint that one forked process on each rank writes, from the tensors as they were when it was begun.
+
+    megatron-core plans the checkpoint and counts its writers; the copy is the kernel's own (copy on write) for tensors in host
+    memory, and megatron's transfer to the host for those on a device. Every method but `abort` is collective.
+    """
+
+    def __init__(self, folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: Any = None, common: dict[str, Any]) -> None:
+        """Begin to write into an empty folder; the arguments and errors are `save_model`'s."""
+        self._folder = folder
+        self._calls = AsyncCallsQueue()
+        with _writing(folder):
+            request = _request(folder, chunks, optimizer=optimizer, common=common, niceness=_WRITER_NICENESS)
+            self._calls.schedule_async_request(request)
+
+    def finished(self, *, wait: bool = False) -> bool:
+        """Return, the same on every rank, whether all have written their parts; the first `True` has completed the folder.
+
+        Raises:
+            CheckpointError, FollowsAnotherRank: as `save_model`.
+        """
+        with _writing(self._folder):
+            self._calls.maybe_finalize_async_calls(blocking=wait)
+        return not self._calls.async_calls
+
+    def abort(self) -> None:
+        """End this rank's writer at once, without a word to the other ranks, and forget what it reported."""
+        while self._calls.async_calls:
+            self._calls.async_calls.popleft().async_caller.close(abort=True)
+        _forget_reports()
+
+
+def _request(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: Any, common: dict[str, Any], niceness: int) -> AsyncRequest:
+    """Return megatron's plan of a save, its tensors taken and nothing written but the small common part.
+
+    Raises:
+        CheckpointError: two copies of tied rows differ.
     """
     check_tied_copies(chunks)
     if distributed.get_rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
     distributed.barrier()
-    state = _sharded_state(chunks, optimizer, is_loading=False)
+    state = {**_sharded_state(chunks, optimizer, is_loading=False), _COMMON: common}
+    # 0.19 prefers a writer from another package, and warns that it is not there
+    own_writer = {"async_strategy": "mcore"} if "async_strategy" in inspect.signature(dist_checkpointing.save).parameters else {}
+    request = dist_checkpointing.save(state, str(folder), async_sharded_save=True, **own_writer)
+    if request.async_fn is None:  # nothing to write on this rank
+        return request
+    return request._replace(async_fn=functools.partial(_write_buckets, request.async_fn.args[0], niceness))
+
+
+def _write_buckets(transforms: list[Any], niceness: int, rank: int, buckets: list[Any], reports: Any) -> None:
+    """Write this rank's files, one thread each, and report what is in them, or the first error, for megatron to gather.
+
+    It stands in for megatron's own function, which forks a process a file in 0.16 (killed alone, it leaves the parent waiting for
+    ever) and replaces an error by its type in 0.19.
+    """
+    os.nice(niceness)
+
+    def write(bucket: Any) -> Any:
+        report: queue.Queue[Any] = queue.Queue()
+        count: queue.Queue[int] = queue.Queue()
+        count.put(0)
+        filesystem_async.FileSystemWriterAsync.write_preloaded_data(
+            transforms, local_proc_idx=0, write_bucket=bucket, results_queue=report, count_queue=count, use_fsync=True
+        )
+        return report.get_nowait()[1]
+
+    with ThreadPoolExecutor(len(buckets)) as pool:
+        written = list(pool.map(write, buckets))
+    error = next((result for result in written if isinstance(result, Exception)), None)
+    reports.put(_system_error(error) if error is not None else dict(enumerate(written)))
+
+
+def _system_error(error: BaseException) -> BaseException:
+    """Return what the system said, when it is behind an error: torch's writer reports a full disk as an unexpected position."""
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, OSError):
+        behind = behind.__cause__ or behind.__context__
+    return error if behind is None else behind
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
     try:
-        dist_checkpointing.save({**state, _COMMON: common}, str(folder))
+        yield
     except (CheckpointException, CheckpointingException, OSError) as error:
+        _forget_reports()
+        failures = getattr(error, "failures", None)
+        if failures is not None and not failures:  # megatron tells the reasons to the first rank alone
+            raise FollowsAnotherRank("Another rank could not write its part of the checkpoint.", where=folder) from error
+        reasons = [f"rank {rank}: {reason}" for rank, (reason, _) in failures.items()] if failures else [str(error)]
         raise CheckpointError(
-            "The checkpoint could not be written.", where=folder, value=str(error), next_step="Check the disk's space and quota."
+            "The checkpoint could not be written.",
+            where=folder,
+            value="; ".join(reasons)[:2000],
+            next_step="Check the disk's space and quota. Earlier checkpoints are untouched.",
         ) from error
+
+
+def _forget_reports() -> None:
+    """Drop what the writers of a failed save reported: megatron keeps one queue a process, and would take it for the next save's."""
+    filesystem_async._results_queue = None
 
 
 def load_model(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: Any = None) -> dict[str, Any]:
@@ -63,6 +169,7 @@ def load_model(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: An
     """
     _require_checkpoint(folder)
     state = _sharded_state(chunks, optimizer, is_loading=True)
+    wanted_keys = _group_keys(state.get(_OPTIMIZER, {}))
     try:
         with weights_only():
             _check_against(folder, state)
@@ -81,6 +188,15 @@ def load_model(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: An
             where=folder,
             value=f"only in the checkpoint: {_first(missing)}; only in the model: {_first(unexpected)}",
             next_step="Check that the checkpoint was written by this plan.",
+        )
+    lacking = wanted_keys - _group_keys(loaded.get(_OPTIMIZER, {}))
+    if lacking:
+        raise CheckpointError(
+            "The optimizer's state in the checkpoint lacks settings that this version needs.",
+            where=folder,
+            value=_first(lacking),
+            rule=f"those of megatron-core {megatron.core.__version__}; the checkpoint's record names the version that wrote it",
+            next_step="Resume with that version.",
         )
     for key, chunk in zip(_chunk_keys(chunks), chunks, strict=True):
         inner_model(chunk).load_state_dict(loaded[key], strict=True)
@@ -129,6 +245,14 @@ def _sharded_state(chunks: Sequence[torch.nn.Module], optimizer: Any, *, is_load
     if optimizer is not None:
         state[_OPTIMIZER] = optimizer.sharded_state_dict(state, is_loading=is_loading, metadata=metadata)
     return state
+
+
+def _group_keys(state: Any) -> set[str]:
+    """Return the keys that all parameter groups in an optimizer's state have, however deep they lie."""
+    if not isinstance(state, dict):
+        return set()
+    parts = [set(group) for group in state.get("param_groups", [])] or [_group_keys(part) for part in state.values()]
+    return set.intersection(*[part for part in parts if part] or [set()])
 
 
 def _chunk_keys(chunks: Sequence[torch.nn.Module]) -> list[str]:

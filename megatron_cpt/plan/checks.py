@@ -47,6 +47,7 @@ def literal_problems(config: ExperimentConfig) -> list[str]:
         {
             "seed": config.seed,
             "monitor.eval_every_steps": config.monitor.eval_every_steps,
+            "checkpoint.keep_best": config.checkpoint.keep_best,
             "optim.weight_decay": config.optim.weight_decay,
             "optim.clip_grad_norm": config.optim.clip_grad_norm,
             "optim.beta1": config.optim.beta1,
@@ -65,9 +66,24 @@ def literal_problems(config: ExperimentConfig) -> list[str]:
         problems.append(f"blend.max_epochs={config.blend.max_epochs} is not above 0.")
     if not 0 < config.gate.confidence < 1:
         problems.append(f"gate.confidence={config.gate.confidence} is not between 0 and 1.")
+    problems += keep_best_problems(config)
     for key, limit in stop_keys(config).items():
         if limit is not None and not limit > 0:
             problems.append(f"{key}={limit} is not above 0. Use null for no limit.")
+    return problems
+
+
+def keep_best_problems(config: ExperimentConfig) -> list[str]:
+    """Check that checkpoints can be ranked: every one of them is scored, on a domain text."""
+    keep, every, scored = config.checkpoint.keep_best, config.checkpoint.every_steps, config.monitor.eval_every_steps
+    problems = []
+    if keep and (scored < 1 or every % scored):
+        problems.append(
+            f"checkpoint.keep_best={keep} ranks checkpoints by the in-loop evaluation, and monitor.eval_every_steps={scored} does not "
+            f"divide checkpoint.every_steps={every}."
+        )
+    if keep and not any(config.source[name].role == "domain" for name in config.eval.texts if name in config.source):
+        problems.append(f"checkpoint.keep_best={keep} ranks checkpoints by domain texts, and eval.texts names none.")
     return problems
 
 

@@ -107,7 +107,12 @@ def derive(
             embedding_lr_scale=config.optim.embedding_lr_scale,
         ),
         schedule=schedule_of(config),
-        checkpoint=CheckpointPlan(every_steps=config.checkpoint.every_steps, keep_last=config.checkpoint.keep_last),
+        checkpoint=CheckpointPlan(
+            every_steps=config.checkpoint.every_steps,
+            keep_last=config.checkpoint.keep_last,
+            asynchronous=config.checkpoint.asynchronous,
+            keep_best=config.checkpoint.keep_best,
+        ),
         log_every_steps=config.monitor.log_every_steps,
         eval_every_steps=config.monitor.eval_every_steps,
         wandb_mode=cast(WandbMode, config.monitor.wandb_mode),

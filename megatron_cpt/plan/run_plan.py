@@ -118,8 +118,12 @@ class SchedulePlan:
 
 @dataclass(frozen=True)
 class CheckpointPlan:
+    """When checkpoints are written, whether training waits for them, and which stay (the newest, and the best by domain texts)."""
+
     every_steps: int
     keep_last: int
+    asynchronous: bool = False
+    keep_best: int = 0
 
 
 @dataclass(frozen=True)

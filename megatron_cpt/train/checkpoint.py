@@ -5,19 +5,24 @@ from __future__ import annotations
 import logging
 import secrets
 import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from megatron_cpt.errors import CheckpointError, CptError
-from megatron_cpt.model.dist_checkpoint import load_model, save_model
+from megatron_cpt.errors import CheckpointError, CptError, FollowsAnotherRank
+from megatron_cpt.model.dist_checkpoint import PendingSave, load_model, save_model
 from megatron_cpt.plan.run_plan import RunPlan
 from megatron_cpt.record.manifest import Manifest
-from megatron_cpt.record.store import require_free_space, write_text
+from megatron_cpt.record.store import append_line, read_lines, require_free_space, write_text
 from megatron_cpt.train.checkpoint_files import (
     MODEL_FOLDER,
     CheckpointRecord,
+    best_steps,
     check_contents,
     complete_checkpoints,
     describe,
@@ -29,6 +34,7 @@ from megatron_cpt.train.checkpoint_files import (
     remove_torsos,
 )
 from megatron_cpt.train.collectives import barrier, from_first, highest
+from megatron_cpt.train.metrics import METRICS_NAME
 from megatron_cpt.train.runtime import is_first_rank
 from megatron_cpt.train.state import TrainState
 from megatron_cpt.train.tracking import RUN_ID_NAME
@@ -36,8 +42,67 @@ from megatron_cpt.train.tracking import RUN_ID_NAME
 CHECKPOINTS_FOLDER = "checkpoints"
 BYTES_PER_PARAM = {"fp32": 12, "bf16": 14}  # weights and two fp32 moments; bf16 keeps fp32 weights beside its own
 NONE_FOUND = -1
+WAIT_SECONDS = 0.05  # between two looks at the first rank's publication
 
 logger = logging.getLogger(__name__)
+
+
+class Publication:
+    """Work of one rank's thread, and how far it is as a number that ranks can compare. Without work it is done at once."""
+
+    DONE, BUSY, FAILED = 0, 1, 2
+
+    def __init__(self, work: Callable[[], None] | None) -> None:
+        self._work = work
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="publish-checkpoint", daemon=True) if work is not None else None
+        if self._thread is not None:
+            self._thread.start()
+
+    @property
+    def code(self) -> int:
+        if self._thread is not None and self._thread.is_alive():
+            return self.BUSY
+        return self.DONE if self._error is None else self.FAILED
+
+    def wait(self) -> int:
+        """Wait for the work's end and return its code."""
+        if self._thread is not None:
+            self._thread.join()
+        return self.code
+
+    def raise_failure(self) -> None:
+        """Raise what went wrong here, or that another rank knows."""
+        if self._error is None:
+            raise FollowsAnotherRank("The first rank could not publish a checkpoint.")
+        if isinstance(self._error, OSError):
+            raise CheckpointError(
+                "The checkpoint could not be published.",
+                where=self._error.filename,
+                value=str(self._error),
+                next_step="Check the disk's space and quota. Earlier checkpoints are untouched.",
+            ) from self._error
+        raise self._error
+
+    def _run(self) -> None:
+        assert self._work is not None
+        try:
+            self._work()
+        except BaseException as error:  # raised again at a step boundary, on all ranks
+            self._error = error
+
+
+@dataclass
+class _Saving:
+    """A save that has begun and is not published yet; `write` is None when every rank's part is on disk."""
+
+    state: TrainState
+    partial: Path
+    final: Path
+    began: float
+    blocked_seconds: float = 0.0
+    write: PendingSave | None = None
+    publication: Publication | None = None
 
 
 class Checkpoints:
@@ -50,6 +115,7 @@ class Checkpoints:
         self._folder = self._train_dir / CHECKPOINTS_FOLDER
         self._attempt = f"{from_first(secrets.randbits(32), device=device):08x}"
         self._saved_step: int | None = None
+        self._saving: _Saving | None = None
 
     @property
     def newest(self) -> str | None:
@@ -83,27 +149,99 @@ class Checkpoints:
             CheckpointError: a weight is not finite, or the write failed; the earlier checkpoints are untouched.
             ConfigError: the disk cannot hold another checkpoint; nothing was written.
         """
-        if state.step in (self._saved_step, 0):
+        self._begin(state, asynchronous=False)
+        self.advance(wait=True)
+
+    def save_beside_training(self, state: TrainState) -> None:
+        """Begin a checkpoint that is written while training goes on, when the plan says so; otherwise `save`.
+
+        Raises:
+            CheckpointError, ConfigError: as `save`, also for the checkpoint before, which is waited for.
+        """
+        if not self._plan.checkpoint.asynchronous:
+            self.save(state)
             return
+        self._begin(state, asynchronous=True)
+
+    def advance(self, *, wait: bool = False) -> None:
+        """Complete and publish a save that has begun, as far as it can be done without waiting, or to its end.
+
+        Raises:
+            CheckpointError: the write failed; it was removed, and the earlier checkpoints are untouched.
+        """
+        saving = self._saving
+        if saving is None:
+            return
+        started = time.monotonic()
+        try:
+            done = self._advance(saving, wait=wait)
+        except BaseException:
+            self.abort()
+            raise
+        saving.blocked_seconds += time.monotonic() - started
+        if not done:
+            return
+        self._saving = None
+        self._saved_step = saving.state.step
+        if is_first_rank():
+            self._record(saving)
+        logger.info("Saved %s.", saving.final)
+
+    def abort(self) -> None:
+        """Give up a save that has begun: end this rank's writer and remove the folder. Not collective, for the failure path.
+
+        A checkpoint that all ranks have written is published nevertheless: it is of an earlier step, and needs no other rank.
+        """
+        saving, self._saving = self._saving, None
+        if saving is None:
+            return
+        if saving.write is not None:
+            saving.write.abort()
+        if not is_first_rank():
+            return
+        if saving.publication is not None and saving.publication.wait() == Publication.DONE:
+            self._saved_step = saving.state.step
+        else:
+            shutil.rmtree(saving.partial, ignore_errors=True)
+
+    def _begin(self, state: TrainState, *, asynchronous: bool) -> None:
+        if self._saving is not None and self._saving.state.step != state.step:
+            logger.info("Waiting for the checkpoint of step %d, which is still being written.", self._saving.state.step)
+            self.advance(wait=True)
+        if state.step in (self._saved_step, 0) or self._saving is not None:
+            return
+        started = time.monotonic()
         self._require_finite_weights(state)
         final, partial = self._folder / final_name(state.step), self._folder / partial_name(state.step, self._attempt)
         if is_first_rank():
             self._require_space()
             partial.mkdir(parents=True)
         barrier(device=self._device)
+        self._saving = saving = _Saving(state, partial, final, began=started)
+        common = {"step": state.step, "plan_fingerprint": self._plan.fingerprint}
         try:
-            common = {"step": state.step, "plan_fingerprint": self._plan.fingerprint}
-            save_model(partial / MODEL_FOLDER, self._chunks, optimizer=self._optimizer, common=common)
-            barrier(device=self._device)
-            if is_first_rank():
-                self._publish(partial, final, state)
+            if asynchronous:
+                saving.write = PendingSave(partial / MODEL_FOLDER, self._chunks, optimizer=self._optimizer, common=common)
+            else:
+                save_model(partial / MODEL_FOLDER, self._chunks, optimizer=self._optimizer, common=common)
         except BaseException:
-            if is_first_rank():
-                shutil.rmtree(partial, ignore_errors=True)
+            self.abort()
             raise
-        barrier(device=self._device)
-        self._saved_step = state.step
-        logger.info("Saved %s.", final)
+        saving.blocked_seconds = time.monotonic() - started
+
+    def _advance(self, saving: _Saving, *, wait: bool) -> bool:
+        if saving.publication is None:
+            if saving.write is not None and not saving.write.finished(wait=wait):
+                return False
+            saving.write = None
+            saving.publication = Publication((lambda: self._publish(saving)) if is_first_rank() else None)
+        code = highest(saving.publication.code, device=self._device)
+        while wait and code == Publication.BUSY:  # no single wait is long: hashing a large checkpoint outlasts a collective's limit
+            time.sleep(WAIT_SECONDS)
+            code = highest(saving.publication.code, device=self._device)
+        if code == Publication.FAILED:
+            saving.publication.raise_failure()
+        return code == Publication.DONE
 
     def _find(self) -> int:
         """Return the step of the newest checkpoint whose files are whole, or NONE_FOUND. First rank only."""
@@ -120,7 +258,15 @@ class Checkpoints:
             raise CheckpointError(
                 "No checkpoint of this run is whole.",
                 where=self._folder,
-                next_step=f"Restore one, or remove {self._folder} to train again from the initial weights.",
+                next_step=f"Restore one, or remove {self._train_dir} to train again from the initial weights.",
+            )
+        saved = [record["step"] for record in read_lines(self._train_dir / METRICS_NAME) if record.get("kind") == "checkpoint"]
+        if saved:
+            raise CheckpointError(
+                "This run has saved checkpoints, and none is there.",
+                where=self._folder,
+                value=f"the last one was of step {saved[-1]}",
+                next_step=f"Restore it, or remove {self._train_dir} to train again from the initial weights.",
             )
         return NONE_FOUND
 
@@ -160,16 +306,29 @@ class Checkpoints:
         size = int(1.1 * self._plan.estimate.num_params * BYTES_PER_PARAM[self._plan.layout.dtype])
         require_free_space(self._folder, size, purpose="a checkpoint")
 
-    def _publish(self, partial: Path, final: Path, state: TrainState) -> None:
+    def _publish(self, saving: _Saving) -> None:
+        """Hash what was written, give it its final name and prune. First rank only, in a thread: hashing takes a while."""
         run_id_path = self._train_dir / RUN_ID_NAME
         record = describe(
-            partial,
-            state,
+            saving.partial,
+            saving.state,
             sources=[entry.source for entry in self._plan.blend],
             plan_fingerprint=self._plan.fingerprint,
             wandb_run_id=run_id_path.read_text(encoding="utf-8") if run_id_path.exists() else None,
         )
-        if final.exists():  # a damaged one that the resume skipped
-            shutil.rmtree(final)
-        publish(partial, final, record)
-        prune(self._folder, keep_last=self._plan.checkpoint.keep_last)
+        if saving.final.exists():  # a damaged one that the resume skipped
+            shutil.rmtree(saving.final)
+        publish(saving.partial, saving.final, record)
+        domain_texts = [text.name for text in self._plan.eval.texts if text.role == "domain"]
+        ranked = best_steps(read_lines(self._train_dir / METRICS_NAME), texts=domain_texts)
+        prune(self._folder, keep_last=self._plan.checkpoint.keep_last, best_first=ranked, keep_best=self._plan.checkpoint.keep_best)
+
+    def _record(self, saving: _Saving) -> None:
+        """Note a published checkpoint, and for how long training stood still for it."""
+        record = {
+            "kind": "checkpoint",
+            "step": saving.state.step,
+            "seconds": time.monotonic() - saving.began,
+            "blocked_seconds": saving.blocked_seconds,
+        }
+        append_line(self._train_dir / METRICS_NAME, record)

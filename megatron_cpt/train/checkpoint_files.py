@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_cpt.errors import CheckpointError, CptError
 from megatron_cpt.record.hashing import files_under, sha256_file
@@ -132,15 +133,35 @@ def remove_torsos(checkpoints_dir: Path) -> None:
         shutil.rmtree(torso)
 
 
-def prune(checkpoints_dir: Path, *, keep_last: int) -> None:
-    """Remove all but the newest `keep_last` checkpoints, and never one that the run's `good.json` names.
+def best_steps(records: Iterable[Mapping[str, Any]], *, texts: Sequence[str]) -> list[int]:
+    """Return the steps that an in-loop evaluation scored, lowest mean bits per byte of the given texts first.
+
+    Args:
+        records: of `metrics.jsonl`; `eval` records that lack one of the texts, and all other kinds, are passed over.
+    """
+    scores = {
+        int(record["step"]): sum(record["bits_per_byte"][text] for text in texts) / len(texts)
+        for record in records
+        if record.get("kind") == "eval" and texts and set(texts) <= set(record["bits_per_byte"])
+    }
+    return sorted(scores, key=lambda step: (scores[step], -step))
+
+
+def prune(checkpoints_dir: Path, *, keep_last: int, best_first: Sequence[int] = (), keep_best: int = 0) -> None:
+    """Remove all but the newest `keep_last` checkpoints and the `keep_best` best, and never one that the run's `good.json` names.
 
     The pin is read as text: whatever the record's form, a checkpoint whose folder name appears in it stays.
+
+    Args:
+        best_first: steps, the best first; those that have no checkpoint do not count.
     """
     good = checkpoints_dir.parent.parent / GOOD_NAME
     pinned = set(FINAL_NAME.findall(good.read_text(encoding="utf-8"))) if good.exists() else set()
-    for folder, _ in complete_checkpoints(checkpoints_dir)[max(keep_last, 1) :]:
-        if folder.name not in pinned:
+    complete = complete_checkpoints(checkpoints_dir)
+    there = {record.step for _, record in complete}
+    best = [step for step in best_first if step in there][:keep_best]
+    for folder, record in complete[max(keep_last, 1) :]:
+        if folder.name not in pinned and record.step not in best:
             torso = folder.with_name(f".{folder.name}-pruned.partial")  # a kill in the middle leaves a torso, not a half checkpoint
             folder.rename(torso)
             shutil.rmtree(torso)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,12 +16,15 @@ from megatron_cpt.plan.run_plan import RunPlan
 from megatron_cpt.record.manifest import Manifest
 from megatron_cpt.train import hooks as hook
 from megatron_cpt.train.metrics import METRICS_NAME
+from megatron_cpt.train.presence import present, watch
 from megatron_cpt.train.runtime import (
     StopRequest,
     configure_log,
     fail,
     is_first_rank,
     only_attempt,
+    rank,
+    rank_died,
     record_end,
     status_of,
 )
@@ -45,7 +49,7 @@ def run(plan_path: Path, *, evaluate: Evaluate | None) -> int:
     plan, run_dir = RunPlan.load(plan_path), plan_path.resolve().parent.parent
     train_dir = run_dir / "train"
     train_dir.mkdir(parents=True, exist_ok=True)
-    with only_attempt(train_dir):
+    with only_attempt(train_dir), present(train_dir, rank=rank()):
         return Attempt(plan, run_dir, train_dir, evaluate=evaluate).run()
 
 
@@ -61,12 +65,22 @@ class Attempt:
 
     def run(self) -> int:
         """Train to an end and record it; a failure is recorded without a word to the other ranks."""
+        end_watch = watch(self._train_dir, on_death=self._end_after_death)
         try:
             code = self._train()
         except BaseException as error:  # torch's CheckpointException is none of Exception's
             self._close_hooks()
+            if self._checkpoint is not None:
+                self._checkpoint.abort()
             return fail(error, self._train_dir, started=self._started, step=self._step, checkpoint=self._newest())
+        finally:
+            end_watch()
         return code
+
+    def _end_after_death(self, dead: list[int]) -> None:
+        """End this process from the watching thread: the main one may wait for the dead rank until the collective's limit."""
+        error = rank_died(dead, step=self._step)
+        os._exit(fail(error, self._train_dir, started=self._started, step=self._step, checkpoint=self._newest()))
 
     def _train(self) -> int:
         plan = self._plan
@@ -133,7 +147,9 @@ class Attempt:
             record = hook.append_to(metrics) if is_first_rank() else lambda _: None
             score = lambda: evaluate(plan, self._run_dir, parts.chunks)  # noqa: E731
             hooks.append(hook.InLoopEvaluation(score, every_steps=plan.eval_every_steps, record=record))
-        hooks.append(hook.PeriodicCheckpoint(parts.checkpoint.save, every_steps=plan.checkpoint.every_steps))
+        saves = parts.checkpoint
+        every_steps = plan.checkpoint.every_steps
+        hooks.append(hook.PeriodicCheckpoint(saves.save_beside_training, advance=saves.advance, every_steps=every_steps))
         return hooks
 
     def _check_inputs(self) -> None:

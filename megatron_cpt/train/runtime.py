@@ -14,14 +14,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megatron_cpt.errors import CptError
+from megatron_cpt.errors import CptError, FollowsAnotherRank
 from megatron_cpt.record.store import exclusive
 from megatron_cpt.train.outcome import EXIT_CODES, OUTCOME_NAME, SCHEMA_VERSION, Outcome, Status, write_outcome
+from megatron_cpt.train.presence import dead_ranks
 
 STOP_FILE = "stop-requested"
 LOCK_PATIENCE_S = 20.0  # a killed rank may sit in a checkpoint write for a while before it is gone
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 DEBUG_VARIABLE = "MEGATRON_CPT_DEBUG"
+FOLLOW_PATIENCE_S = 5.0  # for the rank that knows why to say so, or for a killed one to be gone
+# What gloo and NCCL say to the ranks that are left when another one has gone.
+LOST_CONNECTION = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 logger = logging.getLogger(__name__)
 
@@ -135,25 +139,55 @@ def record_end(train_dir: Path, *, status: Status, step: int, seconds: float, re
 def fail(error: BaseException, train_dir: Path, *, started: float, step: int | None, checkpoint: str | None) -> int:
     """Report a failure once per machine and return its exit code. Issues no collective: the other ranks may be gone.
 
-    The first rank to fail writes `outcome.json`; the ranks that follow, mostly for loss of the first, are silent.
+    The first rank to fail writes `outcome.json`. A rank that fails because another one did gives that one time to say why, and
+    names it when it is found dead.
     """
-    code = error.exit_code if isinstance(error, CptError) else 1
+    cause = _cause(error, train_dir, step=step)
+    code = cause.exit_code if isinstance(cause, CptError) else 1
     if _claim_failure(train_dir):
-        debug = not isinstance(error, CptError) or os.environ.get(DEBUG_VARIABLE) == "1"
-        text = "".join(traceback.format_exception(error)) if debug else str(error)
+        debug = not isinstance(cause, CptError) or os.environ.get(DEBUG_VARIABLE) == "1"
+        text = "".join(traceback.format_exception(cause)) if debug else str(cause)
         if checkpoint is not None:
             text += f"\nThe last good checkpoint is {checkpoint}; starting the same run again goes on from it."
         print(f"[rank {rank()}] {text}" if rank() else text, file=sys.stderr, flush=True)
         seconds = time.time() - started
-        write_outcome(train_dir, Outcome(SCHEMA_VERSION, "failed", step, code, seconds, str(error), checkpoint, rank()))
+        write_outcome(train_dir, Outcome(SCHEMA_VERSION, "failed", step, code, seconds, str(cause), checkpoint, rank()))
     return code
 
 
-def _claim_failure(train_dir: Path) -> bool:
+def rank_died(dead: list[int], *, step: int | None) -> CptError:
+    """Return the error that names ranks which ended without a word, and the step after which they did."""
+    names = ", ".join(map(str, dead))
+    return CptError(
+        f"Rank {names} died without a word {'before the first step' if step is None else f'after step {step} was done'}.",
+        where=f"rank {names}",
+        rule="a rank says why it ends; one that does not was killed, by hand, for memory or with its machine",
+        next_step="Look for its end in the system's log (dmesg, sacct), then start the same run again.",
+    )
+
+
+def _cause(error: BaseException, train_dir: Path, *, step: int | None) -> BaseException:
+    follows = isinstance(error, FollowsAnotherRank) or any(mark in str(error) for mark in LOST_CONNECTION)
+    last_look = time.monotonic() + FOLLOW_PATIENCE_S
+    while follows and not _failure_claim(train_dir).exists():
+        dead = dead_ranks(train_dir)
+        if dead:
+            return rank_died(dead, step=step)
+        if time.monotonic() > last_look:
+            break
+        time.sleep(0.1)
+    return error
+
+
+def _failure_claim(train_dir: Path) -> Path:
     attempt = f"{os.environ.get('TORCHELASTIC_RUN_ID', 'none')}-{os.getppid()}"
+    return train_dir / f".failed-{attempt.replace('/', '_')}"
+
+
+def _claim_failure(train_dir: Path) -> bool:
     try:
         train_dir.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(train_dir / f".failed-{attempt.replace('/', '_')}", os.O_CREAT | os.O_EXCL))
+        os.close(os.open(_failure_claim(train_dir), os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return False
     return True

@@ -24,8 +24,9 @@ STEPS = 24
 TRAIN = "megatron_cpt.train"
 
 
-def plan_for(run_dir: Path, *, every_steps: int = 1000, num_steps: int = STEPS, **changes: Any) -> Path:
-    return make_plan(run_dir, make_layout(data=2), num_steps=num_steps, checkpoint=CheckpointPlan(every_steps, 2), **changes)
+def plan_for(run_dir: Path, *, every_steps: int = 1000, num_steps: int = STEPS, asynchronous: bool = False, **changes: Any) -> Path:
+    checkpoint = CheckpointPlan(every_steps, 2, asynchronous=asynchronous)
+    return make_plan(run_dir, make_layout(data=2), num_steps=num_steps, checkpoint=checkpoint, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -93,19 +94,38 @@ def stop_file(run_dir: Path, process: subprocess.Popen[str]) -> None:
     (run_dir / "train" / "stop-requested").touch()
 
 
+def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Return the ranks in their order: torchrun starts them so."""
+    found = [child for child in psutil.Process(process.pid).children() if TRAIN in " ".join(child.cmdline())]
+    return sorted(found, key=lambda child: child.pid)
+
+
 def signal_to_one_rank(run_dir: Path, process: subprocess.Popen[str]) -> None:
-    workers = [child for child in psutil.Process(process.pid).children() if TRAIN in " ".join(child.cmdline())]
-    workers[-1].send_signal(signal.SIGUSR1)  # one rank alone: the ranks have to agree
+    ranks_of(process)[-1].send_signal(signal.SIGUSR1)  # one rank alone: the ranks have to agree
+
+
+def terminate_one_rank(run_dir: Path, process: subprocess.Popen[str]) -> None:
+    ranks_of(process)[-1].send_signal(signal.SIGTERM)
 
 
 def terminate_launcher(run_dir: Path, process: subprocess.Popen[str]) -> None:
     process.terminate()
 
 
-@pytest.mark.parametrize("ask", [stop_file, signal_to_one_rank, terminate_launcher])
-def test_a_stop_saves_says_75_and_the_next_attempt_ends_bit_for_bit_as_uninterrupted(ask: Any, uninterrupted: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ask", "asynchronous"),
+    [
+        pytest.param(stop_file, False, id="stop-file"),
+        pytest.param(signal_to_one_rank, True, id="sigusr1-to-one-rank-while-a-save-is-under-way"),
+        pytest.param(terminate_launcher, False, id="sigterm-to-the-launcher"),
+        pytest.param(terminate_one_rank, True, id="sigterm-to-one-rank", marks=pytest.mark.long),
+    ],
+)
+def test_a_stop_saves_says_75_and_the_next_attempt_ends_bit_for_bit_as_uninterrupted(
+    ask: Any, asynchronous: bool, uninterrupted: Path, tmp_path: Path
+) -> None:
     run_dir = make_run(tmp_path)
-    plan_path = plan_for(run_dir)
+    plan_path = plan_for(run_dir, every_steps=2 if asynchronous else 1000, asynchronous=asynchronous)
     process = torchrun(TRAIN, f"plan={plan_path}", num_ranks=2, wait=False)
     wait_for(lambda: has_steps(run_dir, 3), process)
     ask(run_dir, process)
@@ -139,15 +159,18 @@ def test_no_orphan_trains_on_after_its_launcher_was_killed_and_the_run_goes_on(u
     assert_equal_runs(run_dir, uninterrupted)
 
 
-def test_a_kill_in_the_middle_of_a_save_leaves_the_previous_checkpoint(uninterrupted: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_kill_in_the_middle_of_a_save_leaves_the_previous_checkpoint(asynchronous: bool, uninterrupted: Path, tmp_path: Path) -> None:
     run_dir = make_run(tmp_path)
-    plan_path = plan_for(run_dir, every_steps=2)
+    plan_path = plan_for(run_dir, every_steps=2, asynchronous=asynchronous)
     folder = run_dir / "train" / "checkpoints"
     process = torchrun(TRAIN, f"plan={plan_path}", num_ranks=2, wait=False)
     wait_for(lambda: any(folder.glob("step_*")) and any(folder.glob(".step_*.partial/model")), process)
+    family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGKILL)
     finish(process)
-    time.sleep(1)  # writers of the killed ranks end
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert alive == []  # no writer goes on in a folder that the next attempt removes
     assert list(folder.glob(".step_*.partial")), "the kill came too late to leave a torso"
     complete = sorted(path.name for path in folder.glob("step_*"))
     again = torchrun(TRAIN, f"plan={plan_path}", num_ranks=2)
@@ -190,6 +213,25 @@ def test_a_checkpoint_of_dp2_goes_on_in_another_layout(layout: dict, uninterrupt
     worst = max(abs(a["loss"] / b["loss"] - 1) for a, b in zip(resumed, step_records(uninterrupted), strict=True))
     print(f"dp2 to {layout} after step {stopped_at}: largest relative difference of loss up to step {STEPS}: {worst:.1e}")
     assert worst < 1e-4  # fp32 in another order of sums, amplified over some twenty steps of AdamW
+
+
+def test_a_killed_rank_ends_the_job_within_a_minute_and_is_named_with_its_step(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path)
+    process = torchrun(TRAIN, f"plan={plan_for(run_dir, num_steps=2000)}", num_ranks=2, wait=False)
+    wait_for(lambda: has_steps(run_dir, 3), process)
+    ranks_of(process)[1].kill()
+    killed = time.monotonic()
+    said = finish(process)
+    seconds = time.monotonic() - killed
+    print(f"the job ended {seconds:.1f} s after its rank was killed")
+    assert seconds < 60
+    assert process.returncode != 0
+    end = outcome(run_dir)
+    assert (end["status"], end["exit_code"]) == ("failed", 1)
+    assert end["reason"].startswith(f"Rank 1 died without a word after step {end['step']} was done.")
+    assert end["step"] >= 3
+    assert f"Rank 1 died without a word after step {end['step']} was done." in said
+    assert "Traceback" not in said.split("ChildFailedError")[0].split("torch/distributed")[0]
 
 
 def test_another_plan_is_refused_and_its_checkpoint_kept(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from tests.numerics.tiny_llama import layout_of_ids, load_reference, save_tiny_l
 BACKEND = choose("cpu")
 
 from megatron.core import parallel_state  # noqa: E402
+from megatron.core.dist_checkpointing import load_plain_tensors  # noqa: E402
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads  # noqa: E402
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # noqa: E402
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
@@ -61,11 +62,12 @@ class Run:
         load_hf_into(chunks, HfFolder.open(folder), self.shape, self.vocab, rows)
         config = chunks[0].config
         config.finalize_model_grads_func = finalize_model_grads
-        ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
+        ddp = DistributedDataParallelConfig(use_distributed_optimizer=this.distributed_optimizer, grad_reduce_in_fp32=True)
         self.chunks = [DistributedDataParallel(config, ddp, chunk) for chunk in chunks]
         optimizer = OptimizerConfig(
-            optimizer="adam", lr=1e-2, weight_decay=0.1, clip_grad=1.0, use_distributed_optimizer=True, bf16=this.dtype == "bf16"
-        )
+            optimizer="adam", lr=1e-2, weight_decay=0.1, clip_grad=1.0, use_distributed_optimizer=this.distributed_optimizer,
+            bf16=this.dtype == "bf16",
+        )  # fmt: skip
         self.optimizer = get_megatron_optimizer(optimizer, self.chunks)
 
     def step(self) -> float:
@@ -158,3 +160,57 @@ def test_a_layout_trains_like_one_rank_and_goes_on_from_its_checkpoint_on_anothe
     other = layout(1, 1) if this.pipeline == 2 else replace(layout(1, 1), data=2)
     resumed = last_stage(launch_ranks(load_and_go_on, other.num_ranks, base, other, tmp_path / "checkpoint", 2))
     assert resumed == pytest.approx(one_rank[2:], rel=1e-5)
+
+
+MOVES = {
+    "tp2": layout(2, 1),
+    "tp2-sequence-parallel": layout(2, 1, sequence_parallel=True),
+    "pp2": layout(1, 2),
+    "dp2": layout(1, 1, 2),
+    "dp2-replicated-optimizer": replace(layout(1, 1, 2), distributed_optimizer=False),
+}
+
+
+def move_and_go_on(folder: Path, work: Path) -> dict[str, tuple[list[str], float]]:
+    """Save after two steps in each layout, load each checkpoint in the next one and save it anew; then make a step there.
+
+    Returns:
+        By move: the tensors that are not bit for bit what they were, and the loss of the third step (0 before the last stage).
+    """
+    names, found = list(MOVES), {}
+    for name, this in MOVES.items():
+        with ranks(this, backend=BACKEND, seed=11):
+            run = Run(folder, this)
+            run.step()
+            run.step()
+            save_model(work / name, run.chunks, optimizer=run.optimizer, common={"step": 2})
+    for source, target in zip(names, names[1:] + names[:1], strict=True):
+        with ranks(MOVES[target], backend=BACKEND, seed=12):
+            run = Run(folder, MOVES[target])
+            load_model(work / source, run.chunks, optimizer=run.optimizer)
+            again = work / f"{source}-to-{target}"
+            save_model(again, run.chunks, optimizer=run.optimizer, common={"step": 2})
+            before, after = (tensors_of(each) for each in (work / source, again))
+            assert before.keys() == after.keys()
+            moments = [key for key in before if "exp_avg" in key]
+            assert len(moments) >= 2 * len([key for key in before if not key.startswith("optimizer.")])  # none was dropped
+            changed = [key for key in before if not torch.equal(before[key], after[key])]
+            found[f"{source} to {target}"] = (changed, run.step())
+    return found
+
+
+def tensors_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    plain = load_plain_tensors(str(checkpoint))
+    return {key: value for key, value in plain.items() if isinstance(value, torch.Tensor)}
+
+
+def test_weights_and_moments_move_between_layouts_bit_for_bit_and_training_goes_on(
+    base: Path, one_rank: list[float], tmp_path: Path
+) -> None:
+    """The embedding has 16,384 numbers and a norm 64: sizes as uneven as a real model's, for the distributed optimizer to split."""
+    moved = launch_ranks(move_and_go_on, 2, base, tmp_path)[-1]
+    assert len(moved) == len(MOVES)
+    for name, (changed, loss) in moved.items():
+        print(f"{name}: relative difference of the next loss {abs(loss / one_rank[2] - 1):.1e}")
+        assert changed == [], name
+        assert loss == pytest.approx(one_rank[2], rel=1e-5), name

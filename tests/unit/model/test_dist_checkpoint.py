@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,8 +20,12 @@ from megatron_cpt.record.vocab_layout import VocabLayout
 
 BACKEND = choose("cpu")
 
+from megatron.core.dist_checkpointing import load_plain_tensors  # noqa: E402
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig  # noqa: E402
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # noqa: E402
+
 from megatron_cpt.model.build import build_chunks  # noqa: E402
-from megatron_cpt.model.dist_checkpoint import load_model, save_model  # noqa: E402
+from megatron_cpt.model.dist_checkpoint import PendingSave, load_model, save_model  # noqa: E402
 from megatron_cpt.model.parallel import ranks, single_rank_layout  # noqa: E402
 
 SHAPE = ModelShape(
@@ -138,3 +144,99 @@ def test_code_in_a_checkpoint_is_not_run(saved: tuple[Path, dict[str, torch.Tens
     assert not marker.exists()
     # megatron-core 0.19 keeps the common state among the shards and reads common.pt only where they lack it.
     assert refused or name == "common.pt"
+
+
+class Trained:
+    """A model with megatron's optimizer around it, after one step: it has moments."""
+
+    def __init__(self, *, steps: int = 1) -> None:
+        config = OptimizerConfig(optimizer="adam", lr=1e-2, weight_decay=0.1, use_distributed_optimizer=True)
+        ddp = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
+        (chunk,) = build()
+        self.chunks = [DistributedDataParallel(chunk.config, ddp, chunk)]
+        self.optimizer = get_megatron_optimizer(config, self.chunks)
+        for _ in range(steps):
+            self.step()
+
+    def step(self) -> None:
+        ids = torch.arange(8)[None]
+        self.chunks[0].zero_grad_buffer()
+        self.chunks[0](ids, ids, None, labels=ids + 1).mean().backward()
+        self.chunks[0].finish_grad_sync()
+        self.optimizer.step()
+
+    def save(self, folder: Path) -> Path:
+        save_model(folder, self.chunks, optimizer=self.optimizer, common={})
+        return folder
+
+    def begin_save(self, folder: Path) -> PendingSave:
+        folder.mkdir()
+        return PendingSave(folder, self.chunks, optimizer=self.optimizer, common={})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {key: value.numpy().tobytes() for key, value in load_plain_tensors(str(folder)).items() if isinstance(value, torch.Tensor)}
+
+
+def test_a_save_beside_training_holds_what_was_there_when_it_began(tmp_path: Path) -> None:
+    trained = Trained()
+    plain = contents(trained.save(tmp_path / "plain"))
+    pending = trained.begin_save(tmp_path / "beside")
+    assert not (tmp_path / "beside" / "metadata.json").exists()  # not whole before all ranks are done
+    trained.step()
+    assert pending.finished(wait=True)
+    assert contents(tmp_path / "beside") == plain
+    assert contents(trained.save(tmp_path / "later")) != plain
+
+
+def test_what_an_aborted_save_left_behind_does_not_end_the_next_one_too_early(tmp_path: Path) -> None:
+    trained = Trained()
+    first = trained.begin_save(tmp_path / "first")
+    deadline = time.monotonic() + 60
+    while any(call.async_caller.process.is_alive() for call in first._calls.async_calls):  # its writer has reported
+        assert time.monotonic() < deadline
+    first.abort()
+    trained.step()
+    second = trained.begin_save(tmp_path / "second")
+    assert second.finished(wait=True)
+    assert contents(tmp_path / "second") == contents(trained.save(tmp_path / "plain"))
+    assert not (tmp_path / "first" / "metadata.json").exists()
+
+
+def test_a_writer_that_is_killed_is_an_error_and_the_next_save_is_whole(tmp_path: Path) -> None:
+    trained = Trained()
+    pending = trained.begin_save(tmp_path / "killed")
+    for call in pending._calls.async_calls:
+        call.async_caller.process.kill()
+    with pytest.raises(CheckpointError, match="could not be written"):
+        pending.finished(wait=True)
+    pending.abort()
+    assert contents(trained.save(tmp_path / "next")) == contents(trained.save(tmp_path / "again"))
+
+
+def test_a_checkpoint_without_moments_is_refused_when_moments_are_wanted(saved: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    trained = Trained()
+    with pytest.raises(CheckpointError, match=r"(other tensors|cannot be read)[\s\S]*optimizer"):
+        load_model(saved[0], trained.chunks, optimizer=trained.optimizer)
+
+
+@pytest.mark.parametrize("key", ["step", "betas", "wd_mult"])
+def test_a_checkpoint_whose_optimizer_groups_lack_a_key_is_explained(tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one of a library that did not have the key yet."""
+    trained = Trained()
+    whole = trained.optimizer.sharded_state_dict
+
+    def lacking(*arguments: Any, **named: Any) -> Any:
+        state = whole(*arguments, **named)
+        groups = next(part["param_groups"] for part in (state.get("optimizer", {}), state) if "param_groups" in part)
+        for group in groups:
+            assert key in group
+            del group[key]
+        return state
+
+    monkeypatch.setattr(trained.optimizer, "sharded_state_dict", lacking)
+    folder = trained.save(tmp_path / "c")
+    monkeypatch.undo()
+    other = Trained()
+    with pytest.raises(CheckpointError, match=rf"optimizer's state[\s\S]*{key}[\s\S]*megatron-core"):
+        load_model(folder, other.chunks, optimizer=other.optimizer)

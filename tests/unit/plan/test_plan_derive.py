@@ -338,3 +338,36 @@ def test_llama_3_8b_without_parallelism_does_not_fit_80_gb() -> None:
     config.parallel.tensor, config.parallel.sequence_parallel, config.parallel.distributed_optimizer = 1, False, False
     with pytest.raises(ConfigError, match=r"has 80.00 GB"):
         derive(config, **{**facts(), "shape": LLAMA3_8B})
+
+
+def test_keeping_the_best_checkpoints_needs_a_score_of_each_on_a_domain_text() -> None:
+    config = experiment()
+    config.checkpoint.keep_best = 2
+    with pytest.raises(ConfigError, match=r"monitor.eval_every_steps=0 does not divide checkpoint.every_steps=5"):
+        derive(config, **facts())
+    config.monitor.eval_every_steps = 5
+    plan = derive(config, **facts())
+    assert (plan.checkpoint.keep_best, plan.checkpoint.asynchronous) == (2, False)
+    config.eval.texts = ["news"]
+    with pytest.raises(ConfigError, match=r"ranks checkpoints by domain texts, and eval.texts names none"):
+        derive(config, **facts())
+
+
+def test_what_changes_the_result_changes_the_fingerprint_and_what_does_not_leaves_it() -> None:
+    plan = derive(experiment(), **facts())
+    changed = {
+        "blend": (dataclasses.replace(plan.blend[0], share=0.5), *plan.blend[1:]),
+        "vocab": dataclasses.replace(plan.vocab, tokenizer_sha256="1" * 64),
+        "identity": {**plan.identity, "index": "another"},  # the data, by content
+        "seed": plan.seed + 1,
+        "num_steps": plan.num_steps + 1,
+    }
+    for field, value in changed.items():
+        assert dataclasses.replace(plan, **{field: value}).fingerprint != plan.fingerprint, field
+    unchanged = {
+        "checkpoint": dataclasses.replace(plan.checkpoint, every_steps=1, asynchronous=True, keep_best=3),
+        "layout": dataclasses.replace(plan.layout, tensor=8, data=1, distributed_optimizer=False),
+        "log_every_steps": 7,
+    }
+    for field, value in unchanged.items():
+        assert dataclasses.replace(plan, **{field: value}).fingerprint == plan.fingerprint, field

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from megatron_cpt.errors import CheckpointError
-from megatron_cpt.train.checkpoint_files import check_contents, complete_checkpoints, describe, prune, publish, read_record, remove_torsos
+from megatron_cpt.train.checkpoint_files import (
+    best_steps,
+    check_contents,
+    complete_checkpoints,
+    describe,
+    prune,
+    publish,
+    read_record,
+    remove_torsos,
+)
 from megatron_cpt.train.state import TrainState
 
 
@@ -73,3 +82,26 @@ def test_pruning_never_removes_the_only_checkpoint(folder: Path) -> None:
     save(folder, 2)
     prune(folder, keep_last=0)
     assert [record.step for _, record in complete_checkpoints(folder)] == [2]
+
+
+def evaluation(step: int, **bits: float) -> dict:
+    return {"kind": "eval", "step": step, "bits_per_byte": bits}
+
+
+def test_the_best_step_has_the_lowest_mean_of_the_domain_texts_alone() -> None:
+    records = [
+        evaluation(2, law=2.0, code=1.0, talk=0.1),  # mean of law and code: 1.5
+        {"kind": "step", "step": 3, "loss": 0.1},
+        evaluation(4, law=1.0, code=1.5, talk=9.0),  # 1.25
+        evaluation(6, law=1.25, code=1.25, talk=1.0),  # 1.25, and newer
+        evaluation(8, law=0.1, talk=0.1),  # scored on another list of texts: not comparable
+    ]
+    assert best_steps(records, texts=["law", "code"]) == [6, 4, 2]
+    assert best_steps(records, texts=[]) == []
+
+
+def test_pruning_keeps_the_best_that_are_there_beside_the_newest(folder: Path) -> None:
+    for step in (2, 4, 6, 8, 10):
+        save(folder, step)
+    prune(folder, keep_last=1, best_first=[3, 4, 10, 2, 6], keep_best=2)  # of step 3 there is no checkpoint
+    assert sorted(path.name for path in folder.iterdir()) == ["step_00000004", "step_00000010"]
