@@ -176,8 +176,11 @@ class EvalConfig:
 
 @dataclass
 class CheckpointConfig:
-    """Saves every so many steps. `asynchronous` writes beside training; `keep_best` keeps as many more, best by bits per byte of
-    the domain texts in the in-loop evaluation."""
+    """A checkpoint every so many steps.
+
+    `asynchronous` writes it while training goes on, for up to its size in host memory; `keep_best` keeps as many beside the newest, by
+    the mean bits per byte of the domain texts in the in-loop evaluation.
+    """
 
     every_steps: int = MISSING
     keep_last: int = 2

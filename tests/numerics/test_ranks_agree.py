@@ -26,6 +26,7 @@ from megatron.core.dist_checkpointing import load_plain_tensors  # noqa: E402
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads  # noqa: E402
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # noqa: E402
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed  # noqa: E402
 
 from megatron_cpt.model.build import build_chunks  # noqa: E402
 from megatron_cpt.model.convert import load_hf_into  # noqa: E402
@@ -178,14 +179,15 @@ def move_and_go_on(folder: Path, work: Path) -> dict[str, tuple[list[str], float
         By move: the tensors that are not bit for bit what they were, and the loss of the third step (0 before the last stage).
     """
     names, found = list(MOVES), {}
-    for name, this in MOVES.items():
-        with ranks(this, backend=BACKEND, seed=11):
+    with ranks(MOVES[names[0]], backend=BACKEND, seed=11):
+        for name, this in MOVES.items():
+            lay_out(this)
             run = Run(folder, this)
             run.step()
             run.step()
             save_model(work / name, run.chunks, optimizer=run.optimizer, common={"step": 2})
-    for source, target in zip(names, names[1:] + names[:1], strict=True):
-        with ranks(MOVES[target], backend=BACKEND, seed=12):
+        for source, target in zip(names, names[1:] + names[:1], strict=True):
+            lay_out(MOVES[target])
             run = Run(folder, MOVES[target])
             load_model(work / source, run.chunks, optimizer=run.optimizer)
             again = work / f"{source}-to-{target}"
@@ -197,6 +199,13 @@ def move_and_go_on(folder: Path, work: Path) -> dict[str, tuple[list[str], float
             changed = [key for key in before if not torch.equal(before[key], after[key])]
             found[f"{source} to {target}"] = (changed, run.step())
     return found
+
+
+def lay_out(this: Layout) -> None:
+    """Divide the ranks that are there anew: starting others would cost more than all the rest."""
+    parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(this.tensor, this.pipeline)
+    model_parallel_cuda_manual_seed(11)
 
 
 def tensors_of(checkpoint: Path) -> dict[str, torch.Tensor]:
