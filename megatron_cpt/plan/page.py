@@ -111,6 +111,12 @@ def _blend(plan: RunPlan) -> list[str]:
             f"{entry.share:.1%} {entry.source} ({entry.role}, {entry.licence}): {entry.num_samples} samples,"
             f" {entry.num_epochs:.2f} times its {show_count(entry.num_tokens)} tokens",
         )
+    ends = [*(stage.first_step for stage in plan.blend_stages), plan.num_steps][1:]
+    for stage, end in zip(plan.blend_stages, ends, strict=True):
+        parts = ", ".join(
+            f"{count / sum(stage.samples):.1%} {entry.source}" for entry, count in zip(plan.blend, stage.samples, strict=True)
+        )
+        lines += _field("", f"- steps {stage.first_step + 1} to {end}: {parts}")
     return lines
 
 

@@ -26,7 +26,8 @@ def _handlers() -> Iterator[None]:
 
 
 def request(folder: Path, *, max_hours: float | None = None, seconds: float = 0.0, others: int = 0) -> StopRequest:
-    return StopRequest(folder, max_hours=max_hours, agree=lambda code: max(code, others), seconds_used=lambda: seconds)
+    limits = {} if max_hours is None else {"stop.max_hours": 3600 * max_hours}
+    return StopRequest(folder, limits=limits, agree=lambda code: max(code, others), seconds_used=lambda: seconds)
 
 
 def test_nothing_asks_for_a_stop(tmp_path: Path) -> None:
