@@ -153,7 +153,9 @@ def test_a_source_that_joins_later_is_refused_at_resume(watched: Path, tmp_path:
     plan = RunPlan.load(run_dir / "plan" / "plan.yaml")
     more = BlendEntry("more", "general", "CC0-1.0", "index/more", 0.2, 1500, 10, 1.0)
     shares = [dataclasses.replace(entry, share=0.4) for entry in plan.blend]
-    changed = dataclasses.replace(plan, blend=(*shares, more), blend_stages=(), stop=StopConditions(None, None, None), wandb_mode="disabled")
+    changed = dataclasses.replace(
+        plan, blend=(*shares, more), blend_stages=(), stop=StopConditions(None, None, None), wandb_mode="disabled"
+    )
     assert set(train_on_ranks(changed.save(run_dir / "plan"), 2)) == {4}
     end = outcome(run_dir)
     assert "written under another plan (model, data, schedule or batch differ)" in end["reason"]

@@ -148,7 +148,11 @@ def test_a_limit_holds_though_nobody_knows_how_long_the_run_takes() -> None:
     ("limit", "unknown", "words"),
     [
         ("max_usd", ("tariff", "usd_per_device_hour"), r"stop.max_usd=5 cannot be kept, because the rate is unknown .*usd_per_device_hour"),
-        ("max_kwh", ("gpu", "node_watts_per_device"), r"stop.max_kwh=5 cannot be kept, because the rate is unknown .*node_watts_per_device"),
+        (
+            "max_kwh",
+            ("gpu", "node_watts_per_device"),
+            r"stop.max_kwh=5 cannot be kept, because the rate is unknown .*node_watts_per_device",
+        ),
         ("max_kwh", ("tariff", "pue"), r"stop.max_kwh=5 cannot be kept, because the rate is unknown .*tariff.pue"),
     ],
 )

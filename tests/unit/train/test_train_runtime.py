@@ -73,6 +73,13 @@ def test_the_budget_stops_at_its_hour(tmp_path: Path) -> None:
     assert status_of(stop) == "budget"
 
 
+def test_the_limit_that_was_reached_is_named(tmp_path: Path) -> None:
+    limits = {"stop.max_hours": 7200.0, "stop.max_usd": 1800.0, "stop.max_kwh": 5400.0}
+    stop = StopRequest(tmp_path, limits=limits, agree=lambda code: code, seconds_used=lambda: 1800.0)
+    assert stop.requested()
+    assert (status_of(stop), stop.reason) == ("budget", "the plan's stop.max_usd was reached")
+
+
 @pytest.mark.parametrize(("status", "code"), [("finished", 0), ("stopped", 75), ("budget", 6)])
 def test_each_end_has_its_own_exit_code(tmp_path: Path, status: str, code: int) -> None:
     assert record_end(tmp_path, status=status, step=7, seconds=1.5, reason="", checkpoint="train/checkpoints/step_00000007") == code  # type: ignore[arg-type]
