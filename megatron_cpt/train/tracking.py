@@ -43,14 +43,16 @@ class Guest(BaseHook):
     def _show(self, record: Mapping[str, Any]) -> None:
         raise NotImplementedError
 
-    def _guard(self, doing: str, action: Callable[[], object], *, seconds: float | None = None) -> None:
+    def _guard(self, doing: str, action: Callable[[], Any], *, seconds: float | None = None) -> Any:
+        """Do something and return its result, or None when it failed: then the tracker is shown nothing more."""
         try:
-            action() if seconds is None else within(seconds, action)
+            return action() if seconds is None else within(seconds, action)
         except BaseException as error:  # whatever a tracker raises must not end a run that costs money
             if isinstance(error, KeyboardInterrupt):
                 raise
             logger.warning("%s could not %s (%s: %s); training goes on without it.", self.name, doing, type(error).__name__, error)
             self._run = None
+            return None
 
 
 class WandbRun(Guest):
@@ -71,17 +73,24 @@ class WandbRun(Guest):
         if mode == "online" and not has_key(os.environ):
             logger.warning("wandb has no key here (WANDB_API_KEY or .netrc); it writes offline under %s.", self._train_dir)
             mode = "offline"
-        self._guard("start", lambda: self._start(mode), seconds=START_SECONDS + GRACE_SECONDS)
+        self._run = self._guard("start", lambda: self._start(mode), seconds=START_SECONDS + GRACE_SECONDS)
         if self._run is None and mode == "online":
-            logger.warning("wandb writes offline instead, under %s; `wandb sync` sends it later.", self._train_dir)
-            self._guard("start", lambda: self._start("offline"), seconds=START_SECONDS + GRACE_SECONDS)
+            self._run = self._guard("start offline", self._start_anew_offline, seconds=START_SECONDS + GRACE_SECONDS)
+            if self._run is not None:
+                logger.warning("wandb writes offline instead, under %s; `wandb sync` sends it later.", self._train_dir)
 
     def close(self) -> None:
         if self._run is not None:
             run, self._run = self._run, None
             self._guard("finish", run.finish, seconds=FINISH_SECONDS + GRACE_SECONDS)
 
-    def _start(self, mode: str) -> None:
+    def _start_anew_offline(self) -> Any:
+        import wandb  # noqa: PLC0415
+
+        wandb.teardown()  # its service still holds the run's id for the start that failed
+        return self._start("offline")
+
+    def _start(self, mode: str) -> Any:
         import wandb  # noqa: PLC0415  -- imported only where it is used: it costs a second and may be absent
 
         run = wandb.init(
@@ -103,7 +112,7 @@ class WandbRun(Guest):
         )
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
-        self._run = run
+        return run
 
     def _show(self, record: Mapping[str, Any]) -> None:
         self._run.log(numbers_of(record))
@@ -121,18 +130,18 @@ class TensorBoardRun(Guest):
         self._folder, self._step = train_dir / "tensorboard", 0
 
     def on_start(self, state: TrainState) -> None:
-        self._guard("start", lambda: self._start(state.step))
+        self._run = self._guard("start", lambda: self._start(state.step))
 
     def close(self) -> None:
         if self._run is not None:
             self._guard("finish", self._run.close)
 
-    def _start(self, step: int) -> None:
+    def _start(self, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  -- needs the package tensorboard
 
         self._step = step
         # purge_step: TensorBoard hides what an earlier attempt wrote of steps that this one does anew
-        self._run = SummaryWriter(str(self._folder), purge_step=step + 1)
+        return SummaryWriter(str(self._folder), purge_step=step + 1)
 
     def _show(self, record: Mapping[str, Any]) -> None:
         self._step = int(record.get("step", self._step))
@@ -164,18 +173,19 @@ def _flat(data: Mapping[str, Any], prefix: str) -> dict[str, float]:
     return found
 
 
-def within(seconds: float, action: Callable[[], object]) -> None:
-    """Do something on a thread of its own and wait so long at most; it is left behind when it takes longer.
+def within(seconds: float, action: Callable[[], Any]) -> Any:
+    """Do something on a thread of its own, wait so long at most, and return its result; it is left behind when it takes longer.
 
     Raises:
         TimeoutError: it was not done in time.
         BaseException: whatever it raised.
     """
+    results: list[Any] = []
     raised: list[BaseException] = []
 
     def run() -> None:
         try:
-            action()
+            results.append(action())
         except BaseException as error:
             raised.append(error)
 
@@ -186,6 +196,7 @@ def within(seconds: float, action: Callable[[], object]) -> None:
         raise TimeoutError(f"not done within {seconds:g} s")
     if raised:
         raise raised[0]
+    return results[0]
 
 
 def has_key(environment: Mapping[str, str]) -> bool:

