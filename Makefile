@@ -15,7 +15,7 @@ samples_quickstart := smollm2-135m china_law war_and_peace us_history
 samples_medical := smollm2-135m surgery war_and_peace us_history
 samples_tiny := tiny
 
-.PHONY: help setup samples quickstart test test-fast test-other-core check pretrain-tokenizer pretrain-run pretrain-eval clean
+.PHONY: help setup samples quickstart test test-fast test-long test-other-core check pretrain-tokenizer pretrain-run pretrain-eval clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -51,6 +51,9 @@ test: $(VENV)/.installed ## set up and run every test that needs no GPU
 
 test-fast: $(VENV)/.installed ## the tests that take seconds
 	@$(BIN)/python -m pytest -q -m 'not slow and not real_model'
+
+test-long: $(VENV)/.installed ## the tests that take many minutes and are left out of `make test`
+	@$(BIN)/python -m pytest -q -m long
 
 test-other-core: $(VENV)/.installed ## the Megatron tests on megatron-core 0.19.2, in a second environment over the first
 	@tools/other_core.sh $(VENV) $(VENV)-core-0.19

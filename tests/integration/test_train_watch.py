@@ -77,6 +77,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
+@pytest.mark.slow
 def test_a_money_budget_saves_evaluates_and_says_6(watched: Path) -> None:
     end, said = outcome(watched), (watched / "said.txt").read_text(encoding="utf-8")
     assert (end["status"], end["exit_code"], end["reason"]) == ("budget", 6, "the plan's stop.max_usd was reached"), said
@@ -87,6 +88,7 @@ def test_a_money_budget_saves_evaluates_and_says_6(watched: Path) -> None:
     assert used[-2] < 4.0  # 8 USD at 2 USD a second, looked at after each step
 
 
+@pytest.mark.slow
 def test_shares_change_at_their_step_and_every_sample_is_counted(watched: Path) -> None:
     steps = step_records(watched)
     assert [record["source_samples"] for record in steps[:3]] == [{"law": 6, "talk": 2}, {"law": 8, "talk": 8}, {"law": 16, "talk": 8}]
@@ -99,6 +101,7 @@ def test_shares_change_at_their_step_and_every_sample_is_counted(watched: Path) 
     assert outcome(watched)["source_tokens"] == steps[-1]["source_tokens"]
 
 
+@pytest.mark.slow
 def test_the_losses_of_the_sources_add_up_to_the_loss(watched: Path) -> None:
     steps = step_records(watched)
     before = {"law": 0, "talk": 0}
@@ -111,6 +114,7 @@ def test_the_losses_of_the_sources_add_up_to_the_loss(watched: Path) -> None:
     assert steps[0]["source_loss"]["law"] != steps[0]["source_loss"]["talk"]
 
 
+@pytest.mark.slow
 def test_utilization_names_its_convention_and_unknown_energy_its_reason(watched: Path) -> None:
     (attempt,) = records(watched, "attempt")
     assert attempt["mfu_convention"] == "none"  # the plan's own words
@@ -124,6 +128,7 @@ def test_utilization_names_its_convention_and_unknown_energy_its_reason(watched:
             assert record["joules"] >= 0
 
 
+@pytest.mark.slow
 def test_forgetting_is_the_difference_to_the_frozen_base_with_its_interval(watched: Path) -> None:
     evaluations, found = records(watched, "eval"), records(watched, "forgetting")
     assert [record["step"] for record in found] == [record["step"] for record in evaluations]
@@ -139,12 +144,14 @@ def test_forgetting_is_the_difference_to_the_frozen_base_with_its_interval(watch
             assert text["num_documents"] == 7
 
 
+@pytest.mark.slow
 def test_wandb_writes_offline_beside_the_run(watched: Path) -> None:
     assert list((watched / "train" / "wandb").glob("offline-run-*"))
     assert (watched / "train" / "wandb-run-id").exists()
     assert "wandb could not" not in (watched / "said.txt").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_source_that_joins_later_is_refused_at_resume(watched: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(watched, run_dir)
@@ -216,6 +223,7 @@ def _train_with_a_nan(plan_path: str, bad_steps: tuple[int, ...]) -> tuple[int, 
     return run(Path(plan_path), evaluate=None), sums
 
 
+@pytest.mark.slow
 def test_a_text_of_fewer_documents_than_ranks_is_scored_whole(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path)
     law = run_dir / "corpus" / "law.test.jsonl"
