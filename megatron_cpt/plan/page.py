@@ -117,6 +117,13 @@ def _blend(plan: RunPlan) -> list[str]:
             f"{count / sum(stage.samples):.1%} {entry.source}" for entry, count in zip(plan.blend, stage.samples, strict=True)
         )
         lines += _field("", f"- steps {stage.first_step + 1} to {end}: {parts}")
+    packing = {
+        "positions restart in each document": plan.packing.reset_positions,
+        "documents do not see each other": not plan.packing.cross_document_attention,
+        "no loss from an end mark": not plan.packing.loss_on_end_of_document,
+    }
+    if any(packing.values()):
+        lines += _field("", "- packing: " + ", ".join(words for words, holds in packing.items() if holds))
     return lines
 
 

@@ -46,7 +46,7 @@ def optimizer_step(chunks: list[Any], optimizer: Any, batch: StepBatch, plan: Ru
     sums = _agree(nats, batch, plan, suspect=suspect)
     is_skipped = is_guarded and (sums.num_suspects > 0 or not math.isfinite(sums.loss))
     if is_skipped:
-        logger.warning("step %d: no weight takes this update: loss %.4g, gradient norm %.4g.", step, sums.loss, norm)
+        logger.info("step %d: no weight takes this update: loss %.4g, gradient norm %.4g.", step, sums.loss, norm)
         if before.skipped_steps >= stop.max_skipped_steps:
             problem = f"The update is bad, and stop.max_skipped_steps={stop.max_skipped_steps} are left out already."
             raise diverged(problem, step=step, value=f"loss {sums.loss:.4g}, gradient norm {norm:.4g}")

@@ -42,6 +42,15 @@ def test_shares_change_at_the_next_whole_step_with_exact_samples() -> None:
     assert "1.44 times" in text
 
 
+def test_packing_is_frozen_and_said() -> None:
+    config = experiment()
+    config.blend.cross_document_attention, config.blend.loss_on_end_of_document = False, False
+    plan = derive(config, **facts())
+    assert plan.packing == PackingPlan(reset_positions=False, cross_document_attention=False, loss_on_end_of_document=False)
+    assert "packing: documents do not see each other, no loss from an end mark" in page(plan)
+    assert "packing" not in page(derive(experiment(), **facts()))
+
+
 def test_a_source_may_join_in_a_later_stage() -> None:
     config, known = experiment(), facts()
     known["index_facts"]["sources"]["news"] = {"documents": 9, "tokens": 9_000_000, "role": "general", "licence": "CC0-1.0"}
