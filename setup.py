@@ -34,6 +34,7 @@ EXTRAS = {
     "data": ["pyarrow>=15,<27"],  # parquet sources; 15: wheels for Python 3.12
     # gguf dequantises the sample model, newer ones untested; transformers asks for accelerate to read a GGUF file
     "samples": ["gguf>=0.17,<0.20", "accelerate>=1.1,<2"],
+    "tensorboard": ["tensorboard>=2.15,<3"],  # monitor.tensorboard; 2.15: what torch 2.6 was released beside
     "dev": [
         "pytest>=8.2,<10",  # 8.2: current fixtures API; 9 is what CI runs
         "hypothesis>=6.100,<7",

@@ -254,8 +254,9 @@ def train_body(run: Run, folder: Path, entry: Attempt) -> dict[str, Any]:
     outcome = read_outcome(folder)
     if outcome is None or (folder / OUTCOME_NAME).read_bytes() == before:
         raise CptError("Training ended without a word.", where=folder, value=f"torchrun exit {code}", next_step="Run again to resume.")
-    if outcome.step is not None:
-        entry.tokens = outcome.step * plan.layout.tokens_per_step
+    licences = {entry.source: entry.licence for entry in plan.blend}
+    entry.tokens = sum(outcome.source_tokens.values())  # this attempt's: the bill adds up attempts
+    entry.source_tokens, entry.licence_tokens = outcome.source_tokens, _by_licence(outcome.source_tokens, licences)
     if outcome.status == "stopped":
         raise Stopped(f"Training stopped after step {outcome.step} of {plan.num_steps}: {outcome.reason}", next_step="Run again to go on.")
     if outcome.status == "budget":
@@ -272,7 +273,16 @@ def train_body(run: Run, folder: Path, entry: Attempt) -> dict[str, Any]:
             name: {"samples": samples, "tokens": tokens}
             for name, samples, tokens in zip(record["sources"], record["source_samples"], record["source_tokens"], strict=True)
         },
+        "licences": _by_licence(dict(zip(record["sources"], record["source_tokens"], strict=True)), licences),
+        "skipped_steps": record.get("skipped_steps", 0),
     }
+
+
+def _by_licence(source_tokens: dict[str, int], licences: dict[str, str]) -> dict[str, int]:
+    sums: dict[str, int] = {}
+    for name, tokens in source_tokens.items():
+        sums[licences[name]] = sums.get(licences[name], 0) + tokens
+    return sums
 
 
 def gate_body(run: Run, result: StageResult, _: Attempt) -> None:

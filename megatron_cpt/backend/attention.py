@@ -12,7 +12,7 @@ from torch.nn import functional
 
 
 class CausalAttention(torch.nn.Module):
-    """Softmax attention of each token to itself and earlier ones; no mask tensor is built and none is read."""
+    """Softmax attention of each token to itself and earlier ones, or to those that a given mask leaves it; it builds no mask."""
 
     def __init__(self, config: Any, layer_number: int, softmax_scale: float | None = None, **_: Any) -> None:
         super().__init__()
@@ -33,7 +33,11 @@ class CausalAttention(torch.nn.Module):
         attention_bias: torch.Tensor | None = None,
         packed_seq_params: Any = None,
     ) -> torch.Tensor:
-        """Return the heads' outputs side by side, shape (S, B, N*D)."""
+        """Return the heads' outputs side by side, shape (S, B, N*D).
+
+        Args:
+            attention_mask: None, or (B, 1, S, S), True where a query (second to last) must not see a key; it holds the causal part too.
+        """
         assert attention_bias is None, "attention_bias is not part of this core attention"
         assert packed_seq_params is None, "packed sequences are not part of this core attention"
         num_tokens, num_sequences, num_heads, _ = query_SBND.shape
@@ -41,7 +45,8 @@ class CausalAttention(torch.nn.Module):
             query_SBND.permute(1, 2, 0, 3),
             key_SBGD.permute(1, 2, 0, 3),
             value_SBGD.permute(1, 2, 0, 3),
-            is_causal=True,
+            attn_mask=None if attention_mask is None else ~attention_mask,
+            is_causal=attention_mask is None,
             scale=self.softmax_scale,
             enable_gqa=num_heads != key_SBGD.shape[2],
         )

@@ -43,12 +43,30 @@ class SourceConfig:
 
 
 @dataclass
+class BlendStageConfig:
+    """Other shares from a token count on, which is rounded up to a whole step."""
+
+    from_tokens: int = MISSING
+    shares: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
 class BlendConfig:
-    """Share of training samples per source; shares are normalised. A source without a share is held out whole."""
+    """Share of training samples per source; shares are normalised. A source without a share is held out whole.
+
+    `shares` hold until the first of `stages`, each of which holds until the next; every source is read on from where it stood.
+    `reset_positions` counts positions anew in each document. `cross_document_attention: false` keeps a token from seeing the
+    documents packed before its own. `loss_on_end_of_document: false` trains no prediction that starts from an end mark: the
+    first token of a document does not follow from the document before.
+    """
 
     shares: dict[str, float] = field(default_factory=dict)
     max_epochs: float = 4.0  # up to 4 epochs are nearly as good as new data: Muennighoff et al. 2023, arXiv 2305.16264
     num_tokens: int = MISSING
+    stages: list[BlendStageConfig] = field(default_factory=list)
+    reset_positions: bool = False
+    cross_document_attention: bool = True
+    loss_on_end_of_document: bool = True
 
 
 @dataclass
@@ -190,17 +208,29 @@ class CheckpointConfig:
 
 @dataclass
 class StopConfig:
+    """When training ends before its plan does: limits at which it saves and exits 6, and what it does with a bad step.
+
+    An update is bad when its loss or gradient is not finite, or when its gradient norm is above `spike_factor` times the running
+    median (null: no such test). Up to `max_skipped_steps` bad updates are left out, the next one ends the run.
+    """
+
     max_hours: float | None = None
     max_usd: float | None = None
     max_kwh: float | None = None
+    max_skipped_steps: int = 0
+    spike_factor: float | None = None
 
 
 @dataclass
 class MonitorConfig:
+    """What is written while training. `grace_steps: null` judges forgetting from the end of the warm-up on."""
+
     log_every_steps: int = 1
     eval_every_steps: int = 0
     wandb_mode: str = "offline"
     wandb_project: str = "megatron_cpt"
+    tensorboard: bool = False
+    grace_steps: int | None = None
 
 
 @dataclass

@@ -8,10 +8,11 @@ from typing import Any
 from megatron_cpt.eval.subjects import extended_tokenizer
 from megatron_cpt.plan.run_plan import RunPlan
 from megatron_cpt.record.tokenizer_file import load_tokenizer
+from megatron_cpt.record.typed import to_plain
 
 
-def bits_per_byte_of(plan: RunPlan, run_dir: Path, chunks: list[Any]) -> dict[str, float]:
-    """Return bits per byte by text name of the chunks as they are. Collective; weights and training mode are left alone."""
+def scores_of(plan: RunPlan, run_dir: Path, chunks: list[Any]) -> dict[str, dict[str, Any]]:
+    """Return the chunks' scores by text name, in the form of `eval.json`. Collective; weights and training mode are left alone."""
     from megatron_cpt.backend import choose  # noqa: PLC0415
     from megatron_cpt.eval.bits_per_byte import read_texts, score_texts  # noqa: PLC0415  -- megatron loads after the backend is in place
 
@@ -26,4 +27,4 @@ def bits_per_byte_of(plan: RunPlan, run_dir: Path, chunks: list[Any]) -> dict[st
         device=choose(plan.backend).device,
         progress=lambda _: None,
     )
-    return {name: score.bits_per_byte for name, score in scores.items()}
+    return {name: to_plain(score) for name, score in scores.items()}

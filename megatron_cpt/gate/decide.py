@@ -79,13 +79,18 @@ def judge(rule: GateRule, baseline: Mapping[str, Any], candidate: Mapping[str, A
     return _judge_interval(rule, scores, plan, base=base, candidate=new)
 
 
-def _judge_interval(rule: GateRule, scores: PairedScores, plan: GatePlan, *, base: float, candidate: float) -> RuleResult:
-    low, high = bootstrap_interval(
+def interval_on(text: str, scores: PairedScores, plan: GatePlan) -> tuple[float, float]:
+    """Return the interval of the difference in bits per byte on one text, candidate minus base; the same for all who ask."""
+    return bootstrap_interval(
         scores,
         confidence=plan.confidence,
         num_resamples=plan.bootstrap_samples,
-        seed=plan.seed ^ zlib.crc32(rule.text.encode("utf-8")),  # equal for rules on one text, whatever their order
+        seed=plan.seed ^ zlib.crc32(text.encode("utf-8")),  # equal for rules on one text, whatever their order
     )
+
+
+def _judge_interval(rule: GateRule, scores: PairedScores, plan: GatePlan, *, base: float, candidate: float) -> RuleResult:
+    low, high = interval_on(rule.text, scores, plan)
     bound = -rule.margin_bits_per_byte if rule.kind == "must_improve" else rule.margin_bits_per_byte
     passed = high < bound
     bound = bound + 0.0  # -0.0 reads as a mistake

@@ -54,6 +54,9 @@ class Attempt:
     status: Status | None = None
     joules: Figure | None = None
     """Energy of all nodes, when the work itself summed it; None takes this node's meter."""
+    source_tokens: dict[str, int] | None = None
+    """Tokens that this attempt read, by source and by licence; None where the stage reads no sources of its own."""
+    licence_tokens: dict[str, int] | None = None
     _begin: float = field(default_factory=time.monotonic)
 
     @property
@@ -92,6 +95,7 @@ class Attempt:
             energy_scope=self.meter.scope,
             usd=_plain(usd),
             planned=None if self.planned is None else to_plain(self.planned),
+            **({} if self.source_tokens is None else {"source_tokens": self.source_tokens, "licence_tokens": self.licence_tokens}),
         )
 
     def _append(self, kind: str, **fields: Any) -> None:

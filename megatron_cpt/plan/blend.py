@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megatron_cpt.config.schema import BlendConfig, SourceConfig
 from megatron_cpt.errors import printable
-from megatron_cpt.plan.run_plan import BlendEntry
+from megatron_cpt.plan.run_plan import BlendEntry, BlendStage, Layout
 
 ROLES = ("domain", "general")
 
@@ -46,12 +46,21 @@ def largest_num_tokens(
 
 def blend_problems(blend: BlendConfig, sources: Mapping[str, SourceConfig], index_facts: Mapping[str, Any]) -> list[str]:
     """Say what is wrong with the shares themselves: unknown sources, impossible numbers, sources without train tokens."""
+    problems = _share_problems("blend.shares", blend.shares, sources, index_facts)
+    for number, stage in enumerate(blend.stages):
+        problems += _share_problems(f"blend.stages[{number}].shares", stage.shares, sources, index_facts)
+    return problems
+
+
+def _share_problems(
+    key: str, shares: Mapping[str, float], sources: Mapping[str, SourceConfig], index_facts: Mapping[str, Any]
+) -> list[str]:
     problems = []
     indexed = index_facts["sources"]
-    if not blend.shares:
-        problems.append("blend.shares is empty: no source would be trained on.")
-    for name, share in blend.shares.items():
-        label = f"blend.shares.{printable(name)}"
+    if not shares:
+        problems.append(f"{key} is empty: no source would be trained on.")
+    for name, share in shares.items():
+        label = f"{key}.{printable(name)}"
         if name not in sources:
             problems.append(f"{label} names no source. Sources: {', '.join(sorted(sources)) or 'none'}.")
             continue
@@ -61,9 +70,44 @@ def blend_problems(blend: BlendConfig, sources: Mapping[str, SourceConfig], inde
             problems.append(f"source.{printable(name)}.role={sources[name].role!r} is not one of {', '.join(ROLES)}.")
         if share > 0 and indexed.get(name, {}).get("tokens", 0) <= 0:
             problems.append(f"{label}={share}, but the index holds no training tokens of it. Give it text, or the share 0.")
-    if blend.shares and not problems and math.fsum(blend.shares.values()) <= 0:
-        problems.append("blend.shares sum to 0: give at least one source a share.")
+    if shares and not problems and math.fsum(shares.values()) <= 0:
+        problems.append(f"{key} sum to 0: give at least one source a share.")
     return problems
+
+
+def blend_stage_problems(blend: BlendConfig, *, tokens_per_step: int) -> list[str]:
+    """Say which stages begin at no step of their own."""
+    problems = []
+    num_steps = math.ceil(blend.num_tokens / tokens_per_step)
+    earlier = 0
+    for number, stage in enumerate(blend.stages):
+        step = math.ceil(stage.from_tokens / tokens_per_step)
+        if not earlier < step < num_steps:
+            problems.append(
+                f"blend.stages[{number}].from_tokens={stage.from_tokens} begins at step {step}, which is not between step {earlier} (where"
+                f" the shares before it begin) and the end at {num_steps}; a step has {tokens_per_step} tokens."
+            )
+        earlier = step
+    return problems
+
+
+def all_shares(blend: BlendConfig) -> list[dict[str, float]]:
+    """Return the shares of every stage in order, each over the same sources: those with a share in any of them."""
+    stages = [blend.shares, *(stage.shares for stage in blend.stages)]
+    names = [name for name in dict.fromkeys(name for shares in stages for name in shares) if any(s.get(name, 0) > 0 for s in stages)]
+    return [{name: shares.get(name, 0.0) for name in names} for shares in stages]
+
+
+def blend_stages(blend: BlendConfig, *, num_steps: int, layout: Layout) -> tuple[BlendStage, ...]:
+    """Return the exact samples of every stage; none for a blend whose shares never change."""
+    if not blend.stages:
+        return ()
+    first_steps = [0, *(math.ceil(stage.from_tokens / layout.tokens_per_step) for stage in blend.stages)]
+    stages = []
+    for first, end, shares in zip(first_steps, [*first_steps[1:], num_steps], all_shares(blend), strict=True):
+        samples = samples_per_source(shares, num_samples=(end - first) * layout.global_batch_size)
+        stages.append(BlendStage(first, tuple(samples.values())))
+    return tuple(stages)
 
 
 def blend_entries(
@@ -71,15 +115,18 @@ def blend_entries(
     sources: Mapping[str, SourceConfig],
     index_facts: Mapping[str, Any],
     *,
+    stages: Sequence[BlendStage],
     num_steps: int,
     global_batch_size: int,
     sequence_length: int,
 ) -> tuple[tuple[BlendEntry, ...], list[str]]:
-    """Return the entries of a blend whose shares are sound, and the problems that its size brings."""
-    shares = {name: share for name, share in blend.shares.items() if share > 0}
+    """Return the entries of a blend whose shares are sound, summed over its stages, and the problems that its size brings."""
+    shares = all_shares(blend)[0]
     tokens = {name: int(index_facts["sources"][name]["tokens"]) for name in shares}
     num_samples = num_steps * global_batch_size
     samples = samples_per_source(shares, num_samples=num_samples)
+    if stages:
+        samples = {name: sum(stage.samples[number] for stage in stages) for number, name in enumerate(shares)}
     epochs = epochs_per_source(samples, tokens=tokens, sequence_length=sequence_length)
     problems = [
         f"blend.shares.{printable(name)} is so small that none of the {num_samples} samples comes from it."
@@ -88,11 +135,16 @@ def blend_entries(
         if count == 0
     ]
     over = {name: value for name, value in epochs.items() if value > blend.max_epochs}
-    if over:
+    listed = ", ".join(f"{printable(name)} {value:.2f} times" for name, value in sorted(over.items()))
+    if over and stages:
+        problems.append(
+            f"blend.shares and blend.stages read {listed}; blend.max_epochs is {blend.max_epochs:g}."
+            " Lower its shares or blend.num_tokens, or give it more text."
+        )
+    elif over:
         allowed = largest_num_tokens(
             shares, tokens=tokens, max_epochs=blend.max_epochs, global_batch_size=global_batch_size, sequence_length=sequence_length
         )
-        listed = ", ".join(f"{printable(name)} {value:.2f} times" for name, value in sorted(over.items()))
         way_out = (
             f"The largest blend.num_tokens allowed is {allowed}."
             if allowed

@@ -8,9 +8,10 @@ from typing import Any
 
 from megatron_cpt.config.schema import ExperimentConfig
 from megatron_cpt.errors import printable
-from megatron_cpt.plan.blend import ROLES, blend_problems
+from megatron_cpt.plan.blend import ROLES, blend_problems, blend_stage_problems
 from megatron_cpt.plan.model_shape import ModelShape
-from megatron_cpt.plan.run_plan import Estimate, Layout, StopConditions
+from megatron_cpt.plan.money import clock_limits
+from megatron_cpt.plan.run_plan import Estimate, Layout, StopConditions, Tariff
 from megatron_cpt.plan.schedule import schedule_problems
 from megatron_cpt.record.unknown import Figure, Unavailable
 from megatron_cpt.record.vocab_layout import VocabLayout
@@ -48,6 +49,8 @@ def literal_problems(config: ExperimentConfig) -> list[str]:
             "seed": config.seed,
             "monitor.eval_every_steps": config.monitor.eval_every_steps,
             "checkpoint.keep_best": config.checkpoint.keep_best,
+            "monitor.grace_steps": config.monitor.grace_steps or 0,
+            "stop.max_skipped_steps": config.stop.max_skipped_steps,
             "optim.weight_decay": config.optim.weight_decay,
             "optim.clip_grad_norm": config.optim.clip_grad_norm,
             "optim.beta1": config.optim.beta1,
@@ -70,6 +73,9 @@ def literal_problems(config: ExperimentConfig) -> list[str]:
     for key, limit in stop_keys(config).items():
         if limit is not None and not limit > 0:
             problems.append(f"{key}={limit} is not above 0. Use null for no limit.")
+    factor = config.stop.spike_factor
+    if factor is not None and not factor > 1:
+        problems.append(f"stop.spike_factor={factor} is not above 1: half of all steps are above their median. Use null for no such test.")
     return problems
 
 
@@ -263,6 +269,8 @@ def input_problems(
     problems = literal_problems(config)
     if sizes_are_positive(config):
         problems += layout_problems(config, shape, vocab)
+        tokens_per_step = config.parallel.global_batch_size * config.parallel.sequence_length
+        problems += blend_stage_problems(config.blend, tokens_per_step=tokens_per_step)
     problems += blend_problems(config.blend, config.source, index_facts)
     problems += schedule_problems(config, vocab, sizes_are_positive=sizes_are_positive(config))
     problems += eval_problems(config, corpus_facts)
@@ -270,7 +278,7 @@ def input_problems(
     return problems
 
 
-def estimate_problems(estimate: Estimate, stop: StopConditions, layout: Layout) -> list[str]:
+def estimate_problems(estimate: Estimate, stop: StopConditions, layout: Layout, tariff: Tariff) -> list[str]:
     """Say where the estimate does not fit the memory or breaks a limit. A limit on an unknown figure cannot be kept, so it is refused."""
     problems = []
     largest = max(estimate.memory, key=lambda rank: rank.total)
@@ -291,11 +299,11 @@ def estimate_problems(estimate: Estimate, stop: StopConditions, layout: Layout) 
     for key, allowed, figure, unit in limits:
         if allowed is None:
             continue
-        if not isinstance(figure, Unavailable):
-            if figure > allowed:
-                problems.append(
-                    f"the run is estimated at {figure:.4g} {unit}; {key} is {allowed:g}. Lower blend.num_tokens or raise the limit."
-                )
-        elif key != "stop.max_hours":  # a clock is always there to stop by
-            problems.append(f"{key}={allowed:g} cannot be kept, because the figure is {figure}.")
+        if not isinstance(figure, Unavailable) and figure > allowed:
+            problems.append(
+                f"the run is estimated at {figure:.4g} {unit}; {key} is {allowed:g}. Lower blend.num_tokens or raise the limit."
+            )
+    for key, seconds in clock_limits(stop, tariff, num_ranks=layout.num_ranks).items():
+        if isinstance(seconds, Unavailable):
+            problems.append(f"{key}={getattr(stop, key.removeprefix('stop.')):g} cannot be kept, because the rate is {seconds}.")
     return problems

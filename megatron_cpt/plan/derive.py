@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Literal, cast
 
 from megatron_cpt.config.schema import ExperimentConfig, GpuConfig
 from megatron_cpt.errors import ConfigError, raise_all
-from megatron_cpt.plan.blend import blend_entries
+from megatron_cpt.plan.blend import blend_entries, blend_stages
 from megatron_cpt.plan.calibrate import HostFacts
 from megatron_cpt.plan.checks import estimate_problems, input_problems
 from megatron_cpt.plan.memory import NOT_COUNTED, memory_of_stages
@@ -26,6 +27,7 @@ from megatron_cpt.plan.run_plan import (
     Interval,
     Layout,
     OptimizerPlan,
+    PackingPlan,
     RunPlan,
     StopConditions,
     Tariff,
@@ -69,23 +71,25 @@ def derive(
 
     layout = layout_of(config)
     num_steps = math.ceil(config.blend.num_tokens / layout.tokens_per_step)
+    stages = blend_stages(config.blend, num_steps=num_steps, layout=layout)
     blend, problems = blend_entries(
         config.blend,
         config.source,
         index_facts,
+        stages=stages,
         num_steps=num_steps,
         global_batch_size=layout.global_batch_size,
         sequence_length=layout.sequence_length,
     )
     tariff = tariff_of(config.tariff, config.gpu)
-    stop = StopConditions(max_hours=config.stop.max_hours, max_usd=config.stop.max_usd, max_kwh=config.stop.max_kwh)
+    stop = StopConditions(**asdict(config.stop))
     estimate = estimate_run(
         config, shape=shape, num_rows=vocab.num_padded_rows, layout=layout, num_steps=num_steps, tariff=tariff, host=host
     )
     recorded = init_facts.get("num_params")
     if recorded is not None and recorded != estimate.num_params:
         problems.append(f"the init stage made a model of {recorded} parameters; this configuration describes {estimate.num_params}.")
-    problems += estimate_problems(estimate, stop, layout)
+    problems += estimate_problems(estimate, stop, layout, tariff)
     raise_all(ConfigError, problems, where="plan", next_step=_NEXT_STEP)
 
     return RunPlan(
@@ -123,6 +127,14 @@ def derive(
         tariff=tariff,
         estimate=estimate,
         identity=dict(identity),
+        blend_stages=stages,
+        packing=PackingPlan(
+            reset_positions=config.blend.reset_positions,
+            cross_document_attention=config.blend.cross_document_attention,
+            loss_on_end_of_document=config.blend.loss_on_end_of_document,
+        ),
+        tensorboard=config.monitor.tensorboard,
+        grace_steps=config.monitor.grace_steps,
     )
 
 
@@ -215,6 +227,7 @@ def estimate_run(
         kwh=kwh,
         kg_co2e=run_carbon_kg(kwh, tariff),
         basis=_basis(config, peak),
+        dense_tflops=peak,
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from megatron_cpt.config.schema import GpuConfig, TariffConfig
-from megatron_cpt.plan.run_plan import Tariff
+from megatron_cpt.plan.run_plan import StopConditions, Tariff
 from megatron_cpt.record.unknown import Figure, Unavailable, combine
 
 
@@ -42,3 +44,21 @@ def run_energy_kwh(device_hours: Figure, tariff: Tariff) -> Figure:
 def run_carbon_kg(energy_kwh: Figure, tariff: Tariff) -> Figure:
     """Multiply energy by the grid's carbon intensity (location-based)."""
     return combine(lambda kwh, grams: kwh * grams / 1000, energy_kwh, tariff.grid_g_co2e_per_kwh)
+
+
+def clock_limits(stop: StopConditions, tariff: Tariff, *, num_ranks: int) -> dict[str, Figure]:
+    """Return, for each limit that is set, the seconds of training at which it is reached, or why nobody can tell.
+
+    Money and energy are those of the plan's rates: a device costs and draws as the tariff says, by the clock.
+    """
+    device_hours = num_ranks / 3600  # of one second
+    rates: dict[str, tuple[float | None, Figure]] = {
+        "stop.max_hours": (stop.max_hours, 1 / 3600),
+        "stop.max_usd": (stop.max_usd, run_cost_usd(device_hours, tariff)),
+        "stop.max_kwh": (stop.max_kwh, run_energy_kwh(device_hours, tariff)),
+    }
+    return {
+        key: combine(lambda per_second, limit=limit: limit / per_second if per_second > 0 else math.inf, rate)
+        for key, (limit, rate) in rates.items()
+        if limit is not None
+    }

@@ -115,6 +115,19 @@ def _blend(plan: RunPlan) -> list[str]:
             f"{entry.share:.1%} {entry.source} ({entry.role}, {entry.licence}): {entry.num_samples} samples,"
             f" {entry.num_epochs:.2f} times its {show_count(entry.num_tokens)} tokens",
         )
+    ends = [*(stage.first_step for stage in plan.blend_stages), plan.num_steps][1:]
+    for stage, end in zip(plan.blend_stages, ends, strict=True):
+        parts = ", ".join(
+            f"{count / sum(stage.samples):.1%} {entry.source}" for entry, count in zip(plan.blend, stage.samples, strict=True)
+        )
+        lines += _field("", f"- steps {stage.first_step + 1} to {end}: {parts}")
+    packing = {
+        "positions restart in each document": plan.packing.reset_positions,
+        "documents do not see each other": not plan.packing.cross_document_attention,
+        "no loss from an end mark": not plan.packing.loss_on_end_of_document,
+    }
+    if any(packing.values()):
+        lines += _field("", "- packing: " + ", ".join(words for words, holds in packing.items() if holds))
     return lines
 
 

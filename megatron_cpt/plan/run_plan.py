@@ -14,11 +14,12 @@ from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.record.hashing import sha256_plain
 from megatron_cpt.record.store import write_text
 from megatron_cpt.record.typed import from_plain, to_plain
-from megatron_cpt.record.unknown import Figure
+from megatron_cpt.record.unknown import Figure, Unavailable
 from megatron_cpt.record.vocab_layout import VocabLayout
 
 PLAN_SCHEMA_VERSION = 1
 PLAN_NAME = "plan.yaml"
+PEAK_NOT_NAMED = Unavailable("the plan does not name the device's peak")
 
 
 def _decided(part: Any) -> dict[str, Any]:
@@ -76,6 +77,23 @@ class BlendEntry:
     num_tokens: int
     num_samples: int
     num_epochs: float
+
+
+@dataclass(frozen=True)
+class BlendStage:
+    """From step `first_step` (counted from 0) to the next stage: how many samples each blend entry gives, in its order."""
+
+    first_step: int
+    samples: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PackingPlan:
+    """What a token of a packed sequence sees and learns of the documents beside its own; see `blend` in the configuration."""
+
+    reset_positions: bool = False
+    cross_document_attention: bool = True
+    loss_on_end_of_document: bool = True
 
 
 @dataclass(frozen=True)
@@ -166,11 +184,13 @@ class GatePlan:
 
 @dataclass(frozen=True)
 class StopConditions:
-    """Limits at which training saves, stops and exits 6; None is no limit."""
+    """Limits at which training saves, stops and exits 6, None for none; and how many bad updates it leaves out before it fails."""
 
     max_hours: float | None
     max_usd: float | None
     max_kwh: float | None
+    max_skipped_steps: int = 0
+    spike_factor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -217,6 +237,7 @@ class Estimate:
     kwh: Figure
     kg_co2e: Figure
     basis: tuple[str, ...]
+    dense_tflops: Figure = PEAK_NOT_NAMED
 
 
 @dataclass(frozen=True)
@@ -236,7 +257,10 @@ class Tariff:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Everything that decides a run. `identity` holds the fingerprints of the stages that it was derived from."""
+    """Everything that decides a run. `identity` holds the fingerprints of the stages that it was derived from.
+
+    Without `blend_stages` the shares of `blend` hold from the first sample to the last.
+    """
 
     schema_version: int
     run_name: str
@@ -260,6 +284,10 @@ class RunPlan:
     tariff: Tariff
     estimate: Estimate
     identity: dict[str, str]
+    blend_stages: tuple[BlendStage, ...] = ()
+    packing: PackingPlan = PackingPlan()
+    tensorboard: bool = False
+    grace_steps: int | None = None
 
     @property
     def num_samples(self) -> int:
@@ -277,6 +305,8 @@ class RunPlan:
             self.seed, to_plain(self.shape), self.vocab.fingerprint, to_plain(self.blend), self.num_steps, _decided(self.optimizer),
             _decided(self.schedule), layout.global_batch_size, layout.sequence_length, layout.dtype, self.identity,
         ]  # fmt: skip
+        if self.blend_stages or self.packing != PackingPlan():  # a plan without them keeps the digest that its checkpoints name
+            decides.append([to_plain(self.blend_stages), to_plain(self.packing)])
         return sha256_plain(decides)
 
     def save(self, folder: Path) -> Path:

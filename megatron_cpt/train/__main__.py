@@ -29,10 +29,10 @@ def main(arguments: list[str]) -> int:
     """Run one rank and return its exit code; a user's error is printed without a traceback."""
     try:
         plan_path = plan_argument(arguments)
-        from megatron_cpt.eval.in_loop import bits_per_byte_of  # noqa: PLC0415
+        from megatron_cpt.eval.in_loop import scores_of  # noqa: PLC0415
         from megatron_cpt.train.run import run  # noqa: PLC0415
 
-        return run(plan_path, evaluate=bits_per_byte_of)
+        return run(plan_path, evaluate=scores_of)
     except CptError as error:
         if os.environ.get("MEGATRON_CPT_DEBUG") == "1":
             raise

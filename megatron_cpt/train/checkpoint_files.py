@@ -45,9 +45,18 @@ class CheckpointRecord:
     wandb_run_id: str | None
     files: dict[str, OutputFile]
     versions: dict[str, str]
+    skipped_steps: int = 0
+    recent_grad_norms: tuple[float, ...] = ()
 
     def state(self) -> TrainState:
-        return TrainState(self.step, self.samples_seen, self.source_samples, self.source_tokens)
+        return TrainState(
+            self.step,
+            self.samples_seen,
+            self.source_samples,
+            self.source_tokens,
+            skipped_steps=self.skipped_steps,
+            recent_grad_norms=self.recent_grad_norms,
+        )
 
 
 def final_name(step: int) -> str:
@@ -74,6 +83,8 @@ def describe(
         wandb_run_id=wandb_run_id,
         files={path.relative_to(folder).as_posix(): OutputFile(path.stat().st_size, sha256_file(path)) for path in files_under(folder)},
         versions=versions_in_use(),
+        skipped_steps=state.skipped_steps,
+        recent_grad_norms=state.recent_grad_norms,
     )
 
 

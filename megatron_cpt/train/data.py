@@ -19,7 +19,9 @@ import torch
 from megatron_cpt.plan.run_plan import RunPlan
 from megatron_cpt.record.hashing import sha256_plain
 from megatron_cpt.record.store import read_json, write_json
+from megatron_cpt.train.blend_order import StagedBlend
 from megatron_cpt.train.index_files import check_sources
+from megatron_cpt.train.packing import document_mask
 from megatron_cpt.train.runtime import is_first_rank
 from megatron_cpt.train.sample_order import step_samples
 
@@ -47,16 +49,21 @@ class IndexTokenizer:
 
 @dataclass(frozen=True)
 class Microbatch:
-    """One micro-batch of one rank; `source_ids_B` number the plan's blend entries."""
+    """One micro-batch of one rank; `source_ids_B` number the plan's blend entries.
+
+    `attention_mask_B1SS` is True where a query (second to last) must not see a key, and None where every earlier token is seen.
+    """
 
     tokens_BS: torch.Tensor
     labels_BS: torch.Tensor
     loss_mask_BS: torch.Tensor
     position_ids_BS: torch.Tensor
     source_ids_B: torch.Tensor
+    attention_mask_B1SS: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Microbatch:
-        return Microbatch(*(part.to(device) for part in vars(self).values()))
+        parts: list[Any] = [None if part is None else part.to(device) for part in vars(self).values()]
+        return Microbatch(*parts)
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,9 @@ class TrainingData:
         stack: Callable[[str], torch.Tensor] = lambda key: torch.stack([row[key] for row in rows])  # noqa: E731
         # a blend of one source is a plain GPTDataset, whose samples carry no number
         sources = torch.tensor([int(row.get("dataset_id", 0)) for row in rows])
-        return Microbatch(stack("tokens"), stack("labels"), stack("loss_mask"), stack("position_ids"), sources)
+        tokens_BS = stack("tokens")
+        mask = None if self._plan.packing.cross_document_attention else document_mask(tokens_BS, end=self._plan.vocab.end_of_document_id)
+        return Microbatch(tokens_BS, stack("labels"), stack("loss_mask"), stack("position_ids"), sources, mask)
 
 
 def needed_surplus(shares: Sequence[float], *, num_samples: int) -> float:
@@ -118,19 +127,29 @@ def build_dataset(plan: RunPlan, run_dir: Path, train_dir: Path, *, barrier: Cal
     if is_first_rank():
         _prepare_cache(cache, prefixes, num_ids=plan.vocab.num_ids)
     barrier()
-    config = GPTDatasetConfig(
-        random_seed=plan.seed,
-        sequence_length=plan.layout.sequence_length,
-        blend_per_split=[([str(prefix) for prefix in prefixes], shares), None, None],
-        path_to_cache=str(cache),
-        tokenizer=IndexTokenizer(plan.vocab.end_of_document_id, plan.vocab.num_ids, plan.vocab.fingerprint),
-        reset_position_ids=False,
-        reset_attention_mask=False,
-        eod_mask_loss=False,
-        create_attention_mask=False,
-        mid_level_dataset_surplus=needed_surplus(shares, num_samples=plan.num_samples),
-    )
-    dataset = BlendedMegatronDatasetBuilder(GPTDataset, [plan.num_samples, None, None], lambda: True, config).build()[0]
+
+    def build(blend: tuple[list[str], list[float] | None], *, num_samples: int, surplus: float) -> Any:
+        config = GPTDatasetConfig(
+            random_seed=plan.seed,
+            sequence_length=plan.layout.sequence_length,
+            blend_per_split=[blend, None, None],
+            path_to_cache=str(cache),
+            tokenizer=IndexTokenizer(plan.vocab.end_of_document_id, plan.vocab.num_ids, plan.vocab.fingerprint),
+            reset_position_ids=plan.packing.reset_positions,
+            reset_attention_mask=False,  # document_mask makes the mask that is needed, without a float matrix a sample
+            eod_mask_loss=not plan.packing.loss_on_end_of_document,
+            create_attention_mask=False,
+            mid_level_dataset_surplus=surplus,
+        )
+        return BlendedMegatronDatasetBuilder(GPTDataset, [num_samples, None, None], lambda: True, config).build()[0]
+
+    paths = [str(prefix) for prefix in prefixes]
+    if plan.blend_stages:
+        parts = [build(([path], None), num_samples=entry.num_samples, surplus=0.0) for path, entry in zip(paths, plan.blend, strict=True)]
+        dataset: Any = StagedBlend(parts, [stage.samples for stage in plan.blend_stages])
+    else:
+        surplus = needed_surplus(shares, num_samples=plan.num_samples)
+        dataset = build((paths, shares), num_samples=plan.num_samples, surplus=surplus)
     barrier()
     if is_first_rank():
         write_json(cache / CACHE_MARK, {"num_samples": plan.num_samples})

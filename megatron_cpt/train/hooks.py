@@ -14,9 +14,11 @@ from typing import Any, Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from megatron_cpt.record.store import append_line
+from megatron_cpt.record.store import append_line, read_lines
 from megatron_cpt.train.divergence import require_finite
-from megatron_cpt.train.metrics import rewind, step_record
+from megatron_cpt.train.forgetting import Scores
+from megatron_cpt.train.instruments import Instruments
+from megatron_cpt.train.metrics import rewind, step_record, unseen_events
 from megatron_cpt.train.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,8 @@ class Hook(Protocol):
     def on_start(self, state: TrainState) -> None: ...
 
     def after_step(self, state: TrainState) -> None: ...
+
+    def at_budget_stop(self, state: TrainState) -> None: ...
 
     def close(self) -> None: ...
 
@@ -41,8 +45,17 @@ class BaseHook:
     def after_step(self, state: TrainState) -> None:
         return
 
+    def at_budget_stop(self, state: TrainState) -> None:
+        return
+
     def close(self) -> None:
         return
+
+
+class Tracker(Protocol):
+    """A sink of records that may fail without a word to training."""
+
+    def record(self, record: Mapping[str, Any]) -> None: ...
 
 
 class TrainingClock:
@@ -61,39 +74,88 @@ class TrainingClock:
 
 
 class MetricsFile(BaseHook):
-    """Appends one record a step to `metrics.jsonl`, after dropping those that a resumed run will write anew."""
+    """Appends one record a step to `metrics.jsonl`, after dropping those that a resumed run will write anew; trackers get a copy."""
 
-    def __init__(self, path: Path, *, sources: Sequence[str], clock: TrainingClock) -> None:
-        self._path, self._sources, self._clock = path, sources, clock
+    def __init__(
+        self,
+        path: Path,
+        *,
+        sources: Sequence[str],
+        licences: Sequence[str],
+        clock: TrainingClock,
+        instruments: Instruments | None = None,
+        trackers: Sequence[Tracker] = (),
+    ) -> None:
+        self._path, self._sources, self._licences, self._clock = path, sources, licences, clock
+        self._instruments, self._trackers = instruments, trackers
 
     def on_start(self, state: TrainState) -> None:
+        before = read_lines(self._path)
         self._clock.begin(used_before=rewind(self._path, step=state.step))
+        news = [*unseen_events(before), read_lines(self._path)[-1]] if before else []  # the last one says where the run goes on
+        if self._instruments is not None:
+            append_line(self._path, {"kind": "attempt", "step": state.step, **self._instruments.describe()})
+        for record in news:
+            self._tell(record)
 
     def after_step(self, state: TrainState) -> None:
-        append_line(self._path, step_record(state, sources=self._sources, elapsed_seconds=self._clock.seconds()))
+        assert state.last is not None
+        readings = self._instruments.read(state.last) if self._instruments is not None else {}
+        elapsed = self._clock.seconds()
+        self.write(step_record(state, sources=self._sources, licences=self._licences, elapsed_seconds=elapsed, readings=readings))
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Keep one record and pass it on."""
+        append_line(self._path, record)
+        self._tell(record)
+
+    def _tell(self, record: Mapping[str, Any]) -> None:
+        for tracker in self._trackers:
+            tracker.record(record)
 
 
 class InLoopEvaluation(BaseHook):
-    """Scores the plan's texts every so many steps and appends an `eval` record. Collective; the first rank writes."""
+    """Scores the plan's texts every so many steps and appends `eval` and `forgetting` records. Collective; the first rank writes."""
 
-    def __init__(self, evaluate: Callable[[], Mapping[str, float]], *, every_steps: int, record: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        evaluate: Callable[[], Scores],
+        *,
+        every_steps: int,
+        record: Callable[[dict[str, Any]], None],
+        compare: Callable[[Scores, int], dict[str, Any] | None] = lambda _scores, _step: None,
+    ) -> None:
         """Take the scorer and the sink.
 
         Args:
-            evaluate: returns bits per byte by text, on every rank.
+            evaluate: returns the scores by text in the form of `eval.json`, on every rank.
+            every_steps: 0 evaluates only when a budget stops the run.
             record: keeps one record; does nothing on ranks that do not write.
+            compare: returns the `forgetting` record of scores at a step, or None where there is nothing to compare with.
         """
-        self._evaluate, self._every_steps, self._record = evaluate, every_steps, record
+        self._evaluate, self._every_steps, self._record, self._compare = evaluate, every_steps, record, compare
+        self._evaluated_step: int | None = None
 
     def after_step(self, state: TrainState) -> None:
-        if state.step % self._every_steps:
-            return
+        if self._every_steps and state.step % self._every_steps == 0:
+            self._score(state)
+
+    def at_budget_stop(self, state: TrainState) -> None:
+        if self._evaluated_step != state.step:
+            self._score(state)
+
+    def _score(self, state: TrainState) -> None:
         started = time.monotonic()
-        bits_per_byte = dict(self._evaluate())
+        scores = self._evaluate()
+        bits_per_byte = {name: float(score["bits_per_byte"]) for name, score in scores.items()}
         for name, value in bits_per_byte.items():
             require_finite(f"loss on {name}", value, step=state.step)
         self._record({"kind": "eval", "step": state.step, "bits_per_byte": bits_per_byte, "seconds": time.monotonic() - started})
         logger.info("step %d: bits per byte %s", state.step, ", ".join(f"{name} {value:.4f}" for name, value in bits_per_byte.items()))
+        compared = self._compare(scores, state.step)
+        if compared is not None:
+            self._record(compared)
+        self._evaluated_step = state.step
 
 
 class PeriodicCheckpoint(BaseHook):
@@ -175,8 +237,3 @@ class ProgressBar(BaseHook):
 def progress(*, num_steps: int, every_steps: int) -> Hook:
     """Return the bar on a terminal and plain lines anywhere else."""
     return ProgressBar(num_steps=num_steps) if sys.stdout.isatty() else ProgressLines(num_steps=num_steps, every_steps=every_steps)
-
-
-def append_to(path: Path) -> Callable[[dict[str, Any]], None]:
-    """Return a sink that appends records to a file."""
-    return lambda record: append_line(path, record)

@@ -38,8 +38,11 @@ def train(plan: RunPlan, parts: Parts, hooks: Sequence[Hook]) -> TrainState:
     for hook in hooks:
         hook.on_start(state)
     while state.step < plan.num_steps and not parts.stop.requested():  # every rank agrees inside
-        state = state.after(optimizer_step(parts.chunks, parts.optimizer, next(batches), plan))
+        state = state.after(optimizer_step(parts.chunks, parts.optimizer, next(batches), plan, before=state))
         for hook in hooks:
             hook.after_step(state)
     parts.checkpoint.save(state)
+    if parts.stop.is_budget:  # there is time left for a last look, unlike after a signal
+        for hook in hooks:
+            hook.at_budget_stop(state)
     return state

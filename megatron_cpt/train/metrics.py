@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +12,54 @@ from megatron_cpt.record.store import append_line, read_lines, write_text
 from megatron_cpt.train.state import TrainState
 
 METRICS_NAME = "metrics.jsonl"
+NOTHING: Mapping[str, Any] = {}
 
 
-def step_record(state: TrainState, *, sources: Sequence[str], elapsed_seconds: float) -> dict[str, Any]:
-    """Return the record of the step that led to `state`.
+def step_record(
+    state: TrainState, *, sources: Sequence[str], licences: Sequence[str], elapsed_seconds: float, readings: Mapping[str, Any] = NOTHING
+) -> dict[str, Any]:
+    """Return the record of the step that led to `state`. Counts are those of the run so far; what is unknown is null.
 
     Args:
+        sources: names of the blend's entries; `licences` are theirs, in the same order.
         elapsed_seconds: training time of the run up to here, earlier attempts included.
+        readings: what instruments say of the step.
     """
     last = state.last
     assert last is not None
+    by_source = zip(sources, last.source_nats, last.source_loss_tokens, strict=True) if last.source_nats else ()
     return {
         "kind": "step",
         "step": state.step,
         "samples": state.samples_seen,
         "tokens": state.tokens_seen,
-        "loss": last.loss,
+        "loss": finite(last.loss),
         "lr": last.learning_rate,
-        "grad_norm": last.grad_norm,
+        "grad_norm": finite(last.grad_norm),
         "seconds": last.seconds,
         "tokens_per_second": sum(last.source_tokens) / last.seconds,
         "elapsed_seconds": elapsed_seconds,
         "source_samples": dict(zip(sources, state.source_samples, strict=True)),
         "source_tokens": dict(zip(sources, state.source_tokens, strict=True)),
+        "source_loss": {name: finite(nats / tokens) if tokens else None for name, nats, tokens in by_source},
+        "licence_tokens": tokens_by_licence(licences, state.source_tokens),
+        "is_skipped": last.is_skipped,
+        "skipped_steps": state.skipped_steps,
+        **readings,
     }
+
+
+def finite(figure: float) -> float | None:
+    """Return a figure, or None where JSON could not hold it."""
+    return figure if math.isfinite(figure) else None
+
+
+def tokens_by_licence(licences: Sequence[str], tokens: Sequence[int]) -> dict[str, int]:
+    """Add up tokens of sources by the licences of the sources."""
+    sums: dict[str, int] = {}
+    for licence, count in zip(licences, tokens, strict=True):
+        sums[licence] = sums.get(licence, 0) + count
+    return sums
 
 
 def elapsed_seconds(records: Sequence[dict[str, Any]]) -> float:
@@ -56,3 +81,9 @@ def rewind(path: Path, *, step: int) -> float:
     write_text(path, "".join(canonical_json(record) + "\n" for record in kept))
     append_line(path, {"kind": "resume", "step": step, "lost_steps": lost, "elapsed_seconds": used})
     return used
+
+
+def unseen_events(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the events, such as a rollback, that came after the last attempt began, so that no tracker has shown them."""
+    begun = max((number for number, record in enumerate(records) if record.get("kind") == "attempt"), default=-1)
+    return [record for record in records[begun + 1 :] if record.get("kind") == "event"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +26,7 @@ class Outcome:
         reason: why it stopped or failed, for a person; empty when finished.
         checkpoint: newest complete checkpoint relative to the run folder, None when there is none.
         rank: the rank that wrote this record.
+        source_tokens: tokens that this attempt read of each source, those of steps that a later attempt redoes included.
     """
 
     schema_version: int
@@ -36,6 +37,7 @@ class Outcome:
     reason: str
     checkpoint: str | None
     rank: int
+    source_tokens: dict[str, int] = field(default_factory=dict)
 
 
 def write_outcome(train_dir: Path, outcome: Outcome) -> None:

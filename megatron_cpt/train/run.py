@@ -12,9 +12,15 @@ from typing import Any
 from megatron_cpt.backend import choose
 from megatron_cpt.errors import ConfigError
 from megatron_cpt.launch_ranks import die_with_parent, tie_helpers_to_this_process
+from megatron_cpt.meter.energy import open_meter
+from megatron_cpt.plan.money import clock_limits
 from megatron_cpt.plan.run_plan import RunPlan
 from megatron_cpt.record.manifest import Manifest
+from megatron_cpt.record.store import read_json
+from megatron_cpt.record.unknown import Figure, Unavailable
 from megatron_cpt.train import hooks as hook
+from megatron_cpt.train.forgetting import Scores, forgetting_record, warn_of
+from megatron_cpt.train.instruments import Instruments, process_memory
 from megatron_cpt.train.metrics import METRICS_NAME
 from megatron_cpt.train.presence import present, watch
 from megatron_cpt.train.runtime import (
@@ -29,9 +35,9 @@ from megatron_cpt.train.runtime import (
     status_of,
 )
 from megatron_cpt.train.state import TrainState
-from megatron_cpt.train.tracking import WandbRun
+from megatron_cpt.train.tracking import Guest, TensorBoardRun, WandbRun
 
-Evaluate = Callable[[RunPlan, Path, list[Any]], Mapping[str, float]]
+Evaluate = Callable[[RunPlan, Path, list[Any]], Mapping[str, Mapping[str, Any]]]
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +47,7 @@ def run(plan_path: Path, *, evaluate: Evaluate | None) -> int:
 
     Args:
         plan_path: `<run>/plan/plan.yaml`; everything is written under `<run>/train/`.
-        evaluate: bits per byte by text of model chunks, called on every rank; None when the caller offers no evaluation.
+        evaluate: scores of model chunks by text, in the form of `eval.json`, called on every rank; None for no evaluation.
     """
     die_with_parent()
     tie_helpers_to_this_process()
@@ -61,7 +67,9 @@ class Attempt:
         self._started = time.time()
         self._hooks: list[hook.Hook] = []
         self._checkpoint: Any = None
-        self._step: int | None = None
+        self._told_of_baseline = False
+        self._first: TrainState | None = None
+        self._last: TrainState | None = None
 
     def run(self) -> int:
         """Train to an end and record it; a failure is recorded without a word to the other ranks."""
@@ -72,15 +80,28 @@ class Attempt:
             self._close_hooks()
             if self._checkpoint is not None:
                 self._checkpoint.abort()
-            return fail(error, self._train_dir, started=self._started, step=self._step, checkpoint=self._newest())
+            return self._fail(error)
         finally:
             end_watch()
         return code
 
     def _end_after_death(self, dead: list[int]) -> None:
         """End this process from the watching thread: the main one may wait for the dead rank until the collective's limit."""
-        error = rank_died(dead, step=self._step)
-        os._exit(fail(error, self._train_dir, started=self._started, step=self._step, checkpoint=self._newest()))
+        os._exit(self._fail(rank_died(dead, step=self._step)))
+
+    def _fail(self, error: BaseException) -> int:
+        return fail(
+            error,
+            self._train_dir,
+            started=self._started,
+            step=self._step,
+            checkpoint=self._newest(),
+            source_tokens=self._read_tokens(),
+        )
+
+    @property
+    def _step(self) -> int | None:
+        return None if self._last is None else self._last.step
 
     def _train(self) -> int:
         plan = self._plan
@@ -93,9 +114,10 @@ class Attempt:
 
         start_ranks(plan.layout, backend=backend, seed=plan.seed)
         clock = hook.TrainingClock()
+        limits = clock_limits(plan.stop, plan.tariff, num_ranks=plan.layout.num_ranks)
         stop = StopRequest(
             self._train_dir,
-            max_hours=plan.stop.max_hours,
+            limits={key: known(seconds) for key, seconds in limits.items()},
             agree=lambda code: highest(code, device=backend.device),
             seconds_used=clock.seconds,
         )
@@ -106,7 +128,15 @@ class Attempt:
         status = status_of(stop)
         logger.info("Training %s after step %d of %d. %s", status, state.step, plan.num_steps, stop.reason)
         seconds = time.time() - self._started
-        code = record_end(self._train_dir, status=status, step=state.step, seconds=seconds, reason=stop.reason, checkpoint=self._newest())
+        code = record_end(
+            self._train_dir,
+            status=status,
+            step=state.step,
+            seconds=seconds,
+            reason=stop.reason,
+            checkpoint=self._newest(),
+            source_tokens=self._read_tokens(),
+        )
         shutdown()
         return code
 
@@ -119,12 +149,14 @@ class Attempt:
         from megatron_cpt.train.data import TrainingData, build_dataset  # noqa: PLC0415
         from megatron_cpt.train.loop import Parts  # noqa: PLC0415
         from megatron_cpt.train.optimizer import wrap_and_optimize  # noqa: PLC0415
+        from megatron_cpt.train.packing import prepare  # noqa: PLC0415
 
         plan = self._plan
         dataset = build_dataset(plan, self._run_dir, self._train_dir, barrier=lambda: barrier(device=backend.device))
         # Megatron marks a parameter as split over tensor-parallel ranks only where it initialises it, and the gradient norm
         # counts an unmarked one on the first of them alone. So the weights are initialised, though all are loaded over.
         model = build_chunks(plan.shape, plan.vocab, plan.layout, backend=backend)
+        prepare(model, plan.packing)
         chunks, optimizer = wrap_and_optimize(model, plan)
         data = TrainingData(dataset, plan=plan, data_rank=parallel_state.get_data_parallel_rank(), device=backend.device)
         self._checkpoint = Checkpoints(self._run_dir, plan=plan, chunks=chunks, optimizer=optimizer, device=backend.device)
@@ -132,25 +164,50 @@ class Attempt:
 
     def _make_hooks(self, parts: Any, clock: hook.TrainingClock) -> list[hook.Hook]:
         """Return the hooks in the order of their calls: what is written before a checkpoint is never missing after it."""
-        plan, metrics = self._plan, self._train_dir / METRICS_NAME
-        sources = [entry.source for entry in plan.blend]
+        plan = self._plan
         hooks: list[hook.Hook] = [_StepKeeper(self)]
+        record: Callable[[dict[str, Any]], None] = lambda _: None  # noqa: E731
+        compare: Callable[[Scores, int], dict[str, Any] | None] = lambda _scores, _step: None  # noqa: E731
         if is_first_rank():
-            hooks += [
-                hook.MetricsFile(metrics, sources=sources, clock=clock),
-                hook.progress(num_steps=plan.num_steps, every_steps=plan.log_every_steps),
-            ]
-            if plan.wandb_mode != "disabled":
-                hooks.append(WandbRun(self._train_dir, plan=plan, sources=sources, clock=clock))
-        if plan.eval_every_steps and self._evaluate is not None:
+            trackers = self._trackers()
+            metrics = hook.MetricsFile(
+                self._train_dir / METRICS_NAME,
+                sources=[entry.source for entry in plan.blend],
+                licences=[entry.licence for entry in plan.blend],
+                clock=clock,
+                instruments=Instruments(plan, meter=open_meter(plan.backend), memory=process_memory(on_cuda=plan.backend == "cuda")),
+                trackers=trackers,
+            )
+            hooks += [*trackers, metrics, hook.progress(num_steps=plan.num_steps, every_steps=plan.log_every_steps)]
+            record, compare = metrics.write, self._compare
+        if self._evaluate is not None:
             evaluate = self._evaluate
-            record = hook.append_to(metrics) if is_first_rank() else lambda _: None
             score = lambda: evaluate(plan, self._run_dir, parts.chunks)  # noqa: E731
-            hooks.append(hook.InLoopEvaluation(score, every_steps=plan.eval_every_steps, record=record))
+            hooks.append(hook.InLoopEvaluation(score, every_steps=plan.eval_every_steps, record=record, compare=compare))
         saves = parts.checkpoint
         every_steps = plan.checkpoint.every_steps
         hooks.append(hook.PeriodicCheckpoint(saves.save_beside_training, advance=saves.advance, every_steps=every_steps))
         return hooks
+
+    def _trackers(self) -> list[Guest]:
+        trackers: list[Guest] = []
+        if self._plan.wandb_mode != "disabled":
+            trackers.append(WandbRun(self._train_dir, plan=self._plan))
+        if self._plan.tensorboard:
+            trackers.append(TensorBoardRun(self._train_dir))
+        return trackers
+
+    def _compare(self, scores: Scores, step: int) -> dict[str, Any] | None:
+        """Return the `forgetting` record of scores; None, said once, when the frozen base was not scored before training."""
+        path = self._run_dir / "baseline" / "eval.json"
+        if not path.exists():
+            if not self._told_of_baseline:
+                logger.warning("There is no %s, so forgetting is unknown.", path)
+            self._told_of_baseline = True
+            return None
+        record = forgetting_record(self._plan, read_json(path), scores, step=step)
+        warn_of(self._plan, record)
+        return record
 
     def _check_inputs(self) -> None:
         """Refuse an index that is not the one that the plan was made for; the initial weights are checked when loaded."""
@@ -177,8 +234,20 @@ class Attempt:
     def _newest(self) -> str | None:
         return self._checkpoint.newest if self._checkpoint is not None else None
 
-    def note_step(self, step: int) -> None:
-        self._step = step
+    def note(self, state: TrainState) -> None:
+        self._first, self._last = self._first or state, state
+
+    def _read_tokens(self) -> dict[str, int]:
+        """Return the tokens that this attempt read, by source."""
+        if self._first is None or self._last is None:
+            return {}
+        pairs = zip(self._plan.blend, self._last.source_tokens, self._first.source_tokens, strict=True)
+        return {entry.source: last - first for entry, last, first in pairs}
+
+
+def known(seconds: Figure) -> float:
+    assert not isinstance(seconds, Unavailable), "a plan with a limit on an unknown rate is refused when it is made"
+    return seconds
 
 
 class _StepKeeper(hook.BaseHook):
@@ -188,7 +257,7 @@ class _StepKeeper(hook.BaseHook):
         self._attempt = attempt
 
     def on_start(self, state: TrainState) -> None:
-        self._attempt.note_step(state.step)
+        self._attempt.note(state)
 
     def after_step(self, state: TrainState) -> None:
-        self._attempt.note_step(state.step)
+        self._attempt.note(state)

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,20 +52,22 @@ def configure_log() -> None:
 
 
 class StopRequest:
-    """Ends training early on a signal, a stop file or the time budget, on all ranks after the same step."""
+    """Ends training early on a signal, a stop file or a budget, on all ranks after the same step."""
 
-    NONE, STOP, BUDGET = 0, 1, 2
+    NONE, STOP, BUDGET = 0, 1, 2  # BUDGET + n is the limit number n
 
-    def __init__(self, train_dir: Path, *, max_hours: float | None, agree: Callable[[int], int], seconds_used: Callable[[], float]) -> None:
+    def __init__(
+        self, train_dir: Path, *, limits: Mapping[str, float], agree: Callable[[int], int], seconds_used: Callable[[], float]
+    ) -> None:
         """Install the signal handlers.
 
         Args:
-            max_hours: limit on the run's training time, earlier attempts included; None is no limit.
+            limits: the plan's limits by key, each as seconds of the run's training time, earlier attempts included.
             agree: returns the highest of all ranks' numbers; a collective.
             seconds_used: training time so far; the first rank's counts.
         """
         self._file = train_dir / STOP_FILE
-        self._max_seconds = None if max_hours is None else max_hours * 3600
+        self._limits = dict(limits)
         self._agree = agree
         self._signal: int | None = None
         self._seconds_used = seconds_used
@@ -79,21 +81,27 @@ class StopRequest:
     def requested(self) -> bool:
         """Return whether any rank was asked to stop; every rank gets the same answer. A collective of one number."""
         self.code = self._agree(self._local_code())
-        if self.code == self.BUDGET:
-            self.reason = "the plan's stop.max_hours was reached"
+        if self.is_budget:
+            self.reason = f"the plan's {list(self._limits)[self.code - self.BUDGET]} was reached"
         elif self.code == self.STOP:
             self.reason = f"signal {signal.Signals(self._signal).name}" if self._signal else "a stop was requested"
             if is_first_rank():
                 self._file.unlink(missing_ok=True)  # the request is honoured; the next attempt must not meet it
         return self.code != self.NONE
 
+    @property
+    def is_budget(self) -> bool:
+        """Whether the last answer was a stop for a limit of the plan."""
+        return self.code >= self.BUDGET
+
     def _local_code(self) -> int:
         if self._signal is not None:
             return self.STOP
         if is_first_rank() and self._file.exists():
             return self.STOP
-        if is_first_rank() and self._max_seconds is not None and self._seconds_used() >= self._max_seconds:
-            return self.BUDGET
+        if is_first_rank():
+            used = self._seconds_used()
+            return next((self.BUDGET + number for number, limit in enumerate(self._limits.values()) if used >= limit), self.NONE)
         return self.NONE
 
     def _remember(self, number: int, _: Any) -> None:
@@ -112,7 +120,9 @@ def _launcher_start() -> float:
 
 
 def status_of(stop: StopRequest) -> Status:
-    return {StopRequest.NONE: "finished", StopRequest.STOP: "stopped", StopRequest.BUDGET: "budget"}[stop.code]  # type: ignore[return-value]
+    if stop.is_budget:
+        return "budget"
+    return "stopped" if stop.code == StopRequest.STOP else "finished"
 
 
 @contextmanager
@@ -128,15 +138,33 @@ def only_attempt(train_dir: Path) -> Iterator[None]:
         yield
 
 
-def record_end(train_dir: Path, *, status: Status, step: int, seconds: float, reason: str, checkpoint: str | None) -> int:
+def record_end(
+    train_dir: Path,
+    *,
+    status: Status,
+    step: int,
+    seconds: float,
+    reason: str,
+    checkpoint: str | None,
+    source_tokens: Mapping[str, int] | None = None,
+) -> int:
     """Write the outcome of an agreed end from the first rank and return the exit code, on every rank."""
     code = EXIT_CODES[status]
     if is_first_rank():
-        write_outcome(train_dir, Outcome(SCHEMA_VERSION, status, step, code, seconds, reason, checkpoint, rank=0))
+        tokens = dict(source_tokens or {})
+        write_outcome(train_dir, Outcome(SCHEMA_VERSION, status, step, code, seconds, reason, checkpoint, rank=0, source_tokens=tokens))
     return code
 
 
-def fail(error: BaseException, train_dir: Path, *, started: float, step: int | None, checkpoint: str | None) -> int:
+def fail(
+    error: BaseException,
+    train_dir: Path,
+    *,
+    started: float,
+    step: int | None,
+    checkpoint: str | None,
+    source_tokens: Mapping[str, int] | None = None,
+) -> int:
     """Report a failure once per machine and return its exit code. Issues no collective: the other ranks may be gone.
 
     The first rank to fail writes `outcome.json`. A rank that fails because another one did gives that one time to say why, and
@@ -151,7 +179,8 @@ def fail(error: BaseException, train_dir: Path, *, started: float, step: int | N
             text += f"\nThe last good checkpoint is {checkpoint}; starting the same run again goes on from it."
         print(f"[rank {rank()}] {text}" if rank() else text, file=sys.stderr, flush=True)
         seconds = time.time() - started
-        write_outcome(train_dir, Outcome(SCHEMA_VERSION, "failed", step, code, seconds, str(cause), checkpoint, rank()))
+        tokens = dict(source_tokens or {})
+        write_outcome(train_dir, Outcome(SCHEMA_VERSION, "failed", step, code, seconds, str(cause), checkpoint, rank(), tokens))
     return code
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from megatron_cpt.plan.run_plan import RunPlan
+from megatron_cpt.train.divergence import MEDIAN_STEPS
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,10 @@ class StepResult:
         learning_rate: the rate that the update used.
         seconds: wall time of the step on this rank.
         source_samples: samples of the global batch that came from each source, in the order of `plan.blend`.
-        source_tokens: unmasked tokens that came from each source.
+        source_tokens: tokens that were read from each source.
+        source_nats: summed loss of each source in nats.
+        source_loss_tokens: tokens of each source that have a loss; fewer than were read where `packing` masks some.
+        is_skipped: the update was bad and no weight took it.
     """
 
     loss: float
@@ -26,17 +30,25 @@ class StepResult:
     seconds: float
     source_samples: tuple[int, ...]
     source_tokens: tuple[int, ...]
+    source_nats: tuple[float, ...] = ()
+    source_loss_tokens: tuple[int, ...] = ()
+    is_skipped: bool = False
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """Counters of a run after `step` optimizer steps; `last` is the step that led here, None at a start or resume."""
+    """Counters of a run after `step` optimizer steps; `last` is the step that led here, None at a start or resume.
+
+    `recent_grad_norms` are those of the last updates that were taken, oldest first: what a spike is measured by.
+    """
 
     step: int
     samples_seen: int
     source_samples: tuple[int, ...]
     source_tokens: tuple[int, ...]
     last: StepResult | None = None
+    skipped_steps: int = 0
+    recent_grad_norms: tuple[float, ...] = ()
 
     @property
     def tokens_seen(self) -> int:
@@ -56,6 +68,8 @@ class TrainState:
             source_samples=_sum(self.source_samples, result.source_samples),
             source_tokens=_sum(self.source_tokens, result.source_tokens),
             last=result,
+            skipped_steps=self.skipped_steps + result.is_skipped,
+            recent_grad_norms=self.recent_grad_norms if result.is_skipped else (*self.recent_grad_norms, result.grad_norm)[-MEDIAN_STEPS:],
         )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -10,18 +13,25 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from megatron_cpt.model.build import inner_model
 from megatron_cpt.plan.run_plan import RunPlan
 from megatron_cpt.train.collectives import totals
 from megatron_cpt.train.data import Microbatch, StepBatch
-from megatron_cpt.train.divergence import require_finite
+from megatron_cpt.train.divergence import diverged, is_bad, require_finite
 from megatron_cpt.train.new_rows import keep_gradients_of_new_rows
 from megatron_cpt.train.optimizer import forget_moments, set_rate
+from megatron_cpt.train.packing import positions_in_force
 from megatron_cpt.train.schedule import ends_new_rows_stage, learning_rate, trains_new_rows_only
-from megatron_cpt.train.state import StepResult
+from megatron_cpt.train.state import StepResult, TrainState
+
+logger = logging.getLogger(__name__)
 
 
-def optimizer_step(chunks: list[Any], optimizer: Any, batch: StepBatch, plan: RunPlan) -> StepResult:
+def optimizer_step(chunks: list[Any], optimizer: Any, batch: StepBatch, plan: RunPlan, *, before: TrainState) -> StepResult:
     """Update the weights with one global batch and return what all ranks agree on.
+
+    With `stop.max_skipped_steps` or `stop.spike_factor` a bad update is found before any weight takes it, and left out while the
+    plan allows one more. Without them nothing is computed that is not needed, and a bad update ends the run after the fact.
 
     Raises:
         TrainingDiverged: on every rank alike; the weights in memory may be spoilt and must not be saved.
@@ -37,23 +47,45 @@ def optimizer_step(chunks: list[Any], optimizer: Any, batch: StepBatch, plan: Ru
     else:
         set_rate(optimizer, rate=rate, weight_decay=plan.optimizer.weight_decay, embedding_scale=plan.optimizer.embedding_lr_scale)
         nats = forward_backward(chunks, optimizer, batch, plan)
-    loss, samples, tokens = _agree(nats, batch, num_sources=len(plan.blend))
-    step = batch.first_sample // plan.layout.global_batch_size + 1
-    require_finite("loss", loss, step=step)
-    _, grad_norm, _ = optimizer.step()
-    require_finite("gradient norm", float(grad_norm), step=step)
+    stop, step = plan.stop, before.step + 1
+    is_guarded = stop.max_skipped_steps > 0 or stop.spike_factor is not None
+    norm = gradient_norm(optimizer) if is_guarded else 0.0
+    suspect = is_bad(norm, recent=before.recent_grad_norms, spike_factor=stop.spike_factor)
+    sums = _agree(nats, batch, plan, suspect=suspect)
+    is_skipped = is_guarded and (sums.num_suspects > 0 or not math.isfinite(sums.loss))
+    if is_skipped:
+        logger.info("step %d: no weight takes this update: loss %.4g, gradient norm %.4g.", step, sums.loss, norm)
+        if before.skipped_steps >= stop.max_skipped_steps:
+            problem = f"The update is bad, and stop.max_skipped_steps={stop.max_skipped_steps} are left out already."
+            raise diverged(problem, step=step, value=f"loss {sums.loss:.4g}, gradient norm {norm:.4g}")
+    else:
+        require_finite("loss", sums.loss, step=step)
+        _, norm, _ = optimizer.step()
+        require_finite("gradient norm", float(norm), step=step)
     return StepResult(
-        loss=loss,
-        grad_norm=float(grad_norm),
+        loss=sums.loss,
+        grad_norm=float(norm),
         learning_rate=rate,
         seconds=time.perf_counter() - started,
-        source_samples=samples,
-        source_tokens=tokens,
+        source_samples=sums.samples,
+        source_tokens=tuple(count * plan.layout.sequence_length for count in sums.samples),
+        source_nats=sums.nats,
+        source_loss_tokens=sums.loss_tokens,
+        is_skipped=is_skipped,
     )
 
 
-def forward_backward(chunks: list[Any], optimizer: Any, batch: StepBatch, plan: RunPlan) -> float:
-    """Fill the gradients from this rank's micro-batches and return their summed loss in nats (0 before the last stage)."""
+def gradient_norm(optimizer: Any) -> float:
+    """Return the L2 norm of the whole gradient of the global batch, before clipping; no weight is touched. Collective."""
+    optimizer.prepare_grads()
+    return float(optimizer.get_grad_norm())
+
+
+def forward_backward(chunks: list[Any], optimizer: Any, batch: StepBatch, plan: RunPlan) -> list[list[float]]:
+    """Fill the gradients from this rank's micro-batches and return each sample's loss in nats, by micro-batch.
+
+    The list is empty on ranks before the last pipeline stage.
+    """
     for chunk in chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
@@ -66,30 +98,49 @@ def forward_backward(chunks: list[Any], optimizer: Any, batch: StepBatch, plan: 
         micro_batch_size=plan.layout.micro_batch_size,
         forward_only=False,
     )
-    return sum(float(report["nats"]) for report in reports)
+    return [report["nats_B"].tolist() for report in reports]
 
 
 def _forward_step(microbatches: Any, model: Any) -> tuple[torch.Tensor, Any]:
     microbatch = next(microbatches)
-    output = model(microbatch.tokens_BS, microbatch.position_ids_BS, None, labels=microbatch.labels_BS)
+    with positions_in_force(inner_model(model), microbatch.position_ids_BS):
+        output = model(microbatch.tokens_BS, microbatch.position_ids_BS, microbatch.attention_mask_B1SS, labels=microbatch.labels_BS)
     return output, partial(_summed_loss, microbatch)
 
 
 def _summed_loss(microbatch: Microbatch, losses_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     mask_BS = microbatch.loss_mask_BS
-    nats = (losses_BS.float() * mask_BS).sum()
-    return nats, mask_BS.sum().to(torch.int), {"nats": nats.detach()}
+    nats_B = (losses_BS.float() * mask_BS).sum(dim=1)
+    return nats_B.sum(), mask_BS.sum().to(torch.int), {"nats_B": nats_B.detach()}
 
 
-def _agree(nats: float, batch: StepBatch, *, num_sources: int) -> tuple[float, tuple[int, ...], tuple[int, ...]]:
-    """Return mean loss, samples and tokens per source of the global batch; each sample is counted by one rank alone."""
-    samples, tokens = [0.0] * num_sources, [0.0] * num_sources
-    for microbatch in batch.microbatches:
-        for source, unmasked in zip(microbatch.source_ids_B.tolist(), microbatch.loss_mask_BS.sum(dim=1).tolist(), strict=True):
-            samples[source] += 1
-            tokens[source] += unmasked
-    counts_here = parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
-    local = [number if counts_here else 0.0 for number in (nats, *samples, *tokens)]
-    total_nats, *counts = totals(local, device=batch.microbatches[0].tokens_BS.device)
-    whole = tuple(map(int, counts))
-    return total_nats / sum(whole[num_sources:]), whole[:num_sources], whole[num_sources:]
+@dataclass(frozen=True)
+class _Sums:
+    """What the ranks agree on of a global batch: the mean loss, and samples, nats and tokens with a loss by source."""
+
+    loss: float
+    samples: tuple[int, ...]
+    nats: tuple[float, ...]
+    loss_tokens: tuple[int, ...]
+    num_suspects: int
+
+
+def _agree(nats: list[list[float]], batch: StepBatch, plan: RunPlan, *, suspect: bool) -> _Sums:
+    """Return the sums over the global batch in one exchange; each sample is counted by one rank alone.
+
+    Args:
+        suspect: this rank holds the update for bad; one such rank is enough.
+    """
+    num = len(plan.blend)
+    samples, by_source, tokens = [0.0] * num, [0.0] * num, [0.0] * num
+    if parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0:
+        for microbatch, nats_B in zip(batch.microbatches, nats, strict=True):
+            unmasked_B = microbatch.loss_mask_BS.sum(dim=1).tolist()
+            for source, sum_of_nats, unmasked in zip(microbatch.source_ids_B.tolist(), nats_B, unmasked_B, strict=True):
+                samples[source] += 1
+                by_source[source] += sum_of_nats
+                tokens[source] += unmasked
+    whole = totals([*samples, *by_source, *tokens, float(suspect)], device=batch.microbatches[0].tokens_BS.device)
+    loss_tokens = tuple(map(int, whole[2 * num : 3 * num]))
+    all_nats = tuple(whole[num : 2 * num])
+    return _Sums(sum(all_nats) / max(sum(loss_tokens), 1), tuple(map(int, whole[:num])), all_nats, loss_tokens, int(whole[-1]))

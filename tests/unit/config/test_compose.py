@@ -25,6 +25,14 @@ def test_an_override_reaches_the_typed_configuration_as_a_number() -> None:
     assert config.blend.num_tokens == 1000
 
 
+def test_a_list_of_stages_reaches_the_typed_configuration() -> None:
+    config = compose(["experiment=tiny", "blend.stages=[{from_tokens: 20480, shares: {china_law: 1.0, mmlu_questions: 1.0}}]"])
+    (stage,) = config.blend.stages
+    assert (stage.from_tokens, stage.shares) == (20480, {"china_law": 1.0, "mmlu_questions": 1.0})
+    with pytest.raises(ConfigError, match="from_token"):
+        compose(["experiment=tiny", "blend.stages=[{from_token: 20480}]"])
+
+
 def test_a_rate_without_a_dot_in_a_file_is_a_number(tmp_path: Path) -> None:
     """A plain YAML 1.1 loader reads 1e-5 as text (public report D38)."""
     folder = tmp_path / "schedule"

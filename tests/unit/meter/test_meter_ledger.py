@@ -45,6 +45,16 @@ def test_the_start_is_on_disk_before_the_work_and_the_end_after_it(tmp_path: Pat
     assert record.usd == pytest.approx(4 * record.seconds)  # a dollar a device-second
 
 
+def test_the_end_says_what_was_read_by_source_and_licence_where_it_is_known(tmp_path: Path) -> None:
+    with attempt(tmp_path, "train", num_ranks=1, usd_per_device_hour=1.0) as entry:
+        entry.source_tokens, entry.licence_tokens = {"law": 30, "web": 12}, {"CC0-1.0": 42}
+    with attempt(tmp_path, "eval", num_ranks=1, usd_per_device_hour=1.0):
+        pass
+    train, evaluation = [line for line in read_lines(tmp_path / "ledger.jsonl") if line["kind"] == "end"]
+    assert (train["source_tokens"], train["licence_tokens"]) == ({"law": 30, "web": 12}, {"CC0-1.0": 42})
+    assert "source_tokens" not in evaluation
+
+
 @pytest.mark.parametrize(
     ("error", "status", "code"),
     [

@@ -25,7 +25,7 @@ def save(folder: Path, step: int, *, name: str | None = None) -> Path:
     partial = folder / f".step_{step:08d}-test.partial"
     (partial / "model").mkdir(parents=True)
     (partial / "model" / "weights").write_bytes(bytes([step % 256]) * 100)
-    state = TrainState(step, step * 8, (step * 6, step * 2), (step * 60, step * 20))
+    state = TrainState(step, step * 8, (step * 6, step * 2), (step * 60, step * 20), skipped_steps=3, recent_grad_norms=(0.1, 1 / 3))
     record = describe(partial, state, sources=["law", "talk"], plan_fingerprint="p", wandb_run_id="w")
     final = folder / (name or f"step_{step:08d}")
     publish(partial, final, record)
@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_state_comes_back_as_it_was(folder: Path) -> None:
     record = read_record(save(folder, 40))
-    assert record.state() == TrainState(40, 320, (240, 80), (2400, 800))
+    assert record.state() == TrainState(40, 320, (240, 80), (2400, 800), skipped_steps=3, recent_grad_norms=(0.1, 1 / 3))
     assert (record.tokens_seen, record.wandb_run_id, record.plan_fingerprint) == (3200, "w", "p")
 
 

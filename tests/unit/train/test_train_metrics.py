@@ -43,16 +43,17 @@ def test_a_fresh_run_has_used_no_time(tmp_path: Path) -> None:
 
 def test_a_step_is_recorded_with_counts_of_the_whole_run(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    hook = MetricsFile(path, sources=["law", "talk"], clock=TrainingClock())
+    hook = MetricsFile(path, sources=["law", "talk"], licences=["CC0-1.0", "CC0-1.0"], clock=TrainingClock())
     state = TrainState(step=9, samples_seen=72, source_samples=(50, 22), source_tokens=(500, 220))
     hook.on_start(state)
-    hook.after_step(state.after(StepResult(2.5, 1.5, 1e-4, 0.5, (6, 2), (60, 20))))
+    hook.after_step(state.after(StepResult(2.5, 1.5, 1e-4, 0.5, (6, 2), (60, 20), (90.0, 40.0), (60, 10))))
     (record,) = read_lines(path)
     assert record["elapsed_seconds"] >= 0
     del record["elapsed_seconds"]
     assert record == {
         "kind": "step", "step": 10, "samples": 80, "tokens": 800, "loss": 2.5, "lr": 1e-4, "grad_norm": 1.5, "seconds": 0.5,
         "tokens_per_second": 160.0, "source_samples": {"law": 56, "talk": 24}, "source_tokens": {"law": 560, "talk": 240},
+        "source_loss": {"law": 1.5, "talk": 4.0}, "licence_tokens": {"CC0-1.0": 800}, "is_skipped": False, "skipped_steps": 0,
     }  # fmt: skip
 
 

@@ -26,7 +26,8 @@ def _handlers() -> Iterator[None]:
 
 
 def request(folder: Path, *, max_hours: float | None = None, seconds: float = 0.0, others: int = 0) -> StopRequest:
-    return StopRequest(folder, max_hours=max_hours, agree=lambda code: max(code, others), seconds_used=lambda: seconds)
+    limits = {} if max_hours is None else {"stop.max_hours": 3600 * max_hours}
+    return StopRequest(folder, limits=limits, agree=lambda code: max(code, others), seconds_used=lambda: seconds)
 
 
 def test_nothing_asks_for_a_stop(tmp_path: Path) -> None:
@@ -70,6 +71,13 @@ def test_the_budget_stops_at_its_hour(tmp_path: Path) -> None:
     stop = request(tmp_path, max_hours=1.0, seconds=3600)
     assert stop.requested()
     assert status_of(stop) == "budget"
+
+
+def test_the_limit_that_was_reached_is_named(tmp_path: Path) -> None:
+    limits = {"stop.max_hours": 7200.0, "stop.max_usd": 1800.0, "stop.max_kwh": 5400.0}
+    stop = StopRequest(tmp_path, limits=limits, agree=lambda code: code, seconds_used=lambda: 1800.0)
+    assert stop.requested()
+    assert (status_of(stop), stop.reason) == ("budget", "the plan's stop.max_usd was reached")
 
 
 @pytest.mark.parametrize(("status", "code"), [("finished", 0), ("stopped", 75), ("budget", 6)])
