@@ -12,6 +12,7 @@ from tiny_run import make_layout, make_plan, make_run, step_records
 
 from megatron_cpt.plan.run_plan import OptimizerPlan, RunPlan, SchedulePlan
 
+pytestmark = pytest.mark.slow
 STEPS, BATCH = 10, 8
 PEAK, FLOOR = 2e-3, 2e-4
 WARMUP, ANNEAL = 2 * BATCH, 4 * BATCH
