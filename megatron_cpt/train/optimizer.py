@@ -81,12 +81,12 @@ def set_rate(optimizer: Any, *, rate: float, weight_decay: float, embedding_scal
         embedding_scale: multiplies the rate of embedding and output rows. The decay of a step is decay x rate
             (decoupled), so it is scaled with it.
     """
+    wanted = {False: rate, True: rate * embedding_scale}  # by whether a group has a rate of its own
     for group in optimizer.param_groups:
-        group["lr"] = rate * (embedding_scale if group["lr_mult"] != 1.0 else 1.0)
+        group["lr"] = wanted[group["lr_mult"] != 1.0]
         group["weight_decay"] = weight_decay * group["wd_mult"]
-    in_force = {group["lr"] for group in parameter_groups(optimizer)}
-    allowed = {rate, rate * embedding_scale}
-    assert in_force <= allowed, f"the rates in force are {in_force}, the schedule says {allowed}"
+    in_force = {(group["lr_mult"] != 1.0, group["lr"]) for group in parameter_groups(optimizer)}
+    assert in_force <= set(wanted.items()), f"the rates in force are {in_force}, the schedule says {wanted}"
 
 
 def forget_moments(optimizer: Any) -> None:
