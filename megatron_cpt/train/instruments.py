@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ from megatron_cpt.meter.energy import Meter
 from megatron_cpt.plan.run_plan import RunPlan
 from megatron_cpt.record.unknown import Unavailable
 from megatron_cpt.train.state import StepResult
+
+logger = logging.getLogger(__name__)
 
 
 class Instruments:
@@ -18,6 +21,7 @@ class Instruments:
         """Take the meter of this node and what tells this process's memory in bytes by kind."""
         self._plan, self._meter, self._memory = plan, meter, memory
         self._joules = meter.read()
+        self._told_of_peak = False
 
     def describe(self) -> dict[str, Any]:
         """Return what the readings mean, for the head of a record of them."""
@@ -40,7 +44,11 @@ class Instruments:
         if isinstance(peak, Unavailable):
             return None
         flops = self._plan.estimate.flops_per_token * sum(step.source_tokens)
-        return flops / (step.seconds * self._plan.layout.num_ranks * peak * 1e12)
+        utilization = flops / (step.seconds * self._plan.layout.num_ranks * peak * 1e12)
+        if utilization > 1 and not self._told_of_peak:
+            logger.warning("MFU is %.0f %%: gpu.dense_tflops=%g is not the dense peak of this device.", 100 * utilization, peak)
+            self._told_of_peak = True
+        return utilization
 
     def _energy(self) -> float | None:
         before, self._joules = self._joules, self._meter.read()

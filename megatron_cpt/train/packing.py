@@ -59,11 +59,19 @@ def prepare(chunks: Sequence[Any], packing: PackingPlan) -> None:
     """Make this rank's bare chunks (before any wrapper) follow the plan's packing.
 
     Raises:
-        ConfigError: attention must stay within documents, and the attention kernel in use reads no mask.
+        ConfigError: attention must stay within documents, and the attention kernel in use reads no mask; or positions must
+            restart, and each rank holds a part of the sequence.
     """
     from megatron_cpt.backend.attention import CausalAttention  # noqa: PLC0415
 
     for chunk in chunks:
+        if packing.reset_positions and chunk.config.context_parallel_size > 1:
+            raise ConfigError(
+                "Positions cannot restart where ranks share a sequence.",
+                where="blend.reset_positions",
+                value=f"true with context parallelism over {chunk.config.context_parallel_size} ranks",
+                next_step="Set blend.reset_positions=false, or train without context parallelism.",
+            )
         if packing.reset_positions:
             chunk.rotary_pos_emb = PlacedRotary(chunk.rotary_pos_emb)
         if packing.cross_document_attention:

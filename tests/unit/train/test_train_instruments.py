@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import types
 from typing import Any
 
@@ -31,6 +32,14 @@ def plan(peak: Figure = 2.0) -> Any:
     """Return what the instruments read of a plan: 10 GFLOP a token on 4 devices."""
     estimate = types.SimpleNamespace(dense_tflops=peak, flops_per_token=1e10, flops_convention="as counted")
     return types.SimpleNamespace(estimate=estimate, layout=types.SimpleNamespace(num_ranks=4))
+
+
+def test_more_than_the_peak_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    instruments = Instruments(plan(), meter=NoMeter("none"), memory=dict)
+    with caplog.at_level(logging.WARNING):
+        instruments.read(STEP)
+        instruments.read(STEP)
+    assert caplog.text.count("MFU is 200 %: gpu.dense_tflops=2 is not the dense peak of this device.") == 1
 
 
 def test_a_step_is_measured_against_the_peak_of_all_devices_and_by_its_own_joules() -> None:
