@@ -21,6 +21,7 @@ import megatron.core
 import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
@@ -35,6 +36,7 @@ from megatron_cpt.model.tied import check_tied_copies
 
 OPTIMIZER_PREFIX = "optimizer."
 _MODEL, _OPTIMIZER, _COMMON = "model", "optimizer", "cpt"
+_MAIN_WEIGHTS = ("optimizer.state.param.", "optimizer.state.fp32_param.")
 _WRITER_NICENESS = 10  # on a CPU the writer shares the cores with training
 
 
@@ -247,6 +249,18 @@ def _sharded_state(chunks: Sequence[torch.nn.Module], optimizer: Any, *, is_load
     return state
 
 
+def _check_optimizer_kind(folder: Path, saved: dict[str, Any], state: dict[str, Any]) -> None:
+    """Refuse moments of the distributed optimizer for the replicated one, and the other way round: only one keeps main weights."""
+    wanted = [key for part in nested_values(state.get(_OPTIMIZER, {})) if isinstance(key := getattr(part, "key", None), str)]
+    kinds = [{prefix for prefix in _MAIN_WEIGHTS if any(key.startswith(prefix) for key in keys)} for keys in (saved, wanted)]
+    if wanted and any(key.startswith(OPTIMIZER_PREFIX) for key in saved) and kinds[0] != kinds[1]:
+        raise CheckpointError(
+            "The checkpoint was written with another kind of optimizer (distributed or replicated).",
+            where=folder,
+            next_step="Set parallel.distributed_optimizer to what it was; tensor, pipeline and data parallelism may change.",
+        )
+
+
 def _group_keys(state: Any) -> set[str]:
     """Return the keys that all parameter groups in an optimizer's state have, however deep they lie."""
     if not isinstance(state, dict):
@@ -271,8 +285,9 @@ def _require_checkpoint(folder: Path) -> None:
 
 
 def _check_against(folder: Path, state: dict[str, Any]) -> None:
-    """Refuse another shape: megatron would cut embedding rows, or fill missing ones with zeros, without a word."""
+    """Refuse another shape, for megatron would cut embedding rows or fill missing ones with zeros without a word; and another optimizer."""
     saved = dist_checkpointing.load_tensors_metadata(str(folder))
+    _check_optimizer_kind(folder, saved, state)
     wanted = [part for key, value in state.items() if key.startswith(_MODEL) for part in value.values() if isinstance(part, ShardedTensor)]
     for part in wanted:
         found = saved.get(part.key)

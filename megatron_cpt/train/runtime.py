@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -23,6 +24,7 @@ STOP_FILE = "stop-requested"
 LOCK_PATIENCE_S = 20.0  # a killed rank may sit in a checkpoint write for a while before it is gone
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 DEBUG_VARIABLE = "MEGATRON_CPT_DEBUG"
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FOLLOW_PATIENCE_S = 5.0  # for the rank that knows why to say so, or for a killed one to be gone
 # What gloo and NCCL say to the ranks that are left when another one has gone.
 LOST_CONNECTION = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
@@ -179,8 +181,11 @@ def fail(
             text += f"\nThe last good checkpoint is {checkpoint}; starting the same run again goes on from it."
         print(f"[rank {rank()}] {text}" if rank() else text, file=sys.stderr, flush=True)
         seconds = time.time() - started
-        tokens = dict(source_tokens or {})
-        write_outcome(train_dir, Outcome(SCHEMA_VERSION, "failed", step, code, seconds, str(cause), checkpoint, rank(), tokens))
+        outcome = Outcome(SCHEMA_VERSION, "failed", step, code, seconds, str(cause), checkpoint, rank(), dict(source_tokens or {}))
+        try:
+            write_outcome(train_dir, outcome)
+        except OSError as unwritten:  # a full disk may be the failure itself; what was printed must not be the last that is known
+            print(f"The end of this attempt could not be recorded: {unwritten}", file=sys.stderr, flush=True)
     return code
 
 
@@ -205,6 +210,13 @@ def _cause(error: BaseException, train_dir: Path, *, step: int | None) -> BaseEx
         if time.monotonic() > last_look:
             break
         time.sleep(0.1)
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
+        return CptError(
+            "The disk is full.",
+            where=error.filename or train_dir,
+            value=str(error),
+            next_step="Free space or raise the quota, then start the same run again: it goes on from its last checkpoint.",
+        )
     return error
 
 

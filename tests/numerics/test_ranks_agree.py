@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from megatron_cpt.backend import choose
+from megatron_cpt.errors import CheckpointError
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.run_plan import Layout
 from tests.integration.launch_ranks import launch_ranks
@@ -168,15 +169,16 @@ MOVES = {
     "tp2-sequence-parallel": layout(2, 1, sequence_parallel=True),
     "pp2": layout(1, 2),
     "dp2": layout(1, 1, 2),
-    "dp2-replicated-optimizer": replace(layout(1, 1, 2), distributed_optimizer=False),
 }
+REPLICATED = replace(layout(1, 1, 2), distributed_optimizer=False)
 
 
-def move_and_go_on(folder: Path, work: Path) -> dict[str, tuple[list[str], float]]:
+def move_and_go_on(folder: Path, work: Path) -> tuple[dict[str, tuple[list[str], float]], list[str]]:
     """Save after two steps in each layout, load each checkpoint in the next one and save it anew; then make a step there.
 
     Returns:
         By move: the tensors that are not bit for bit what they were, and the loss of the third step (0 before the last stage).
+        Then what was said to a change between the distributed and the replicated optimizer, in both directions.
     """
     names, found = list(MOVES), {}
     with ranks(MOVES[names[0]], backend=BACKEND, seed=11):
@@ -198,7 +200,19 @@ def move_and_go_on(folder: Path, work: Path) -> dict[str, tuple[list[str], float
             assert len(moments) >= 2 * len([key for key in before if not key.startswith("optimizer.")])  # none was dropped
             changed = [key for key in before if not torch.equal(before[key], after[key])]
             found[f"{source} to {target}"] = (changed, run.step())
-    return found
+        return found, [refusal_of(folder, work, *pair) for pair in ((MOVES["dp2"], REPLICATED), (REPLICATED, MOVES["dp2"]))]
+
+
+def refusal_of(folder: Path, work: Path, source: Layout, target: Layout) -> str:
+    lay_out(source)
+    checkpoint = work / f"distributed-{source.distributed_optimizer}"
+    run = Run(folder, source)
+    run.step()
+    save_model(checkpoint, run.chunks, optimizer=run.optimizer, common={})
+    run = Run(folder, target)
+    with pytest.raises(CheckpointError) as caught:
+        load_model(checkpoint, run.chunks, optimizer=run.optimizer)
+    return str(caught.value)
 
 
 def lay_out(this: Layout) -> None:
@@ -217,9 +231,11 @@ def test_weights_and_moments_move_between_layouts_bit_for_bit_and_training_goes_
     base: Path, one_rank: list[float], tmp_path: Path
 ) -> None:
     """The embedding has 16,384 numbers and a norm 64: sizes as uneven as a real model's, for the distributed optimizer to split."""
-    moved = launch_ranks(move_and_go_on, 2, base, tmp_path)[-1]
+    moved, refusals = launch_ranks(move_and_go_on, 2, base, tmp_path)[-1]
     assert len(moved) == len(MOVES)
     for name, (changed, loss) in moved.items():
         print(f"{name}: relative difference of the next loss {abs(loss / one_rank[2] - 1):.1e}")
         assert changed == [], name
         assert loss == pytest.approx(one_rank[2], rel=1e-5), name
+    for refusal in refusals:
+        assert "parallel.distributed_optimizer" in refusal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -104,6 +105,17 @@ def test_a_failure_is_said_and_written_once_with_its_own_code(tmp_path: Path, ca
 def test_our_own_bugs_keep_their_traceback(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert fail(ZeroDivisionError("x"), tmp_path, started=time.time(), step=None, checkpoint=None) == 1
     assert "ZeroDivisionError: x" in capfd.readouterr().err
+
+
+def test_a_full_disk_is_said_in_words_even_when_the_outcome_does_not_fit_either(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "train/metrics.jsonl")
+    (tmp_path / "outcome.json").mkdir()  # nothing can be put in its place
+    assert fail(full, tmp_path, started=time.time(), step=3, checkpoint="train/checkpoints/step_00000002") == 1
+    said = capfd.readouterr().err
+    assert "The disk is full." in said
+    assert "train/metrics.jsonl" in said
+    assert "could not be recorded" in said
+    assert "Traceback" not in said
 
 
 def test_a_second_trainer_of_a_run_is_refused_and_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
