@@ -94,6 +94,7 @@ def test_base_and_extension_are_scored_over_the_same_bytes_with_their_own_tokeni
         pytest.param({"tensor": 2}, id="tp2"),
         pytest.param({"tensor": 2, "sequence_parallel": True}, id="tp2-sequence-parallel"),
         pytest.param({"pipeline": 2}, id="pp2"),
+        pytest.param({"pipeline": 2, "virtual_pipeline": 2}, id="pp2-vpp2"),
         pytest.param({"data": 2}, id="dp2"),
         pytest.param({"tensor": 2, "data": 2}, id="tp2-dp2"),
         pytest.param({"pipeline": 2, "data": 2}, id="pp2-dp2"),

@@ -31,9 +31,7 @@ LAYOUTS: dict[str, dict] = {
 # Beside the above: options whose paths cross in megatron-core.
 CROSSED: dict[str, dict] = {
     "pp2-vpp2-dp2": {"pipeline": 2, "virtual_pipeline": 2, "data": 2},
-    pytest.param(
-        {"tensor": 2, "sequence_parallel": True, "pipeline": 2, "virtual_pipeline": 2, "recompute": "full"}, id="tp2-pp2-vpp2"
-    ),
+    "tp2-pp2-vpp2-full": {"tensor": 2, "sequence_parallel": True, "pipeline": 2, "virtual_pipeline": 2, "recompute": "full"},
     "tp2-dp2-selective": {"tensor": 2, "sequence_parallel": True, "data": 2, "recompute": "selective"},
     "dp2-micro-batch-1": {"micro_batch_size": 1, "data": 2},
     "micro-batch-8": {"micro_batch_size": 8},
@@ -57,9 +55,7 @@ class Runs:
     def _train(self, num_ranks: int) -> None:
         names = [name for name, layout in self._layouts.items() if layout.num_ranks == num_ranks]
         folders = [make_run(self._folder, name) for name in names]
-        plans = [
-            make_plan(folder, self._layouts[name], num_steps=self._num_steps) for name, folder in zip(names, folders, strict=True)
-        ]
+        plans = [make_plan(folder, self._layouts[name], num_steps=self._num_steps) for name, folder in zip(names, folders, strict=True)]
         train_in_turn(plans, num_ranks)
         self._steps |= {name: step_records(folder) for name, folder in zip(names, folders, strict=True)}
 

@@ -11,7 +11,7 @@ import pytest
 from launch_ranks import launch_ranks
 from tiny_run import make_layout, make_plan, make_run, step_records, train_on_ranks
 
-STEPS, BATCH, PEAK, FLOOR, WARMUP_STEPS = 5, 8, 2e-3, 2e-4, 2
+STEPS, BATCH, PEAK, FLOOR, WARMUP_STEPS = 20, 8, 2e-3, 2e-4, 2
 
 
 def test_losses_and_gradient_norms_equal_transformers_with_adamw(tmp_path: Path) -> None:

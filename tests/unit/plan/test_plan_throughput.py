@@ -57,6 +57,14 @@ def test_a_pipeline_of_four_with_eight_micro_batches_is_three_eighths_slower() -
     assert seconds[0].low < seconds[0].likely < seconds[0].high
 
 
+def test_two_chunks_a_rank_halve_the_pipelines_idle_time() -> None:
+    share = Interval(0.4, 0.4, 0.4)
+    piped = dataclasses.replace(ONE_RANK, pipeline=4, virtual_pipeline=2, global_batch_size=8)
+    found = training_seconds(total_flops=1e18, layout=piped, dense_tflops=100.0, utilization=share)
+    assert isinstance(found, Interval)
+    assert found.likely == pytest.approx(1e18 / (4 * 100e12 * 0.4) * (1 + 3 / 8 / 2))  # (p - 1) / (v m), Narayanan et al. 2021
+
+
 def test_an_unknown_peak_gives_an_unknown_time_and_its_reason() -> None:
     found = training_seconds(
         total_flops=1e18, layout=ONE_RANK, dense_tflops=Unavailable("set gpu.dense_tflops"), utilization=Interval(0.3, 0.4, 0.5)
