@@ -161,7 +161,9 @@ def interleaved(*, pipeline: int, virtual: int, batch: int) -> ExperimentConfig:
 
 
 def test_the_layers_of_a_stage_divide_over_its_chunks() -> None:
-    assert derive(interleaved(pipeline=4, virtual=4, batch=128), **facts()).layout.virtual_pipeline == 4  # 32 layers: 16 chunks of 2
+    plan = derive(interleaved(pipeline=4, virtual=4, batch=128), **facts())
+    assert plan.layout.virtual_pipeline == 4  # 32 layers: 16 chunks of 2
+    assert "x pipeline 4 x data 2, 4 chunks a rank" in " ".join(page(plan).split())
     with pytest.raises(ConfigError, match=r"virtual_pipeline=3 does not divide .*\(32 / 4 = 8\). Use one of: 1, 2, 4, 8"):
         derive(interleaved(pipeline=4, virtual=3, batch=128), **facts())
 
