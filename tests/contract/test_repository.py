@@ -65,3 +65,19 @@ def test_shell_files_stay_short() -> None:
     for path in sorted((ROOT / "launch").glob("*.sh")):
         code = [line for line in path.read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")]
         assert len(code) <= 20, path
+
+
+def test_the_table_of_parallelism_names_tests_that_exist_and_options_that_can_be_set() -> None:
+    text = (ROOT / "docs" / "parallelism.md").read_text(encoding="utf-8")
+    legend = dict(re.findall(r"^\| ([A-Z]) \| `(\S+)` \|$", text, flags=re.MULTILINE))
+    for name in legend.values():
+        file, _, test = name.partition("::")
+        assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), name
+    proofs = re.findall(r"\b([A-Z])\[([\w-]+)\]", text)
+    assert len(proofs) > 20
+    for letter, case in proofs:
+        assert f'"{case}"' in (ROOT / legend[letter].partition("::")[0]).read_text(encoding="utf-8"), (letter, case)
+    fields = {field.name for field in dataclasses.fields(schema.ParallelConfig)}
+    rows = re.findall(r"^\| [^|]+ \| `(\w+)[^|]*\| yes \|", text, flags=re.MULTILINE)
+    assert set(rows) <= fields
+    assert fields - set(rows) == {"micro_batch_size", "sequence_length"}  # sizes, not ways to split
