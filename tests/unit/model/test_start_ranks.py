@@ -65,7 +65,12 @@ def test_every_size_that_does_not_divide_is_listed() -> None:
     with pytest.raises(ConfigError) as caught:
         check_layout(SHAPE, VocabLayout(100, 100, 101, 0, ""), layout)
     text = str(caught.value)
-    for part in ("num_attention_heads=9", "num_query_groups=3", "num_padded_rows=101", "parallel.pipeline=4 does not divide num_layers=30"):
+    for part in (
+        "num_attention_heads=9",
+        "num_query_groups=3",
+        "num_padded_rows=101",
+        "parallel.pipeline=4 does not divide the model's layers (30)",
+    ):
         assert part in text
     assert "ffn_hidden_size" not in text
 
