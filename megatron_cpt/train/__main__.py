@@ -42,4 +42,9 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    if code:
+        # after a lost rank the threads of the collectives may abort an interpreter that takes itself apart, and change the code
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -90,13 +90,13 @@ def test_base_and_extension_are_scored_over_the_same_bytes_with_their_own_tokeni
     "changes",
     [
         pytest.param({"micro_batch_size": 1}, id="batch-1"),
-        pytest.param({"micro_batch_size": 5}, id="batch-5"),
+        pytest.param({"micro_batch_size": 5}, id="batch-5", marks=pytest.mark.long),
         pytest.param({"tensor": 2}, id="tp2"),
-        pytest.param({"tensor": 2, "sequence_parallel": True}, id="tp2-sequence-parallel"),
-        pytest.param({"pipeline": 2}, id="pp2"),
+        pytest.param({"tensor": 2, "sequence_parallel": True}, id="tp2-sequence-parallel", marks=pytest.mark.long),
+        pytest.param({"pipeline": 2}, id="pp2", marks=pytest.mark.long),
         pytest.param({"pipeline": 2, "virtual_pipeline": 2}, id="pp2-vpp2"),
         pytest.param({"data": 2}, id="dp2"),
-        pytest.param({"tensor": 2, "data": 2}, id="tp2-dp2"),
+        pytest.param({"tensor": 2, "data": 2}, id="tp2-dp2", marks=pytest.mark.long),
         pytest.param({"pipeline": 2, "data": 2}, id="pp2-dp2"),
     ],
 )

@@ -106,6 +106,7 @@ def load_and_step(plan_path: str, checkpoint: Path) -> dict[str, Any]:
     from megatron_cpt.model.parallel import ranks
     from megatron_cpt.train.data import TrainingData, build_dataset
     from megatron_cpt.train.optimizer import parameter_groups, wrap_and_optimize
+    from megatron_cpt.train.state import TrainState
     from megatron_cpt.train.step import optimizer_step
 
     plan, run_dir = RunPlan.load(Path(plan_path)), Path(plan_path).parent.parent
@@ -119,5 +120,5 @@ def load_and_step(plan_path: str, checkpoint: Path) -> dict[str, Any]:
         in_force = lambda: [(group["lr"], group["weight_decay"]) for group in parameter_groups(optimizer)]  # noqa: E731
         loaded = in_force()
         batch = next(TrainingData(dataset, plan=plan, data_rank=0, device=backend.device).from_sample(0))
-        optimizer_step(chunks, optimizer, batch, plan)
+        optimizer_step(chunks, optimizer, batch, plan, before=TrainState.start(plan))
         return {"after the load": loaded, "after the step": in_force()}

@@ -117,7 +117,7 @@ def terminate_launcher(run_dir: Path, process: subprocess.Popen[str]) -> None:
     [
         pytest.param(stop_file, False, id="stop-file"),
         pytest.param(signal_to_one_rank, True, id="sigusr1-to-one-rank-while-a-save-is-under-way"),
-        pytest.param(terminate_launcher, False, id="sigterm-to-the-launcher"),
+        pytest.param(terminate_launcher, False, id="sigterm-to-the-launcher", marks=pytest.mark.long),
         pytest.param(terminate_one_rank, True, id="sigterm-to-one-rank", marks=pytest.mark.long),
     ],
 )
@@ -159,7 +159,7 @@ def test_no_orphan_trains_on_after_its_launcher_was_killed_and_the_run_goes_on(u
     assert_equal_runs(run_dir, uninterrupted)
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("asynchronous", [pytest.param(False, marks=pytest.mark.long), True])
 def test_a_kill_in_the_middle_of_a_save_leaves_the_previous_checkpoint(asynchronous: bool, uninterrupted: Path, tmp_path: Path) -> None:
     run_dir = make_run(tmp_path)
     plan_path = plan_for(run_dir, every_steps=2, asynchronous=asynchronous)
@@ -198,7 +198,13 @@ def test_a_cut_newest_checkpoint_is_skipped_for_the_one_before(uninterrupted: Pa
 
 
 @pytest.mark.parametrize(
-    "layout", [{"tensor": 2}, {"pipeline": 2}, {}, {"tensor": 2, "pipeline": 2}], ids=["tp2", "pp2", "one-rank", "tp2-pp2"]
+    "layout",
+    [
+        pytest.param({"tensor": 2}, id="tp2", marks=pytest.mark.long),
+        pytest.param({"pipeline": 2}, id="pp2", marks=pytest.mark.long),
+        pytest.param({}, id="one-rank", marks=pytest.mark.long),
+        pytest.param({"tensor": 2, "pipeline": 2}, id="tp2-pp2"),
+    ],
 )
 def test_a_checkpoint_of_dp2_goes_on_in_another_layout(layout: dict, uninterrupted: Path, tmp_path: Path) -> None:
     run_dir = make_run(tmp_path)

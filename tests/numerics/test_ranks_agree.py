@@ -150,8 +150,8 @@ def test_the_first_loss_is_that_of_transformers(base: Path, one_rank: list[float
     [
         pytest.param(layout(2, 1, sequence_parallel=True), id="tp2-sequence-parallel"),
         pytest.param(replace(layout(1, 2), virtual_pipeline=2), id="pp2-vpp2"),
-        pytest.param(layout(1, 2), id="pp2", marks=pytest.mark.slow),
-        pytest.param(layout(2, 2), id="tp2-pp2", marks=pytest.mark.slow),
+        pytest.param(layout(1, 2), id="pp2", marks=pytest.mark.long),
+        pytest.param(layout(2, 2), id="tp2-pp2", marks=pytest.mark.long),
     ],
 )
 def test_a_layout_trains_like_one_rank_and_goes_on_from_its_checkpoint_on_another(
