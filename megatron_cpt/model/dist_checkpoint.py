@@ -204,7 +204,16 @@ def load_model(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: An
         inner_model(chunk).load_state_dict(loaded[key], strict=True)
         check_rows(inner_model(chunk), where=folder)
     if optimizer is not None:
-        optimizer.load_state_dict(loaded[_OPTIMIZER])
+        try:
+            optimizer.load_state_dict(loaded[_OPTIMIZER])
+        except KeyError as error:  # megatron-core 0.19 pairs parameter groups by their settings, and looks for one that is not there
+            raise CheckpointError(
+                "The optimizer's parameter groups in the checkpoint are others than this run's.",
+                where=folder,
+                value=str(error),
+                rule="groups of equal rates' bounds and decay",
+                next_step="Resume under the plan that wrote it, or start from its weights under a new run_name.",
+            ) from None
     common: dict[str, Any] = loaded[_COMMON]
     return common
 
