@@ -55,9 +55,6 @@ test-fast: $(VENV)/.installed ## the tests that take seconds
 test-long: $(VENV)/.installed ## the tests that take minutes and prove a promise at full length
 	@$(BIN)/python -m pytest -q -m long
 
-test-long: $(VENV)/.installed ## the tests that take many minutes and are left out of `make test`
-	@$(BIN)/python -m pytest -q -m long
-
 test-other-core: $(VENV)/.installed ## the Megatron tests on megatron-core 0.19.2, in a second environment over the first
 	@tools/other_core.sh $(VENV) $(VENV)-core-0.19
 
