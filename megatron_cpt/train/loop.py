@@ -10,6 +10,7 @@ from megatron_cpt.plan.run_plan import RunPlan
 from megatron_cpt.train.checkpoint import Checkpoints
 from megatron_cpt.train.data import TrainingData
 from megatron_cpt.train.hooks import Hook
+from megatron_cpt.train.prefetch import one_ahead
 from megatron_cpt.train.runtime import StopRequest
 from megatron_cpt.train.state import TrainState
 from megatron_cpt.train.step import optimizer_step
@@ -34,7 +35,7 @@ def train(plan: RunPlan, parts: Parts, hooks: Sequence[Hook]) -> TrainState:
         TrainingDiverged: a loss or gradient was not finite; nothing was saved after it.
     """
     state = parts.checkpoint.resume_or(TrainState.start(plan))
-    batches = parts.data.from_sample(state.samples_seen)
+    batches = one_ahead(parts.data.from_sample(state.samples_seen))
     for hook in hooks:
         hook.on_start(state)
     while state.step < plan.num_steps and not parts.stop.requested():  # every rank agrees inside
