@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -130,7 +131,7 @@ def main() -> None:
         for name, (ranks, threads) in settings.items():
             clock = measure(arguments.run, ranks=ranks, threads=threads, samples=arguments.samples, steps=arguments.steps)
             begins = clock["begins"]
-            whole = [after - before for before, after in zip(begins, begins[1:], strict=False)][WARM_UP_STEPS:]
+            whole = [after - before for before, after in itertools.pairwise(begins)][WARM_UP_STEPS:]
             seconds[name] += whole
             if name == "whole":
                 compute = clock["compute"][WARM_UP_STEPS:]

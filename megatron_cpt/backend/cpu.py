@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from megatron_cpt.backend import adam, shim
+from megatron_cpt.backend import adam, kernels, shim
 from megatron_cpt.backend.base import Backend
 from megatron_cpt.backend.layers import FUSIONS_OFF, load_megatron_quietly, local_layer_spec
 
@@ -35,6 +35,7 @@ class CpuBackend(Backend):
             warnings.filterwarnings("ignore", message=message)
         shim.redirect_rng_tracker()
         adam.put_into_megatron()
+        kernels.put_into_megatron()
 
     def describe(self) -> dict[str, str]:
         return {

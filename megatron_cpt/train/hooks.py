@@ -150,7 +150,9 @@ class InLoopEvaluation(BaseHook):
         bits_per_byte = {name: float(score["bits_per_byte"]) for name, score in scores.items()}
         for name, value in bits_per_byte.items():
             require_finite(f"loss on {name}", value, step=state.step)
-        self._record({"kind": "eval", "step": state.step, "bits_per_byte": bits_per_byte, "seconds": time.monotonic() - started})
+        loss = {name: float(score["nats"]) / int(score["tokens"]) for name, score in scores.items()}
+        seconds = time.monotonic() - started
+        self._record({"kind": "eval", "step": state.step, "bits_per_byte": bits_per_byte, "loss": loss, "seconds": seconds})
         logger.info("step %d: bits per byte %s", state.step, ", ".join(f"{name} {value:.4f}" for name, value in bits_per_byte.items()))
         compared = self._compare(scores, state.step)
         if compared is not None:

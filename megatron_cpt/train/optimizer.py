@@ -10,6 +10,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer import OptimizerConfig, ParamKey, get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.transformer.module import Float16Module
 
+from megatron_cpt.backend.kernels import accumulate_in_place
 from megatron_cpt.plan.run_plan import RunPlan
 
 
@@ -31,6 +32,8 @@ def wrap_and_optimize(chunks: list[Any], plan: RunPlan) -> tuple[list[Any], Any]
     if bf16:
         chunks = [Float16Module(config, chunk) for chunk in chunks]
     wrapped = [DistributedDataParallel(config, ddp, chunk) for chunk in chunks]
+    if plan.backend == "cpu":
+        accumulate_in_place(wrapped)
     wanted = optimizer_config(plan)
     optimizer = get_megatron_optimizer(wanted, wrapped, config_overrides=group_overrides(wanted, plan))
     config.finalize_model_grads_func = finalize_model_grads

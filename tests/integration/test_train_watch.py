@@ -145,6 +145,15 @@ def test_forgetting_is_the_difference_to_the_frozen_base_with_its_interval(watch
 
 
 @pytest.mark.slow
+def test_validation_loss_is_in_nats_a_token(watched: Path) -> None:
+    for name in ("law", "talk"):
+        _, num_bytes, num_tokens = bits_per_byte_by_transformers(watched.parent / "run-base", watched / "corpus" / f"{name}.test.jsonl")
+        for evaluation in records(watched, "eval"):
+            nats = evaluation["bits_per_byte"][name] * math.log(2) * num_bytes
+            assert evaluation["loss"][name] == pytest.approx(nats / num_tokens)
+
+
+@pytest.mark.slow
 def test_wandb_writes_offline_beside_the_run(watched: Path) -> None:
     assert list((watched / "train" / "wandb").glob("offline-run-*"))
     assert (watched / "train" / "wandb-run-id").exists()
