@@ -77,6 +77,7 @@ class OptimConfig:
     weight_decay: float = MISSING
     clip_grad_norm: float = 1.0
     embedding_lr_scale: float = 1.0  # rate of embedding and output rows, as a multiple of the schedule's
+    router_aux_loss: float = 0.0  # weight of the load-balancing loss of a mixture of experts (Fedus et al. 2021, arXiv 2101.03961)
 
 
 @dataclass
@@ -112,6 +113,7 @@ class ParallelConfig:
 
     `virtual_pipeline` is the number of chunks of layers that each pipeline rank holds; above 1 the schedule is interleaved.
     `recompute` trades time for memory: `none`; `selective`, the MLP of every layer; `full`, every layer.
+    `expert` data-parallel ranks share the experts of a mixture of experts, each holding its part of them.
     """
 
     tensor: int = MISSING
@@ -123,6 +125,7 @@ class ParallelConfig:
     sequence_parallel: bool = False
     distributed_optimizer: bool = True
     recompute: str = "none"
+    expert: int = 1
     dtype: str = MISSING
 
 

@@ -10,11 +10,12 @@ from megatron.core import parallel_state
 from megatron_cpt.errors import CheckpointError, raise_all
 from megatron_cpt.model.build import CptModel, inner_model
 from megatron_cpt.model.hf_folder import HfFolder
-from megatron_cpt.model.names import DERIVED_SUFFIX, EMBEDDING, OUTPUT, Rule, expected_shapes, rules_for_chunk
+from megatron_cpt.model.names import DERIVED_SUFFIXES, OUTPUT, TABLES, Rule, embedding_name, expected_shapes, rules_for_chunk
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.record.vocab_layout import VocabLayout
 
-ROW_TENSORS = (EMBEDDING, OUTPUT)
+# Tensors with one row an id, of any family.
+ROW_TENSORS = (*{table.embedding[0].hf[0].name: None for table in TABLES.values()}, OUTPUT)
 
 
 def check_folder(base: HfFolder, shape: ModelShape) -> None:
@@ -24,19 +25,23 @@ def check_folder(base: HfFolder, shape: ModelShape) -> None:
         CheckpointError: listing every tensor that is missing, unknown or of another shape.
     """
     wanted = expected_shapes(shape, num_rows=shape.num_base_ids)
-    found = {name: entry.shape for name, entry in base.entries.items() if not name.endswith(DERIVED_SUFFIX)}
+    found = {name: entry.shape for name, entry in base.entries.items() if not name.endswith(DERIVED_SUFFIXES)}
     problems = []
+    embedding = embedding_name(shape)
     if shape.tied_embeddings and OUTPUT in found:
         # Some tools write the tied rows twice. Then both must be the same rows.
         found.pop(OUTPUT)
-        if not torch.equal(base.read(OUTPUT), base.read(EMBEDDING)):
-            problems.append(f"{OUTPUT} differs from {EMBEDDING}, and config.json says that they are tied")
+        if embedding in found and not torch.equal(base.read(OUTPUT), base.read(embedding)):
+            problems.append(f"{OUTPUT} differs from {embedding}, and config.json says that they are tied")
     problems += [f"{name} is missing" for name in wanted if name not in found]
     problems += [f"{name!r} is not known" for name in found if name not in wanted]
     problems += [
         f"{name} has shape {list(found[name])}, expected {list(size)}" for name, size in wanted.items() if found.get(name, size) != size
     ]
-    raise_all(CheckpointError, problems, where=base.folder, next_step="Check that config.json belongs to these weights.")
+    next_step = "Check that config.json belongs to these weights."
+    if embedding.partition(".")[2] in found:  # GPT-2's first files, which are still about
+        next_step = f"The names lack their prefix {embedding.partition('.')[0]!r}: load and save the model once with transformers."
+    raise_all(CheckpointError, problems, where=base.folder, next_step=next_step)
 
 
 def load_hf_into(
@@ -49,9 +54,8 @@ def load_hf_into(
     """Fill this rank's chunks from a base folder; tensor- and pipeline-parallel ranks read only their slices.
 
     Args:
-        new_rows: for `model.embed_tokens.weight`, and for `lm_head.weight` when the model is not tied, the rows from
-            `vocab.num_base_ids` to `vocab.num_padded_rows`: first the new ids', then the padding's. Not needed when the
-            base has all the rows already. They are converted to the parameter's type.
+        new_rows: for each of `row_names(shape)` the rows from `vocab.num_base_ids` to `vocab.num_padded_rows`: first the new
+            ids', then the padding's. Not needed when the base has all the rows already. They are converted to the parameter's type.
 
     Raises:
         CheckpointError: the folder's tensors are not those of the shape, or rows are missing.
@@ -80,6 +84,7 @@ def hf_tensors(chunks: Sequence[torch.nn.Module], shape: ModelShape, vocab: Voca
     """
     assert parallel_state.get_tensor_model_parallel_world_size() == 1, "one tensor-parallel rank"
     assert parallel_state.get_pipeline_model_parallel_world_size() == 1, "one pipeline rank"
+    assert parallel_state.get_expert_model_parallel_world_size() == 1, "one expert-parallel rank"
     (chunk,) = chunks
     model = inner_model(chunk)
     params = {name: param.detach() for name, param in model.named_parameters()}
@@ -95,11 +100,14 @@ def hf_tensors(chunks: Sequence[torch.nn.Module], shape: ModelShape, vocab: Voca
 
 
 def _rules(model: CptModel, shape: ModelShape) -> Iterator[tuple[Rule, tuple[str, ...], tuple[str, ...]]]:
+    num_experts = shape.num_experts // parallel_state.get_expert_model_parallel_world_size()
+    first_expert = parallel_state.get_expert_model_parallel_rank() * num_experts
     return rules_for_chunk(
+        shape,
         layer_ids=[layer.layer_number - 1 for layer in model.decoder.layers],
+        expert_ids=range(first_expert, first_expert + num_experts),
         has_embedding=model.pre_process,
         has_output=model.post_process,
-        tied=shape.tied_embeddings,
     )
 
 
@@ -113,10 +121,12 @@ def _block(base: HfFolder, name: str, rule: Rule, rank: int, size: int) -> torch
     """Return the part of a tensor that tensor-parallel rank `rank` of `size` holds."""
     if rule.cut_dim is None or size == 1:
         return base.read(name)
-    length = base.entries[name].shape[rule.cut_dim]
+    length = base.entries[name].shape[rule.cut_dim] // rule.stacked
     assert length % size == 0, f"{name} does not divide by {size}"
     step = length // size
-    return base.read(name, dim=rule.cut_dim, start=rank * step, stop=(rank + 1) * step)
+    starts = [part * length + rank * step for part in range(rule.stacked)]
+    blocks = [base.read(name, dim=rule.cut_dim, start=start, stop=start + step) for start in starts]
+    return torch.cat(blocks, dim=rule.cut_dim) if rule.stacked > 1 else blocks[0]
 
 
 def _rows(base: HfFolder, name: str, vocab: VocabLayout, new_rows: Mapping[str, torch.Tensor], *, start: int, stop: int) -> torch.Tensor:

@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_cpt.errors import CheckpointError, FollowsAnotherRank
 from megatron_cpt.model.build import CptModel, inner_model
+from megatron_cpt.model.expert_state import state_for
 from megatron_cpt.model.safe_metadata import check_metadata, weights_only
 from megatron_cpt.model.tied import check_tied_copies
 
@@ -191,6 +192,8 @@ def load_model(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: An
             value=f"only in the checkpoint: {_first(missing)}; only in the model: {_first(unexpected)}",
             next_step="Check that the checkpoint was written by this plan.",
         )
+    if optimizer is not None:
+        loaded[_OPTIMIZER] = state_for(optimizer, loaded[_OPTIMIZER], where=folder)
     lacking = wanted_keys - _group_keys(loaded.get(_OPTIMIZER, {}))
     if lacking:
         raise CheckpointError(
@@ -249,6 +252,7 @@ def _sharded_state(chunks: Sequence[torch.nn.Module], optimizer: Any, *, is_load
     metadata = {
         "distrib_optim_sharding_type": "fully_reshardable",
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+        "chained_optim_avoid_prefix": True,  # a moment is named by its parameter, whichever optimizer holds it
     }
     state: dict[str, Any] = {
         key: inner_model(chunk).sharded_state_dict(metadata=metadata) for key, chunk in zip(_chunk_keys(chunks), chunks, strict=True)

@@ -17,7 +17,7 @@ from megatron_cpt.model.build import build_chunks
 from megatron_cpt.model.convert import load_hf_into
 from megatron_cpt.model.dist_checkpoint import check_rows, save_model
 from megatron_cpt.model.hf_folder import HfFolder
-from megatron_cpt.model.names import EMBEDDING, OUTPUT
+from megatron_cpt.model.names import row_names
 from megatron_cpt.model.parallel import ranks, single_rank_layout
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.run_plan import Layout
@@ -68,7 +68,7 @@ def initialise(
     dtype: Literal["fp32", "bf16"] = "bf16" if base.dtype == torch.bfloat16 else "fp32"  # fp16's range does not fit bf16's, fp32's does
     added = {
         name: rows.new_rows(base.read(name)[: vocab.num_base_ids], parts, rule=row_init, num_padding=vocab.num_padded_rows - vocab.num_ids)
-        for name in ([EMBEDDING] if shape.tied_embeddings else [EMBEDDING, OUTPUT])
+        for name in row_names(shape)
     }
     layout = single_rank_layout(PROBE_TOKENS, dtype=dtype, threads=torch.get_num_threads())
     with ranks(layout, backend=backend, seed=0):
@@ -83,7 +83,7 @@ def initialise(
         chunks = build_chunks(shape, vocab, layout, backend=backend, initialise_weights=False)
         load_hf_into(chunks, base, shape, vocab, added)
         check_rows(chunks[0], where=base_folder)
-        _check_old_rows(chunks[0], base, vocab)
+        _check_old_rows(chunks[0], base, shape, vocab)
         moved = _check_logits(before, _probe_logits(chunks, vocab, backend), dtype=dtype)
         save_model(result.folder / CHECKPOINT_FOLDER, chunks, common={"stage": "init", "vocab_fingerprint": vocab.fingerprint})
         num_params = sum(param.numel() for param in chunks[0].parameters())
@@ -112,7 +112,7 @@ def _fit_output_rows(
     if not parts:
         return None
     contexts = fit_rows.read_contexts(base, windows, parts, vocab, max_tokens=shape.max_position, device=backend.device)
-    rows_of_output = added[EMBEDDING if shape.tied_embeddings else OUTPUT]
+    rows_of_output = added[row_names(shape)[-1]]
     fit = fit_rows.fit(rows_of_output[: len(parts)], contexts)
     rows_of_output[: len(parts)] = fit.rows_NH
     return {
@@ -201,11 +201,9 @@ def _check_logits(before: torch.Tensor, after: torch.Tensor, *, dtype: str) -> f
     return moved
 
 
-def _check_old_rows(chunk: Any, base: HfFolder, vocab: VocabLayout) -> None:
-    pairs = [(EMBEDDING, chunk.embedding.word_embeddings.weight)]
-    if not chunk.share_embeddings_and_output_weights:
-        pairs.append((OUTPUT, chunk.output_layer.weight))
-    for name, weight in pairs:
+def _check_old_rows(chunk: Any, base: HfFolder, shape: ModelShape, vocab: VocabLayout) -> None:
+    weights = [chunk.embedding.word_embeddings.weight, chunk.output_layer.weight]
+    for name, weight in zip(row_names(shape), weights, strict=False):  # a tied model has the first only
         old = base.read(name, dim=0, start=0, stop=vocab.num_base_ids).to(weight.dtype)
         if not torch.equal(weight.detach()[: vocab.num_base_ids].cpu(), old):
             raise CheckpointError("Rows of old ids changed.", where=base.folder, value=name, rule="bit-identical")
