@@ -246,6 +246,8 @@ def build_chunks(
     ]
     for chunk in chunks:
         _set_rotary(chunk, shape)
+        if shape.traits.positions == "learned" and chunk.pre_process:
+            chunk.embedding.position_embeddings.to(config.params_dtype)  # megatron makes this table in fp32, whatever the others are
         if shape.traits.gemma and chunk.pre_process:
             chunk.embedding.register_forward_hook(_scale_embedding)
     return [chunk.to(backend.device) for chunk in chunks]

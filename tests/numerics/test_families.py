@@ -100,6 +100,10 @@ def test_a_tensor_too_many_or_too_few_is_named(name: str, tmp_path: Path) -> Non
             load_hf_into(chunks, HfFolder.open(tmp_path / "other"), shape, vocab)
 
 
+# One family for each way in which tensors are cut; the long tests take all of them.
+IMPORTED = {"qwen2": ("tp2",), "gpt2": ("tp2", "pp2"), "qwen3-moe": ("tp2", "ep2"), "gemma3": ("pp2",)}
+
+
 def layouts_for(shape: ModelShape, num_ranks: int) -> dict[str, Layout]:
     """Return the ways to place a model on so many ranks; experts are trained under tensor parallelism with sequence parallelism only."""
     sequence_parallel = shape.num_experts > 0
@@ -114,12 +118,17 @@ def layouts_for(shape: ModelShape, num_ranks: int) -> dict[str, Layout]:
     return {**found, **more} if shape.num_experts else found
 
 
-def import_and_save(folder: Path, num_ranks: int) -> None:
-    """Load every family's weights on these ranks in each layout, and save them as a distributed checkpoint."""
-    for name in FAMILIES:
+def everything(folder: Path, num_ranks: int) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(layouts_for(ModelShape.from_hf_folder(folder / name), num_ranks)) for name in FAMILIES}
+
+
+def import_and_save(folder: Path, wanted: dict[str, tuple[str, ...]], num_ranks: int) -> None:
+    """Load families' weights on these ranks in the wanted layouts, and save them as distributed checkpoints."""
+    for name, labels in wanted.items():
         shape = ModelShape.from_hf_folder(folder / name)
         vocab = layout_of_ids(shape, multiple=128)
-        for label, this in layouts_for(shape, num_ranks).items():
+        for label in labels:
+            this = layouts_for(shape, num_ranks)[label]
             lay_out(this)
             chunks = build_chunks(shape, vocab, this, backend=BACKEND)
             load_hf_into(chunks, HfFolder.open(folder / name), shape, vocab, rows_of(shape, 28))
@@ -134,7 +143,8 @@ def lay_out(this: Layout) -> None:
 
 
 # Biases, norms of queries and keys, learned positions: what Llama has not. A whole run with experts is in test_train_experts.py.
-TRAINED = ("qwen2", "qwen3", "gpt2")
+TRAINED = ("qwen2", "qwen3", "gpt2", "gemma3")
+LABELS = ("tensor-parallel", "sequence-parallel")
 EXPERTS = replace(layout(1, 1, 2), expert=2)
 Steps = list[tuple[float, float]]  # loss and gradient norm
 
@@ -178,18 +188,18 @@ def refusal_of_replicated(folder: Path) -> str:
 def work_of_two_ranks(folder: Path) -> dict[str, Any]:
     """Do everything that takes two ranks in one start of them."""
     with ranks(replace(layout(1, 1), data=2), backend=BACKEND, seed=11):
-        import_and_save(folder, 2)
+        import_and_save(folder, IMPORTED, 2)
         trained = {
             f"{name}-{label}": train(folder / name, layout(2, 1, sequence_parallel=label == "sequence-parallel"), 2)
             for name in TRAINED
-            for label in ("tensor-parallel", "sequence-parallel")
+            for label in LABELS
         }
         return {"trained": trained, "moved": move_experts(folder), "refusal": refusal_of_replicated(folder)}
 
 
-def work_of_four_ranks(folder: Path) -> None:
-    with ranks(replace(layout(1, 1), data=4), backend=BACKEND, seed=11):
-        import_and_save(folder, 4)
+def import_everything(folder: Path, num_ranks: int) -> None:
+    with ranks(replace(layout(1, 1), data=num_ranks), backend=BACKEND, seed=11):
+        import_and_save(folder, everything(folder, num_ranks), num_ranks)
 
 
 @pytest.fixture(scope="module")
@@ -211,13 +221,13 @@ def steps_of_one_rank(folder: Path, num_steps: int) -> Steps:
         return train(folder, layout(1, 1), num_steps)
 
 
-def check_exports(folder: Path, num_ranks: int, out: Path) -> None:
+def check_exports(folder: Path, wanted: dict[str, tuple[str, ...]], out: Path) -> None:
     """Load on one rank what was saved on several, and compare the export with the source."""
     with ranks(single_rank_layout(8, dtype="fp32"), backend=BACKEND, seed=1):
-        for name in FAMILIES:
+        for name, labels in wanted.items():
             shape = ModelShape.from_hf_folder(folder / name)
             vocab = layout_of_ids(shape, multiple=128)
-            for label in layouts_for(shape, num_ranks):
+            for label in labels:
                 chunks = build_chunks(shape, vocab, single_rank_layout(8, dtype="fp32"), backend=BACKEND, initialise_weights=False)
                 load_model(folder / f"{name}-{label}", chunks)
                 write_tensors(out / f"{name}-{label}", hf_tensors(chunks, shape, vocab))
@@ -227,21 +237,22 @@ def check_exports(folder: Path, num_ranks: int, out: Path) -> None:
 @pytest.mark.usefixtures("two_ranks")
 def test_weights_that_were_imported_on_two_ranks_are_exported_bit_identical(folder: Path, tmp_path: Path) -> None:
     """From Hugging Face to core by tensor, pipeline and expert parallelism, saved, loaded on one rank, and back."""
-    check_exports(folder, 2, tmp_path)
+    check_exports(folder, IMPORTED, tmp_path)
 
 
 @pytest.mark.long
-def test_weights_that_were_imported_on_four_ranks_are_exported_bit_identical(folder: Path, tmp_path: Path) -> None:
-    """The same for 4 tensor-parallel ranks, 2 x 2 tensor and pipeline, 4 expert-parallel and 2 x 2 tensor and expert."""
-    launch_ranks(work_of_four_ranks, 4, folder)
-    check_exports(folder, 4, tmp_path)
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_weights_of_every_family_come_back_from_every_layout(num_ranks: int, folder: Path, tmp_path: Path) -> None:
+    """The same for all families, and for 4 tensor-parallel ranks, 2 x 2 tensor and pipeline, 4 expert and 2 x 2 tensor and expert."""
+    launch_ranks(import_everything, num_ranks, folder, num_ranks)
+    check_exports(folder, everything(folder, num_ranks), tmp_path)
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_family_trains_alike_on_one_rank_and_on_two(name: str, folder: Path, two_ranks: dict[str, Any]) -> None:
     """A gradient that a rank forgot to sum would show in the norm of the first step, and in the loss of the second."""
     one = steps_of_one_rank(folder / name, 2)
-    for label in ("tensor-parallel", "sequence-parallel"):
+    for label in LABELS:
         assert_alike(one, two_ranks["trained"][f"{name}-{label}"])
 
 
