@@ -29,7 +29,15 @@ LAYOUTS: dict[str, dict] = {
     "pp2-ep2": {"pipeline": 2, "data": 2, "expert": 2},
     "ep2-dp4": {"data": 4, "expert": 2},
 }
-OF_FOUR_RANKS = [name for name, layout in LAYOUTS.items() if make_layout(**layout).num_ranks == 4]
+IN_EVERY_RUN = ("ep2", "ep2-balanced")
+OTHERS = {
+    num_ranks: [
+        name
+        for name, layout in LAYOUTS.items()
+        if make_layout(**layout).num_ranks == num_ranks and name not in IN_EVERY_RUN and not name.startswith("one-rank")
+    ]
+    for num_ranks in (2, 4)
+}
 Runs = dict[str, list[dict]]
 
 
@@ -46,8 +54,7 @@ def train(folder: Path, names: list[str]) -> Runs:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("experts")
-    of_two = [name for name, layout in LAYOUTS.items() if make_layout(**layout).num_ranks == 2]
-    return train(folder, ["one-rank", "one-rank-balanced"]) | train(folder, of_two)
+    return train(folder, ["one-rank", "one-rank-balanced"]) | train(folder, list(IN_EVERY_RUN))
 
 
 def compare(one_rank: list[dict], other: list[dict], name: str) -> None:
@@ -58,15 +65,16 @@ def compare(one_rank: list[dict], other: list[dict], name: str) -> None:
         assert worst < TOLERANCE, f"{key}: {[record[key] for record in one_rank]} against {[record[key] for record in other]}"
 
 
-@pytest.mark.parametrize("name", [name for name in LAYOUTS if not name.startswith("one") and name not in OF_FOUR_RANKS])
+@pytest.mark.parametrize("name", IN_EVERY_RUN)
 def test_shared_experts_train_like_whole_ones(name: str, runs: Runs) -> None:
     compare(runs["one-rank-balanced" if name.endswith("balanced") else "one-rank"], runs[name], name)
 
 
 @pytest.mark.long
-def test_shared_experts_train_like_whole_ones_on_four_ranks(runs: Runs, tmp_path: Path) -> None:
-    """Expert parallelism crossed with tensor and pipeline parallelism, and with two ranks for each part of the experts."""
-    for name, steps in train(tmp_path, OF_FOUR_RANKS).items():
+@pytest.mark.parametrize("num_ranks", OTHERS)
+def test_experts_train_alike_in_other_layouts(num_ranks: int, runs: Runs, tmp_path: Path) -> None:
+    """Expert parallelism crossed with tensor, pipeline and data parallelism, recomputation and the replicated optimizer."""
+    for name, steps in train(tmp_path, OTHERS[num_ranks]).items():
         compare(runs["one-rank"], steps, name)
 
 
