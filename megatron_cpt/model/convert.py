@@ -61,16 +61,33 @@ def load_hf_into(
     for chunk in chunks:
         model = inner_model(chunk)
         params = dict(model.named_parameters())
-        for rule, core_names, hf_names in _rules(model, shape):
-            param = params.pop(_name_in(params, core_names))
-            if hf_names[0] in ROW_TENSORS:
-                local = _rows(base, hf_names[0], vocab, new_rows or {}, start=rank * param.shape[0], stop=(rank + 1) * param.shape[0])
-            else:
-                local = rule.fuse([_block(base, name, rule, rank, size) for name in hf_names], shape)
+        for rule, core_names, hf_names in rules_of(model, shape):
+            param = params.pop(name_in(params, core_names))
+            local = read_parameter(
+                base, rule, hf_names, shape=shape, vocab=vocab, new_rows=new_rows or {}, num_rows=param.shape[0], rank=rank, size=size
+            )
             assert local.shape == param.shape, f"{core_names[0]}: {tuple(local.shape)} for {tuple(param.shape)}"
             with torch.no_grad():
                 param.copy_(local)  # converts to the parameter's type and device
         assert not params, f"parameters without a rule: {sorted(params)}"
+
+
+def read_parameter(
+    base: HfFolder,
+    rule: Rule,
+    hf_names: tuple[str, ...],
+    *,
+    shape: ModelShape,
+    vocab: VocabLayout,
+    new_rows: Mapping[str, torch.Tensor],
+    num_rows: int,
+    rank: int = 0,
+    size: int = 1,
+) -> torch.Tensor:
+    """Return one parameter as tensor-parallel rank `rank` of `size` holds it, read from the folder; `num_rows` are its own."""
+    if hf_names[0] in ROW_TENSORS:
+        return _rows(base, hf_names[0], vocab, new_rows, start=rank * num_rows, stop=(rank + 1) * num_rows)
+    return rule.fuse([_block(base, name, rule, rank, size) for name in hf_names], shape)
 
 
 def hf_tensors(chunks: Sequence[torch.nn.Module], shape: ModelShape, vocab: VocabLayout) -> Iterator[tuple[str, torch.Tensor]]:
@@ -84,8 +101,8 @@ def hf_tensors(chunks: Sequence[torch.nn.Module], shape: ModelShape, vocab: Voca
     model = inner_model(chunk)
     params = {name: param.detach() for name, param in model.named_parameters()}
     missing = expected_shapes(shape, num_rows=vocab.num_ids)
-    for rule, core_names, hf_names in _rules(model, shape):
-        core = params.pop(_name_in(params, core_names))
+    for rule, core_names, hf_names in rules_of(model, shape):
+        core = params.pop(name_in(params, core_names))
         parts = [core[: vocab.num_ids]] if hf_names[0] in ROW_TENSORS else rule.split(core, shape)
         for name, part in zip(hf_names, parts, strict=True):
             assert part.shape == missing.pop(name), f"{name}: {tuple(part.shape)}"
@@ -94,7 +111,8 @@ def hf_tensors(chunks: Sequence[torch.nn.Module], shape: ModelShape, vocab: Voca
     assert not missing, f"tensors that no parameter gave: {sorted(missing)}"
 
 
-def _rules(model: CptModel, shape: ModelShape) -> Iterator[tuple[Rule, tuple[str, ...], tuple[str, ...]]]:
+def rules_of(model: CptModel, shape: ModelShape) -> Iterator[tuple[Rule, tuple[str, ...], tuple[str, ...]]]:
+    """Yield (rule, possible core names, Hugging Face names) for every parameter of a chunk."""
     return rules_for_chunk(
         layer_ids=[layer.layer_number - 1 for layer in model.decoder.layers],
         has_embedding=model.pre_process,
@@ -103,7 +121,7 @@ def _rules(model: CptModel, shape: ModelShape) -> Iterator[tuple[Rule, tuple[str
     )
 
 
-def _name_in(params: Mapping[str, torch.Tensor], candidates: tuple[str, ...]) -> str:
+def name_in(params: Mapping[str, torch.Tensor], candidates: tuple[str, ...]) -> str:
     present = [name for name in candidates if name in params]
     assert len(present) == 1, f"one of {candidates} expected, found {present}"
     return present[0]
