@@ -41,6 +41,7 @@ from megatron_cpt.model.tied import check_tied_copies
 from megatron_cpt.record.vocab_layout import VocabLayout
 
 OPTIMIZER_PREFIX = "optimizer."
+EMBEDDING_KEY = "embedding.word_embeddings.weight"  # megatron's own name, in checkpoints of other trainers too
 _MODEL, _OPTIMIZER, _COMMON = "model", "optimizer", "cpt"
 _MAIN_WEIGHTS = ("optimizer.state.param.", "optimizer.state.fp32_param.")
 _ROWS_AT_ONCE = 4096  # bounds the temporary of a check of rows

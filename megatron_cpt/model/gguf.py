@@ -19,7 +19,7 @@ NEEDED = ("gguf", "accelerate")
 PRETOKENIZER_KEY = "tokenizer.ggml.pre"
 # Pre-tokenizers that transformers' loader replaces by plain byte-level splitting, and what the name stands for.
 DIGITS_APART = ("smollm",)
-# Pre-tokenizers whose loaded tokenizer was compared with the vectors that llama.cpp ships, and was equal (after mending).
+# Pre-tokenizers for which the loaded tokenizer cut all of llama.cpp's test texts as it should; `smollm` does so by construction.
 EXACT = ("gpt-2", "qwen2", "smollm")
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -34,25 +34,8 @@ def gguf_to_folder(file: Path, folder: Path, *, dtype: str = "fp32", max_shard_b
         CheckpointError: the file is no GGUF file, or one that transformers cannot dequantise.
         ConfigError: a package is missing.
     """
-    lacking = [name for name in NEEDED if find_spec(name) is None]
-    if lacking:
-        raise ConfigError(
-            "Reading a GGUF file needs packages that are not installed.", value=", ".join(lacking), next_step="pip install '.[samples]'"
-        )
-    if not file.is_file() or file.open("rb").read(len(MAGIC)) != MAGIC:
-        raise CheckpointError("The file is not a GGUF file.", where=file, rule="it begins with the bytes GGUF")
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415  # slow to load, needed here only
-
-    try:
-        loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=TYPES[dtype])
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except Exception as error:  # the library raises what it meets in a stranger's file: ValueError, KeyError, NotImplementedError ...
-        raise CheckpointError(
-            "The GGUF file cannot be read by transformers.",
-            where=file,
-            value=str(error)[:500],
-            next_step="Use a file of a supported architecture and quantisation, or the original weights.",
-        ) from error
+    loaded = load_gguf(file, dtype=dtype)
+    tokenizer = _from_gguf("AutoTokenizer", file)
     pre = mend_tokenizer(tokenizer, read_pretokenizer(file))
     config = loaded.config
     if hasattr(config, "quantization_config"):
@@ -72,6 +55,41 @@ def gguf_to_folder(file: Path, folder: Path, *, dtype: str = "fp32", max_shard_b
     loaded.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return {"shards": shards, "num_rows": config.vocab_size, "dtype": dtype, "pretokenizer": pre, "tokenizer_proven": pre in EXACT}
+
+
+def load_gguf(file: Path, *, dtype: str) -> Any:
+    """Return transformers' model of a GGUF file, dequantised.
+
+    Raises:
+        CheckpointError, ConfigError: as `gguf_to_folder`.
+    """
+    lacking = [name for name in NEEDED if find_spec(name) is None]
+    if lacking:
+        raise ConfigError(
+            "Reading a GGUF file needs packages that are not installed.", value=", ".join(lacking), next_step="pip install '.[samples]'"
+        )
+    if not file.is_file() or not _is_gguf(file):
+        raise CheckpointError("The file is not a GGUF file.", where=file, rule="it begins with the bytes GGUF")
+    return _from_gguf("AutoModelForCausalLM", file, dtype=TYPES[dtype])
+
+
+def _is_gguf(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(len(MAGIC)) == MAGIC
+
+
+def _from_gguf(kind: str, file: Path, **arguments: Any) -> Any:
+    import transformers  # noqa: PLC0415  # slow to load, needed here only
+
+    try:
+        return getattr(transformers, kind).from_pretrained(file.parent, gguf_file=file.name, local_files_only=True, **arguments)
+    except Exception as error:  # the library raises what it meets in a stranger's file: ValueError, KeyError, NotImplementedError ...
+        raise CheckpointError(
+            "The GGUF file cannot be read by transformers.",
+            where=file,
+            value=str(error)[:500],
+            next_step="Use a file of a supported architecture and quantisation, or the original weights.",
+        ) from error
 
 
 def read_pretokenizer(file: Path) -> str:
