@@ -137,14 +137,13 @@ def main() -> None:
             peak, idle = (max(each[name] for each in found[direction]) for name in ("peak", "idle"))
             size = size_of(source)
             print(
-                f"{direction:<7}{size / ours / 1e6:7.0f} MB/s   copy {size / copies / 1e6:7.0f} MB/s   ratio {copies / ours:4.2f} (goal: at least 0.50)   "
-                f"peak {peak / 1e9:5.2f} GB, of which {idle / 1e9:4.2f} GB before it began; the model has {size / 1e9:.2f} GB"
+                f"{direction:<7}{size / ours / 1e6:6.0f} MB/s   copy {size / copies / 1e6:6.0f} MB/s   "
+                f"ratio {copies / ours:4.2f} (goal: at least 0.50)   "
+                f"peak {peak / 1e9:4.2f} GB, {idle / 1e9:4.2f} GB of it before the conversion began; the model has {size / 1e9:.2f} GB"
             )
-        same = all(
-            (base / name).read_bytes() == (root / "export" / name).read_bytes()
-            for name in sorted(p.name for p in base.glob("*.safetensors"))
-        )
-        print(f"exported shards are byte for byte the base's: {same}")
+        shards = sorted(path.name for path in base.glob("*.safetensors"))
+        same = all((base / name).read_bytes() == (root / "export" / name).read_bytes() for name in shards)
+        print(f"the exported shards are byte for byte the base's: {same}")
     finally:
         shutil.rmtree(root)
 
