@@ -64,7 +64,7 @@ def load_hf_into(
         for rule, core_names, hf_names in rules_of(model, shape):
             param = params.pop(name_in(params, core_names))
             local = read_parameter(
-                base, rule, hf_names, shape=shape, vocab=vocab, new_rows=new_rows or {}, num_rows=param.shape[0], rank=rank, size=size
+                base, rule, hf_names, shape=shape, vocab=vocab, new_rows=new_rows or {}, like=param, rank=rank, size=size
             )
             assert local.shape == param.shape, f"{core_names[0]}: {tuple(local.shape)} for {tuple(param.shape)}"
             with torch.no_grad():
@@ -80,13 +80,14 @@ def read_parameter(
     shape: ModelShape,
     vocab: VocabLayout,
     new_rows: Mapping[str, torch.Tensor],
-    num_rows: int,
+    like: torch.Tensor,
     rank: int = 0,
     size: int = 1,
 ) -> torch.Tensor:
-    """Return one parameter as tensor-parallel rank `rank` of `size` holds it, read from the folder; `num_rows` are its own."""
+    """Return one parameter as tensor-parallel rank `rank` of `size` holds it, read from the folder; `like` has its shape and type."""
     if hf_names[0] in ROW_TENSORS:
-        return _rows(base, hf_names[0], vocab, new_rows, start=rank * num_rows, stop=(rank + 1) * num_rows)
+        start, stop = rank * like.shape[0], (rank + 1) * like.shape[0]
+        return _rows(base, hf_names[0], vocab, new_rows, start=start, stop=stop, dtype=like.dtype)
     return rule.fuse([_block(base, name, rule, rank, size) for name in hf_names], shape)
 
 
@@ -137,7 +138,9 @@ def _block(base: HfFolder, name: str, rule: Rule, rank: int, size: int) -> torch
     return base.read(name, dim=rule.cut_dim, start=rank * step, stop=(rank + 1) * step)
 
 
-def _rows(base: HfFolder, name: str, vocab: VocabLayout, new_rows: Mapping[str, torch.Tensor], *, start: int, stop: int) -> torch.Tensor:
+def _rows(
+    base: HfFolder, name: str, vocab: VocabLayout, new_rows: Mapping[str, torch.Tensor], *, start: int, stop: int, dtype: torch.dtype
+) -> torch.Tensor:
     """Return rows `start:stop` of the extended embedding: base ids from the folder, the others from `new_rows`."""
     num_in_file = base.entries[name].shape[0]
     if name not in new_rows and num_in_file >= vocab.num_padded_rows:
@@ -161,9 +164,10 @@ def _rows(base: HfFolder, name: str, vocab: VocabLayout, new_rows: Mapping[str, 
     added = new_rows[name]
     num_added = vocab.num_padded_rows - vocab.num_base_ids
     assert added.shape[0] == num_added, f"{name}: {added.shape[0]} new rows for {num_added}"
-    parts = []
-    if start < vocab.num_base_ids:
-        parts.append(base.read(name, dim=0, start=start, stop=min(stop, vocab.num_base_ids)).float())
+    rows = torch.empty((stop - start, added.shape[1]), dtype=dtype)  # the largest tensor of a model: not a copy of it more than this
+    num_old = max(min(stop, vocab.num_base_ids) - start, 0)
+    if num_old:
+        rows[:num_old] = base.read(name, dim=0, start=start, stop=start + num_old)
     if stop > vocab.num_base_ids:
-        parts.append(added[max(start - vocab.num_base_ids, 0) : stop - vocab.num_base_ids].float())
-    return torch.cat(parts)
+        rows[num_old:] = added[max(start - vocab.num_base_ids, 0) : stop - vocab.num_base_ids]
+    return rows

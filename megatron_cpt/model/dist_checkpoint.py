@@ -111,9 +111,9 @@ def _in_turn(
     for item, part in sorted(tensors, key=lambda pair: (names[_storage_of(pair[1])], pair[1].storage_offset())):
         name = names[_storage_of(part)]
         if name != held_name:
-            held_name, held = name, read(name)
+            held_name, held = name, read(name).contiguous()
         assert held.dtype == part.dtype, f"{name}: {held.dtype} for {part.dtype}"
-        own = held.contiguous().as_strided(part.shape, part.stride(), held.storage_offset() + part.storage_offset())
+        own = held.as_strided(part.shape, part.stride(), held.storage_offset() + part.storage_offset())
         # torch saves the whole storage behind a view
         yield item, own if own.untyped_storage().nbytes() == own.nbytes else own.clone()
 

@@ -91,7 +91,7 @@ def write_checkpoint(
             shape=this.shape,
             vocab=this.vocab,
             new_rows=new_rows or {},
-            num_rows=params[name].shape[0],
+            like=params[name],
         ).to(params[name].dtype)
         if source.hf[0] in ROW_TENSORS:
             check_row_values(whole, this.vocab, where=base.folder)
