@@ -25,14 +25,16 @@ import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factory_merges
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
-from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from torch import distributed
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, LoadPlan
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megatron_cpt.errors import CheckpointError, CptError, FollowsAnotherRank
 from megatron_cpt.model.build import CptModel, inner_model
@@ -128,33 +130,62 @@ class StreamedLoad:
             CheckpointError: no checkpoint, a damaged one, or other tensors than the model's.
         """
         self._folder = folder
-        self._one_at_a_time = threading.Lock()  # megatron's loader is not made for threads
+        self._one_at_a_time = threading.Lock()  # the reader is not made for threads
         _require_checkpoint(folder)
         self._state = _sharded_state([model], None, is_loading=True)[_MODEL]
         with _reading(folder), weights_only():
             _check_against(folder, {_MODEL: self._state})
-            saved = dist_checkpointing.load_tensors_metadata(str(folder))
+            self._reader = FileSystemReader(folder)
+            self._metadata = self._reader.read_metadata()
+            self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
         names = {name for name, _ in model.named_parameters()}
         wanted = {part.key for name, part in self._state.items() if name in names}
-        found = {key for key in saved if not key.startswith(OPTIMIZER_PREFIX)}
+        found = {key for key, entry in self._metadata.state_dict_metadata.items() if isinstance(entry, TensorStorageMetadata)}
+        found = {key for key in found if not key.startswith(OPTIMIZER_PREFIX)}
         if wanted != found:
             raise _other_tensors(folder, found - wanted, wanted - found)
 
     def read(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """Return the parameters of these names, whole and in the model's type.
 
+        Megatron's own loader cannot be asked for some layers of a tensor that holds all of them, and it reads the common part too, in
+        which another trainer may have put classes. So megatron says which part of which tensor a parameter is, and torch reads it.
+
         Raises:
             CheckpointError: a file of the checkpoint is damaged.
         """
-        state = {}
+        parameters: dict[str, torch.Tensor] = {}
+        planner = _IntoParts()
+        items = []
         for name in names:
             part = self._state[name]
-            state[name] = dataclasses.replace(part, data=torch.empty(part.data.shape, dtype=part.data.dtype))
+            parameters[name] = torch.empty(part.data.shape, dtype=part.data.dtype)
+            shards, _, _ = load_preprocess({name: dataclasses.replace(part, data=parameters[name])})
+            for shard in nested_values(shards):
+                assert _storage_of(shard.data) == _storage_of(parameters[name]), f"{name} is not saved in views of itself"
+                sizes = torch.Size((*[1] * shard.prepend_axis_num, *shard.local_shape))
+                chunk = ChunkStorageMetadata(torch.Size(shard.global_offset), sizes)
+                planner.targets[shard.key, chunk.offsets] = shard.data.view(sizes)
+                found = create_read_items_for_chunk_list(shard.key, self._metadata.state_dict_metadata[shard.key], [chunk])
+                if sum(item.lengths.numel() for item in found) != sizes.numel():
+                    raise CheckpointError("The checkpoint lacks a part of a tensor.", where=self._folder, value=shard.key)
+                items += found
         with self._one_at_a_time, _reading(self._folder), weights_only():
-            # the loader below `dist_checkpointing.load`, which would read the common part too: another trainer's may hold classes
-            wanted, _, factories = load_preprocess(state)
-            loaded: dict[str, torch.Tensor] = apply_factory_merges(TorchDistLoadShardedStrategy().load(wanted, self._folder), factories)
-        return loaded
+            plan = self._reader.prepare_local_plan(LoadPlan(items))
+            self._reader.read_data(plan, planner).wait()
+        return parameters
+
+
+class _IntoParts(DefaultLoadPlanner):  # type: ignore[misc]
+    """Puts what is read into the tensors that wait for it, by the key and the place of the part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets: dict[tuple[str, torch.Size], torch.Tensor] = {}
+
+    def lookup_tensor(self, index: MetadataIndex) -> torch.Tensor:
+        assert index.offset is not None
+        return self.targets[index.fqn, index.offset]
 
 
 def saved_shape(folder: Path, key: str) -> tuple[int, ...] | None:
@@ -175,7 +206,16 @@ def _reading(folder: Path) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except (CheckpointException, CheckpointingException, pickle.UnpicklingError, OSError, RuntimeError, KeyError, ValueError) as error:
+    except (
+        CheckpointException,
+        CheckpointingException,
+        pickle.UnpicklingError,
+        EOFError,
+        OSError,
+        RuntimeError,
+        KeyError,
+        ValueError,
+    ) as error:
         raise CheckpointError(
             "The checkpoint cannot be read.", where=folder, value=str(error)[:2000], next_step="Use an older checkpoint of the run."
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import pydoc_data.topics
 import resource
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from tests.integration.line_workspace import ROOT, make_base
 
 TOOL = ROOT / "tools" / "convert_checkpoint.py"
-TEXT = ["def main():\n    return 0\n" * 30, "The quick brown fox jumps over the lazy dog, 1984 times. " * 30]
+TEXT = [topic for topic in pydoc_data.topics.topics.values() if len(topic) > 400][:40]  # enough for 512 pieces
 
 
 @pytest.fixture(scope="module")

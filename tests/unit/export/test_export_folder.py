@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pydoc_data.topics
 import shutil
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from megatron_cpt.model.names import EMBEDDING  # noqa: E402
 from megatron_cpt.model.parallel import ranks, single_rank_layout  # noqa: E402
 from megatron_cpt.model.stream import skeleton, write_checkpoint  # noqa: E402
 
-TEXT = ["def main():\n    return 0\n" * 30, "The quick brown fox jumps over the lazy dog. " * 30]
+TEXT = [topic for topic in pydoc_data.topics.topics.values() if len(topic) > 400][:40]  # enough for 512 pieces
 VOCAB = VocabLayout(512, 515, 640, 0, "")
 
 

@@ -12,12 +12,11 @@ from megatron_cpt.errors import CheckpointError
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.record.vocab_layout import VocabLayout
 from tests.integration.launch_ranks import launch_ranks
-from tests.numerics.test_ranks_agree import lay_out, layout
+from tests.numerics.test_ranks_agree import lay_out, layout, tensors_of
 from tests.numerics.tiny_llama import layout_of_ids, save_tiny_llama
 
 BACKEND = choose("cpu")
 
-from megatron.core.dist_checkpointing import load_plain_tensors  # noqa: E402
 from torch.distributed.checkpoint import FileSystemReader  # noqa: E402
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata  # noqa: E402
 
@@ -60,7 +59,7 @@ def test_a_streamed_checkpoint_is_the_one_that_megatron_saves_of_the_loaded_mode
         assert {param.device.type for param in bones.model.parameters()} == {"meta"}
         write_checkpoint(tmp_path / "streamed", base, bones, new_rows=padding(shape), common={"a": 1})
         assert description(tmp_path / "streamed") == description(tmp_path / "loaded")
-        both = [load_plain_tensors(str(tmp_path / name)) for name in ("streamed", "loaded")]
+        both = [tensors_of(tmp_path / name) for name in ("streamed", "loaded")]
         assert both[0].keys() == both[1].keys()
         for key, value in both[0].items():
             assert torch.equal(value, both[1][key]), key
@@ -109,7 +108,7 @@ def test_other_padding_and_type_keep_the_rows_of_ids(tmp_path: Path) -> None:
         before, after = skeleton(shape, old, dtype="fp32", backend=BACKEND), skeleton(shape, new, dtype="bf16", backend=BACKEND)
         write_checkpoint(tmp_path / "old", base, before, new_rows=padding(shape), common={})
         recast_checkpoint(tmp_path / "old", tmp_path / "new", before, after, common={})
-        rows = load_plain_tensors(str(tmp_path / "new"))["embedding.word_embeddings.weight"]
+        rows = tensors_of(tmp_path / "new")["embedding.word_embeddings.weight"]
         tensors = dict(read_checkpoint(tmp_path / "new", after, dtype=torch.bfloat16))
     assert rows.shape == (200, 64)
     assert torch.equal(rows[100:128], torch.full((28, 64), 3.0).bfloat16())
