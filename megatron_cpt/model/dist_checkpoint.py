@@ -31,9 +31,11 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from torch import distributed
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, LoadPlan
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megatron_cpt.errors import CheckpointError, CptError, FollowsAnotherRank
@@ -46,6 +48,10 @@ OPTIMIZER_PREFIX = "optimizer."
 EMBEDDING_KEY = "embedding.word_embeddings.weight"  # megatron's own name, in checkpoints of other trainers too
 _MODEL, _OPTIMIZER, _COMMON = "model", "optimizer", "cpt"
 _MAIN_WEIGHTS = ("optimizer.state.param.", "optimizer.state.fp32_param.")
+# What torch and megatron raise over files that are damaged or missing; torch's CheckpointException is a BaseException.
+_UNREADABLE = (
+    CheckpointException, CheckpointingException, pickle.UnpicklingError, EOFError, OSError, RuntimeError, KeyError, ValueError,
+)  # fmt: skip
 _ROWS_AT_ONCE = 4096  # bounds the temporary of a check of rows
 _WRITER_NICENESS = 10  # on a CPU the writer shares the cores with training
 
@@ -136,12 +142,12 @@ class StreamedLoad:
         with _reading(folder), weights_only():
             _check_against(folder, {_MODEL: self._state})
             self._reader = FileSystemReader(folder)
-            self._metadata = self._reader.read_metadata()
-            self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
+            metadata = self._reader.read_metadata()
+            self._reader.set_up_storage_reader(metadata, is_coordinator=True)
         names = {name for name, _ in model.named_parameters()}
         wanted = {part.key for name, part in self._state.items() if name in names}
-        found = {key for key, entry in self._metadata.state_dict_metadata.items() if isinstance(entry, TensorStorageMetadata)}
-        found = {key for key in found if not key.startswith(OPTIMIZER_PREFIX)}
+        self._saved = {key: entry for key, entry in metadata.state_dict_metadata.items() if isinstance(entry, TensorStorageMetadata)}
+        found = {key for key in self._saved if not key.startswith(OPTIMIZER_PREFIX)}
         if wanted != found:
             raise _other_tensors(folder, found - wanted, wanted - found)
 
@@ -156,7 +162,7 @@ class StreamedLoad:
         """
         parameters: dict[str, torch.Tensor] = {}
         planner = _IntoParts()
-        items = []
+        items: list[ReadItem] = []
         for name in names:
             part = self._state[name]
             parameters[name] = torch.empty(part.data.shape, dtype=part.data.dtype)
@@ -166,7 +172,7 @@ class StreamedLoad:
                 sizes = torch.Size((*[1] * shard.prepend_axis_num, *shard.local_shape))
                 chunk = ChunkStorageMetadata(torch.Size(shard.global_offset), sizes)
                 planner.targets[shard.key, chunk.offsets] = shard.data.view(sizes)
-                found = create_read_items_for_chunk_list(shard.key, self._metadata.state_dict_metadata[shard.key], [chunk])
+                found = create_read_items_for_chunk_list(shard.key, self._saved[shard.key], [chunk])
                 if sum(item.lengths.numel() for item in found) != sizes.numel():
                     raise CheckpointError("The checkpoint lacks a part of a tensor.", where=self._folder, value=shard.key)
                 items += found
@@ -176,7 +182,7 @@ class StreamedLoad:
         return parameters
 
 
-class _IntoParts(DefaultLoadPlanner):  # type: ignore[misc]
+class _IntoParts(DefaultLoadPlanner):
     """Puts what is read into the tensors that wait for it, by the key and the place of the part."""
 
     def __init__(self) -> None:
@@ -206,16 +212,7 @@ def _reading(folder: Path) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except (
-        CheckpointException,
-        CheckpointingException,
-        pickle.UnpicklingError,
-        EOFError,
-        OSError,
-        RuntimeError,
-        KeyError,
-        ValueError,
-    ) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(
             "The checkpoint cannot be read.", where=folder, value=str(error)[:2000], next_step="Use an older checkpoint of the run."
         ) from error
