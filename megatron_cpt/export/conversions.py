@@ -21,11 +21,11 @@ from megatron_cpt.export.folder import TOLERANCE, TYPES, copy_tokenizer, folder_
 from megatron_cpt.model import rows
 from megatron_cpt.model.build import build_chunks
 from megatron_cpt.model.convert import ROW_TENSORS
-from megatron_cpt.model.dist_checkpoint import EMBEDDING_KEY, load_model, saved_shape
+from megatron_cpt.model.dist_checkpoint import EMBEDDING_KEY, saved_shape
 from megatron_cpt.model.gguf import gguf_to_folder, load_gguf
 from megatron_cpt.model.hf_folder import HfFolder, write_refused, write_tensors
 from megatron_cpt.model.parallel import single_rank_layout
-from megatron_cpt.model.stream import Skeleton, declared_tensors, read_checkpoint, recast_checkpoint, skeleton, write_checkpoint
+from megatron_cpt.model.stream import Skeleton, declared_tensors, fill_from, read_checkpoint, recast_checkpoint, skeleton, write_checkpoint
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.record.store import publish_folder, read_json
 from megatron_cpt.record.vocab_layout import VocabLayout, padded_rows
@@ -263,7 +263,7 @@ def _compare_logits(checkpoint: Path, bones: Skeleton, folder: Path, *, dtype: s
     layout = single_rank_layout(PROBE_TOKENS, dtype=_parameter_type(dtype), threads=torch.get_num_threads())
     tokens_BS = _probe(bones.vocab.num_ids)
     chunks = build_chunks(bones.shape, bones.vocab, layout, backend=backend, initialise_weights=False)
-    load_model(checkpoint, chunks)
+    fill_from(checkpoint, chunks[0])
     with torch.no_grad():
         ours_BSV = chunks[0](tokens_BS, torch.arange(PROBE_TOKENS)[None], None)[..., : bones.vocab.num_ids].float()
         del chunks

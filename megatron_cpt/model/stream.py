@@ -18,7 +18,7 @@ from megatron_cpt.backend import Backend
 from megatron_cpt.errors import CheckpointError
 from megatron_cpt.model.build import PARAMS_DTYPE, CptModel, build_chunks
 from megatron_cpt.model.convert import ROW_TENSORS, check_folder, name_in, read_parameter, rules_of
-from megatron_cpt.model.dist_checkpoint import StreamedLoad, check_row_values, save_streamed
+from megatron_cpt.model.dist_checkpoint import StreamedLoad, check_row_values, check_rows, save_streamed
 from megatron_cpt.model.hf_folder import Declared, HfFolder
 from megatron_cpt.model.names import Rule, expected_shapes
 from megatron_cpt.model.parallel import single_rank_layout
@@ -130,6 +130,19 @@ def read_checkpoint(folder: Path, this: Skeleton, *, dtype: torch.dtype) -> Iter
             del whole
             for hf_name, part in zip(source.hf, parts, strict=True):
                 yield hf_name, _converted(part, dtype, where=folder, name=hf_name)
+
+
+def fill_from(folder: Path, model: CptModel) -> None:
+    """Fill a model on one rank with a checkpoint's weights alone: whatever else another trainer has put into it is not looked at.
+
+    Raises:
+        CheckpointError: as `read_checkpoint`.
+    """
+    load = StreamedLoad(folder, model)
+    for name, param in model.named_parameters():
+        with torch.no_grad():
+            param.copy_(load.read([name])[name])
+    check_rows(model, where=folder)
 
 
 def _layer_of(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -78,6 +79,37 @@ def test_a_checkpoint_becomes_one_of_other_padding(convert: Callable[..., int], 
     theirs, ours = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "hf"))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
+def test_a_checkpoint_of_another_trainer_is_read_without_its_classes_and_optimizer_state(
+    convert: Callable[..., int], base: Path, tmp_path: Path
+) -> None:
+    """As Megatron-LM writes it: arguments in a Namespace beside the model, and moments."""
+    from megatron.core import dist_checkpointing  # noqa: PLC0415
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor  # noqa: PLC0415
+
+    from megatron_cpt.backend import choose  # noqa: PLC0415
+    from megatron_cpt.model.build import build_chunks  # noqa: PLC0415
+    from megatron_cpt.model.parallel import ranks, single_rank_layout  # noqa: PLC0415
+    from megatron_cpt.plan.model_shape import ModelShape  # noqa: PLC0415
+    from megatron_cpt.record.vocab_layout import VocabLayout  # noqa: PLC0415
+
+    backend, one = choose("cpu"), single_rank_layout(8, dtype="bf16")
+    with ranks(one, backend=backend, seed=3):
+        vocab = VocabLayout(512, 512, 576, 0, "")
+        (model,) = build_chunks(ModelShape.from_hf_folder(base), vocab, one, backend=backend)
+        state = {
+            "model": model.sharded_state_dict(),
+            "optimizer": {"m": ShardedTensor.from_rank_offsets("optimizer.state.exp_avg.x", torch.ones(4))},
+            "args": argparse.Namespace(num_layers=2),
+            "iteration": 5,
+        }
+        (tmp_path / "theirs").mkdir()
+        dist_checkpointing.save(state, str(tmp_path / "theirs"))
+        rows = model.embedding.word_embeddings.weight.detach().float().clone()
+    assert convert("megatron-to-hf", tmp_path / "theirs", tmp_path / "hf", "--like", base, "--dtype", "bf16", "--check") == 0
+    written = load_file(tmp_path / "hf" / "model.safetensors")
+    assert torch.equal(written["model.embed_tokens.weight"].float(), rows[:512])
 
 
 def write_gguf(path: Path, base: Path) -> dict[str, np.ndarray]:
