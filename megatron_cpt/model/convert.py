@@ -17,6 +17,9 @@ from megatron_cpt.record.vocab_layout import VocabLayout
 ROW_TENSORS = (EMBEDDING, OUTPUT)
 
 
+ROWS_AT_ONCE = 8192  # bounds what is mapped of the file beside the rows themselves
+
+
 def check_folder(base: HfFolder, shape: ModelShape) -> None:
     """Refuse a folder whose tensors are not exactly those of the shape.
 
@@ -166,8 +169,9 @@ def _rows(
     assert added.shape[0] == num_added, f"{name}: {added.shape[0]} new rows for {num_added}"
     rows = torch.empty((stop - start, added.shape[1]), dtype=dtype)  # the largest tensor of a model: not a copy of it more than this
     num_old = max(min(stop, vocab.num_base_ids) - start, 0)
-    if num_old:
-        rows[:num_old] = base.read(name, dim=0, start=start, stop=start + num_old)
+    for first in range(0, num_old, ROWS_AT_ONCE):
+        last = min(first + ROWS_AT_ONCE, num_old)
+        rows[first:last] = base.read(name, dim=0, start=start + first, stop=start + last)
     if stop > vocab.num_base_ids:
         rows[num_old:] = added[max(start - vocab.num_base_ids, 0) : stop - vocab.num_base_ids]
     return rows

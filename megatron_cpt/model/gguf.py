@@ -82,7 +82,7 @@ def _from_gguf(kind: str, file: Path, **arguments: Any) -> Any:
     import transformers  # noqa: PLC0415  # slow to load, needed here only
 
     try:
-        return getattr(transformers, kind).from_pretrained(file.parent, gguf_file=file.name, local_files_only=True, **arguments)
+        return getattr(transformers, kind).from_pretrained(file.parent, gguf_file=file.name, **arguments)
     except Exception as error:  # the library raises what it meets in a stranger's file: ValueError, KeyError, NotImplementedError ...
         raise CheckpointError(
             "The GGUF file cannot be read by transformers.",

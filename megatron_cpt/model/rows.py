@@ -50,5 +50,6 @@ def new_rows(base_VH: torch.Tensor, parts: Sequence[Sequence[int]], *, rule: str
     """Return the rows behind the base ids, in fp32: the new ids' by the rule, then `num_padding` times the mean base row."""
     rows = [row_rule(rule)(base_VH, parts)] if parts else []
     if num_padding:
-        rows.append(base_VH.mean(dim=0, dtype=torch.float32).expand(num_padding, -1))
+        sums = [some.sum(dim=0, dtype=torch.float64) for some in torch.split(base_VH, 4096)]  # no second copy of the largest tensor
+        rows.append((torch.stack(sums).sum(dim=0) / len(base_VH)).float().expand(num_padding, -1))
     return torch.cat(rows) if rows else base_VH.new_empty((0, base_VH.shape[1]), dtype=torch.float32)
