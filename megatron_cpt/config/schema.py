@@ -196,6 +196,23 @@ class EvalConfig:
 
 
 @dataclass
+class ExportConfig:
+    """How a promoted checkpoint becomes a Hugging Face folder.
+
+    `dtype: null` keeps the base's type. `prompts` are completed by base and exported model side by side, at most
+    `completion_tokens` each; without any they are the beginnings of held-out texts, and 0 tokens leave the step out.
+    `instruct_model` is the folder of the instruct model that was made from this base: its difference to the base is added in a
+    second folder (docs/export.md).
+    """
+
+    dtype: str | None = None
+    max_shard_gb: float = 2.0
+    prompts: list[str] = field(default_factory=list)
+    completion_tokens: int = 32
+    instruct_model: str | None = None
+
+
+@dataclass
 class CheckpointConfig:
     """A checkpoint every so many steps.
 
@@ -256,5 +273,6 @@ class ExperimentConfig:
     gate: GateConfig = field(default_factory=GateConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     stop: StopConfig = field(default_factory=StopConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)

@@ -18,6 +18,9 @@ from megatron_cpt.record.vocab_layout import VocabLayout
 ROW_TENSORS = (*{table.embedding[0].hf[0].name: None for table in TABLES.values()}, OUTPUT)
 
 
+ROWS_AT_ONCE = 8192  # bounds what is mapped of the file beside the rows themselves
+
+
 def check_folder(base: HfFolder, shape: ModelShape) -> None:
     """Refuse a folder whose tensors are not exactly those of the shape.
 
@@ -65,16 +68,34 @@ def load_hf_into(
     for chunk in chunks:
         model = inner_model(chunk)
         params = dict(model.named_parameters())
-        for rule, core_names, hf_names in _rules(model, shape):
-            param = params.pop(_name_in(params, core_names))
-            if hf_names[0] in ROW_TENSORS:
-                local = _rows(base, hf_names[0], vocab, new_rows or {}, start=rank * param.shape[0], stop=(rank + 1) * param.shape[0])
-            else:
-                local = rule.fuse([_block(base, name, rule, rank, size) for name in hf_names], shape)
+        for rule, core_names, hf_names in rules_of(model, shape):
+            param = params.pop(name_in(params, core_names))
+            local = read_parameter(
+                base, rule, hf_names, shape=shape, vocab=vocab, new_rows=new_rows or {}, like=param, rank=rank, size=size
+            )
             assert local.shape == param.shape, f"{core_names[0]}: {tuple(local.shape)} for {tuple(param.shape)}"
             with torch.no_grad():
                 param.copy_(local)  # converts to the parameter's type and device
         assert not params, f"parameters without a rule: {sorted(params)}"
+
+
+def read_parameter(
+    base: HfFolder,
+    rule: Rule,
+    hf_names: tuple[str, ...],
+    *,
+    shape: ModelShape,
+    vocab: VocabLayout,
+    new_rows: Mapping[str, torch.Tensor],
+    like: torch.Tensor,
+    rank: int = 0,
+    size: int = 1,
+) -> torch.Tensor:
+    """Return one parameter as tensor-parallel rank `rank` of `size` holds it, read from the folder; `like` has its shape and type."""
+    if hf_names[0] in ROW_TENSORS:
+        start, stop = rank * like.shape[0], (rank + 1) * like.shape[0]
+        return _rows(base, hf_names[0], vocab, new_rows, start=start, stop=stop, dtype=like.dtype)
+    return rule.fuse([_block(base, name, rule, rank, size) for name in hf_names], shape)
 
 
 def hf_tensors(chunks: Sequence[torch.nn.Module], shape: ModelShape, vocab: VocabLayout) -> Iterator[tuple[str, torch.Tensor]]:
@@ -89,8 +110,8 @@ def hf_tensors(chunks: Sequence[torch.nn.Module], shape: ModelShape, vocab: Voca
     model = inner_model(chunk)
     params = {name: param.detach() for name, param in model.named_parameters()}
     missing = expected_shapes(shape, num_rows=vocab.num_ids)
-    for rule, core_names, hf_names in _rules(model, shape):
-        core = params.pop(_name_in(params, core_names))
+    for rule, core_names, hf_names in rules_of(model, shape):
+        core = params.pop(name_in(params, core_names))
         parts = [core[: vocab.num_ids]] if hf_names[0] in ROW_TENSORS else rule.split(core, shape)
         for name, part in zip(hf_names, parts, strict=True):
             assert part.shape == missing.pop(name), f"{name}: {tuple(part.shape)}"
@@ -99,7 +120,8 @@ def hf_tensors(chunks: Sequence[torch.nn.Module], shape: ModelShape, vocab: Voca
     assert not missing, f"tensors that no parameter gave: {sorted(missing)}"
 
 
-def _rules(model: CptModel, shape: ModelShape) -> Iterator[tuple[Rule, tuple[str, ...], tuple[str, ...]]]:
+def rules_of(model: CptModel, shape: ModelShape) -> Iterator[tuple[Rule, tuple[str, ...], tuple[str, ...]]]:
+    """Yield (rule, possible core names, Hugging Face names) for every parameter of a chunk."""
     num_experts = shape.num_experts // parallel_state.get_expert_model_parallel_world_size()
     first_expert = parallel_state.get_expert_model_parallel_rank() * num_experts
     return rules_for_chunk(
@@ -111,7 +133,7 @@ def _rules(model: CptModel, shape: ModelShape) -> Iterator[tuple[Rule, tuple[str
     )
 
 
-def _name_in(params: Mapping[str, torch.Tensor], candidates: tuple[str, ...]) -> str:
+def name_in(params: Mapping[str, torch.Tensor], candidates: tuple[str, ...]) -> str:
     present = [name for name in candidates if name in params]
     assert len(present) == 1, f"one of {candidates} expected, found {present}"
     return present[0]
@@ -129,7 +151,9 @@ def _block(base: HfFolder, name: str, rule: Rule, rank: int, size: int) -> torch
     return torch.cat(blocks, dim=rule.cut_dim) if rule.stacked > 1 else blocks[0]
 
 
-def _rows(base: HfFolder, name: str, vocab: VocabLayout, new_rows: Mapping[str, torch.Tensor], *, start: int, stop: int) -> torch.Tensor:
+def _rows(
+    base: HfFolder, name: str, vocab: VocabLayout, new_rows: Mapping[str, torch.Tensor], *, start: int, stop: int, dtype: torch.dtype
+) -> torch.Tensor:
     """Return rows `start:stop` of the extended embedding: base ids from the folder, the others from `new_rows`."""
     num_in_file = base.entries[name].shape[0]
     if name not in new_rows and num_in_file >= vocab.num_padded_rows:
@@ -153,9 +177,11 @@ def _rows(base: HfFolder, name: str, vocab: VocabLayout, new_rows: Mapping[str, 
     added = new_rows[name]
     num_added = vocab.num_padded_rows - vocab.num_base_ids
     assert added.shape[0] == num_added, f"{name}: {added.shape[0]} new rows for {num_added}"
-    parts = []
-    if start < vocab.num_base_ids:
-        parts.append(base.read(name, dim=0, start=start, stop=min(stop, vocab.num_base_ids)).float())
+    rows = torch.empty((stop - start, added.shape[1]), dtype=dtype)  # the largest tensor of a model: not a copy of it more than this
+    num_old = max(min(stop, vocab.num_base_ids) - start, 0)
+    for first in range(0, num_old, ROWS_AT_ONCE):
+        last = min(first + ROWS_AT_ONCE, num_old)
+        rows[first:last] = base.read(name, dim=0, start=start + first, stop=start + last)
     if stop > vocab.num_base_ids:
-        parts.append(added[max(start - vocab.num_base_ids, 0) : stop - vocab.num_base_ids].float())
-    return torch.cat(parts)
+        rows[num_old:] = added[max(start - vocab.num_base_ids, 0) : stop - vocab.num_base_ids]
+    return rows

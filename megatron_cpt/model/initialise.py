@@ -13,12 +13,13 @@ import torch
 from megatron_cpt.backend import Backend
 from megatron_cpt.errors import CheckpointError, DataError
 from megatron_cpt.model import fit_rows, rows
-from megatron_cpt.model.build import build_chunks
+from megatron_cpt.model.build import build_chunks, inner_model
 from megatron_cpt.model.convert import load_hf_into
-from megatron_cpt.model.dist_checkpoint import check_rows, save_model
+from megatron_cpt.model.dist_checkpoint import load_model
 from megatron_cpt.model.hf_folder import HfFolder
 from megatron_cpt.model.names import row_names
 from megatron_cpt.model.parallel import ranks, single_rank_layout
+from megatron_cpt.model.stream import skeleton, write_checkpoint
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.run_plan import Layout
 from megatron_cpt.record.manifest import StageResult
@@ -80,15 +81,17 @@ def initialise(
             else None
         )
         del base_chunks
+        extended = skeleton(shape, vocab, dtype=dtype, backend=backend)
+        checkpoint = result.folder / CHECKPOINT_FOLDER
+        common = {"stage": "init", "vocab_fingerprint": vocab.fingerprint}
+        write_checkpoint(checkpoint, base, extended, new_rows=added, common=common)
+        # What is judged is what was written: one model in memory at a time, the base's before and the checkpoint's now.
         chunks = build_chunks(shape, vocab, layout, backend=backend, initialise_weights=False)
-        load_hf_into(chunks, base, shape, vocab, added)
-        check_rows(chunks[0], where=base_folder)
+        load_model(checkpoint, chunks)
         _check_old_rows(chunks[0], base, shape, vocab)
         moved = _check_logits(before, _probe_logits(chunks, vocab, backend), dtype=dtype)
-        save_model(result.folder / CHECKPOINT_FOLDER, chunks, common={"stage": "init", "vocab_fingerprint": vocab.fingerprint})
-        num_params = sum(param.numel() for param in chunks[0].parameters())
     result.facts |= {
-        "num_params": num_params,
+        "num_params": extended.num_params,
         "dtype": dtype,
         "num_new_rows": vocab.num_ids - vocab.num_base_ids,
         "num_padding_rows": vocab.num_padded_rows - vocab.num_ids,
@@ -186,6 +189,8 @@ def _probe_logits(chunks: Sequence[torch.nn.Module], vocab: VocabLayout, backend
     tokens = torch.randint(0, vocab.num_base_ids, (NUM_PROBES, PROBE_TOKENS), generator=generator).to(backend.device)
     positions = torch.arange(PROBE_TOKENS, device=backend.device).expand(NUM_PROBES, -1)
     logits: torch.Tensor = chunks[0](tokens, positions, None)
+    padding = logits[..., inner_model(chunks[0]).vocab.num_ids :]
+    assert padding.eq(float("-inf")).all(), "padding rows take part in the softmax"
     return logits[..., : vocab.num_base_ids].float().cpu()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from megatron_cpt.config.schema import ExperimentConfig
@@ -18,6 +19,7 @@ from megatron_cpt.record.vocab_layout import VocabLayout
 
 BACKENDS = ("cpu", "cuda")
 DTYPES = ("fp32", "bf16")
+EXPORT_DTYPES = ("fp32", "bf16", "fp16")
 RECOMPUTE = ("none", "selective", "full")
 RULE_KINDS = ("must_improve", "may_not_worsen")
 WANDB_MODES = ("offline", "online", "disabled")
@@ -71,13 +73,25 @@ def literal_problems(config: ExperimentConfig) -> list[str]:
         problems.append(f"blend.max_epochs={config.blend.max_epochs} is not above 0.")
     if not 0 < config.gate.confidence < 1:
         problems.append(f"gate.confidence={config.gate.confidence} is not between 0 and 1.")
-    problems += keep_best_problems(config)
+    problems += keep_best_problems(config) + export_problems(config)
     for key, limit in stop_keys(config).items():
         if limit is not None and not limit > 0:
             problems.append(f"{key}={limit} is not above 0. Use null for no limit.")
     factor = config.stop.spike_factor
     if factor is not None and not factor > 1:
         problems.append(f"stop.spike_factor={factor} is not above 1: half of all steps are above their median. Use null for no such test.")
+    return problems
+
+
+def export_problems(config: ExperimentConfig) -> list[str]:
+    """Check what would otherwise be met only when training has been paid for."""
+    export = config.export
+    problems = [] if export.dtype is None else _choice("export.dtype", export.dtype, EXPORT_DTYPES)
+    if not export.max_shard_gb > 0:
+        problems.append(f"export.max_shard_gb={export.max_shard_gb} is not above 0.")
+    problems += _at_least({"export.completion_tokens": export.completion_tokens}, 0)
+    if export.instruct_model is not None and not (Path(export.instruct_model) / "config.json").is_file():
+        problems.append(f"export.instruct_model={printable(export.instruct_model)} is no Hugging Face folder: it has no config.json.")
     return problems
 
 
