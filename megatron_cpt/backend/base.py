@@ -30,8 +30,8 @@ class Backend(abc.ABC):
         """Return megatron's block submodules for this pipeline rank (`config` is a TransformerConfig)."""
 
     @abc.abstractmethod
-    def config_overrides(self) -> dict[str, Any]:
-        """Return the TransformerConfig fields that this backend decides."""
+    def config_overrides(self, *, has_experts: bool = False) -> dict[str, Any]:
+        """Return the TransformerConfig fields that this backend decides; with experts also how tokens reach them."""
 
     @abc.abstractmethod
     def use_local_device(self, local_rank: int) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from megatron_cpt.backend import adam, kernels, shim
 from megatron_cpt.backend.base import Backend
-from megatron_cpt.backend.layers import FUSIONS_OFF, load_megatron_quietly, local_layer_spec
+from megatron_cpt.backend.layers import FUSIONS_OFF, LOCAL_EXPERTS, load_megatron_quietly, local_layer_spec
 
 # Warnings that megatron and torch repeat on every rank and that a user of the CPU backend can do nothing about.
 _ABOUT_OTHER_MACHINES = (
@@ -50,5 +50,5 @@ class CpuBackend(Backend):
     def use_local_device(self, local_rank: int) -> None:
         pass  # every rank of a host shares its one CPU
 
-    def config_overrides(self) -> dict[str, Any]:
-        return {**FUSIONS_OFF, "use_cpu_initialization": True}
+    def config_overrides(self, *, has_experts: bool = False) -> dict[str, Any]:
+        return {**FUSIONS_OFF, "use_cpu_initialization": True, **(LOCAL_EXPERTS if has_experts else {})}

@@ -10,7 +10,7 @@ import torch
 
 from megatron_cpt.backend import adam
 from megatron_cpt.backend.base import Backend
-from megatron_cpt.backend.layers import FUSIONS_OFF, load_megatron_quietly, local_layer_spec
+from megatron_cpt.backend.layers import FUSIONS_OFF, load_megatron_quietly, local_layer_spec, make_gemma
 from megatron_cpt.errors import ConfigError
 
 # Module whose presence proves the package: PyPI's `apex` is another project, and only NVIDIA's compiles `amp_C`.
@@ -76,10 +76,19 @@ class CudaBackend(Backend):
             return local_layer_spec(config)
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec  # noqa: PLC0415
 
-        return get_gpt_layer_with_transformer_engine_spec()
+        layer = get_gpt_layer_with_transformer_engine_spec(
+            num_experts=config.num_moe_experts, moe_grouped_gemm=config.moe_grouped_gemm, qk_layernorm=config.qk_layernorm
+        )
+        if config.layernorm_zero_centered_gamma:
+            from megatron.core.extensions.transformer_engine import TENorm  # noqa: PLC0415
 
-    def config_overrides(self) -> dict[str, Any]:
-        return {} if self.found["transformer_engine"] else dict(FUSIONS_OFF)
+            make_gemma(layer, norm=TENorm)
+        return layer
+
+    def config_overrides(self, *, has_experts: bool = False) -> dict[str, Any]:
+        engine = bool(self.found["transformer_engine"])
+        experts = {"moe_grouped_gemm": engine, "moe_token_dispatcher_type": "alltoall"} if has_experts else {}
+        return {**({} if engine else FUSIONS_OFF), **experts}
 
     def use_local_device(self, local_rank: int) -> None:
         torch.cuda.set_device(local_rank)

@@ -7,7 +7,8 @@ import warnings
 from typing import Any
 
 from megatron_cpt.backend.attention import CausalAttention
-from megatron_cpt.backend.norm import RMSNorm
+from megatron_cpt.backend.norm import LayerNorm, RMSNorm
+from megatron_cpt.backend.window import WindowedAttention
 
 # Kernels that exist only in Transformer Engine, apex or megatron's CUDA extensions.
 FUSIONS_OFF: dict[str, Any] = {
@@ -19,18 +20,42 @@ FUSIONS_OFF: dict[str, Any] = {
     "persist_layer_norm": False,
     "cross_entropy_loss_fusion": False,
 }
+# One module for each expert. megatron's exchange of tokens by gathering all of them needs no collective that gloo lacks.
+LOCAL_EXPERTS: dict[str, Any] = {"moe_grouped_gemm": False, "moe_token_dispatcher_type": "allgather"}
 
 
 def local_layer_spec(config: Any) -> Any:
-    """Return the block submodules of this pipeline rank, built from megatron's linear layers, RMSNorm and CausalAttention."""
+    """Return the block submodules of this pipeline rank, built from megatron's linear layers, torch's norms and CausalAttention."""
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec  # noqa: PLC0415  # only after `choose`
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build  # noqa: PLC0415
 
-    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
-    layer.submodules.input_layernorm = RMSNorm
-    layer.submodules.pre_mlp_layernorm = RMSNorm
-    layer.submodules.self_attention.submodules.core_attention = CausalAttention
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
+    norm = RMSNorm if config.normalization == "RMSNorm" else LayerNorm
+    layer = get_gpt_layer_local_spec(
+        num_experts=config.num_moe_experts, moe_grouped_gemm=False, normalization="RMSNorm", qk_layernorm=config.qk_layernorm
+    )
+    parts = layer.submodules
+    parts.input_layernorm = parts.pre_mlp_layernorm = norm
+    attention = parts.self_attention.submodules
+    attention.core_attention = CausalAttention if config.window_size is None else WindowedAttention
+    if config.qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = norm
+    if config.num_moe_experts:
+        # Transformer Engine fuses the norm into a dense MLP only: experts' checkpoints name it as it is.
+        parts.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.", None)
+    if config.layernorm_zero_centered_gamma:
+        make_gemma(layer, norm=norm)
+    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm)
+
+
+def make_gemma(layer: Any, *, norm: Any) -> None:
+    """Give a layer's spec, of megatron's own or of Transformer Engine's layers, what only Gemma has."""
+    from megatron_cpt.backend.local_global import LocalGlobalAttention, with_norm_behind  # noqa: PLC0415  # only after `choose`
+
+    attention, mlp = layer.submodules.self_attention, layer.submodules.mlp
+    attention.module = LocalGlobalAttention
+    attention.submodules.linear_proj = with_norm_behind(attention.submodules.linear_proj, norm)
+    parts = mlp.submodules if hasattr(mlp, "submodules") else mlp.keywords["submodules"]  # 0.16 has a spec, 0.19 a partial
+    parts.linear_fc2 = with_norm_behind(parts.linear_fc2, norm)
 
 
 def load_megatron_quietly() -> None:
@@ -39,3 +64,6 @@ def load_megatron_quietly() -> None:
         warnings.simplefilter("ignore")
         importlib.import_module("megatron.core.models.gpt.gpt_layer_specs")
         importlib.import_module("megatron.core.optimizer")
+        routing: Any = importlib.import_module("megatron.core.transformer.moe.moe_utils")
+    if not hasattr(routing, "te_general_gemm"):  # 0.16 asks for it by name also where Transformer Engine is missing
+        routing.te_general_gemm = None

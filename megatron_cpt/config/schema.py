@@ -77,6 +77,7 @@ class OptimConfig:
     weight_decay: float = MISSING
     clip_grad_norm: float = 1.0
     embedding_lr_scale: float = 1.0  # rate of embedding and output rows, as a multiple of the schedule's
+    router_aux_loss: float = 0.0  # weight of the load-balancing loss of a mixture of experts (Fedus et al. 2021, arXiv 2101.03961)
 
 
 @dataclass
@@ -112,6 +113,7 @@ class ParallelConfig:
 
     `virtual_pipeline` is the number of chunks of layers that each pipeline rank holds; above 1 the schedule is interleaved.
     `recompute` trades time for memory: `none`; `selective`, the MLP of every layer; `full`, every layer.
+    `expert` data-parallel ranks share the experts of a mixture of experts, each holding its part of them.
     """
 
     tensor: int = MISSING
@@ -123,6 +125,7 @@ class ParallelConfig:
     sequence_parallel: bool = False
     distributed_optimizer: bool = True
     recompute: str = "none"
+    expert: int = 1
     dtype: str = MISSING
 
 
@@ -193,6 +196,23 @@ class EvalConfig:
 
 
 @dataclass
+class ExportConfig:
+    """How a promoted checkpoint becomes a Hugging Face folder.
+
+    `dtype: null` keeps the base's type. `prompts` are completed by base and exported model side by side, at most
+    `completion_tokens` each; without any they are the beginnings of held-out texts, and 0 tokens leave the step out.
+    `instruct_model` is the folder of the instruct model that was made from this base: its difference to the base is added in a
+    second folder (docs/export.md).
+    """
+
+    dtype: str | None = None
+    max_shard_gb: float = 2.0
+    prompts: list[str] = field(default_factory=list)
+    completion_tokens: int = 32
+    instruct_model: str | None = None
+
+
+@dataclass
 class CheckpointConfig:
     """A checkpoint every so many steps.
 
@@ -253,5 +273,6 @@ class ExperimentConfig:
     gate: GateConfig = field(default_factory=GateConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     stop: StopConfig = field(default_factory=StopConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)

@@ -88,14 +88,14 @@ def load_subject(subject: Subject, plan: RunPlan, *, backend: Any) -> list[Any]:
     from megatron_cpt.model.convert import load_hf_into  # noqa: PLC0415
     from megatron_cpt.model.dist_checkpoint import load_model  # noqa: PLC0415
     from megatron_cpt.model.hf_folder import HfFolder  # noqa: PLC0415
-    from megatron_cpt.model.names import EMBEDDING, OUTPUT  # noqa: PLC0415
+    from megatron_cpt.model.names import row_names  # noqa: PLC0415
 
     vocab = subject.vocab
     chunks = build_chunks(plan.shape, vocab, plan.layout, backend=backend, initialise_weights=False)
     if subject.hf_folder is not None:
         # rows that pad the vocabulary to the tensor-parallel size; the softmax never sees them
         padding = torch.zeros(vocab.num_padded_rows - vocab.num_ids, plan.shape.hidden_size)
-        rows = {EMBEDDING: padding, OUTPUT: padding} if len(padding) else None
+        rows = dict.fromkeys(row_names(plan.shape), padding) if len(padding) else None
         load_hf_into(chunks, HfFolder.open(subject.hf_folder), plan.shape, vocab, rows)
     else:
         assert subject.core_folder is not None

@@ -38,12 +38,14 @@ def nats_by_document(
     The chunks keep their weights and their training mode.
     """
     sequence_parallel = chunks[0].config.sequence_parallel
+    # Ranks that share experts meet in every layer, so they walk through the same windows, and one of them counts.
+    expert, data_rank = parallel_state.get_expert_model_parallel_world_size(), parallel_state.get_data_parallel_rank()
     batches = share_of_rank(
         windows,
         window_tokens=window_tokens,
         micro_batch_size=micro_batch_size,
-        data_rank=parallel_state.get_data_parallel_rank(),
-        data_size=parallel_state.get_data_parallel_world_size(),
+        data_rank=data_rank // expert,
+        data_size=parallel_state.get_data_parallel_world_size() // expert,
         multiple=parallel_state.get_tensor_model_parallel_world_size() if sequence_parallel else 1,
     )
     was_training = [chunk.training for chunk in chunks]
@@ -56,7 +58,7 @@ def nats_by_document(
                 sums[window.document] += nats
     for chunk, training in zip(chunks, was_training, strict=True):
         chunk.train(training)
-    if parallel_state.get_tensor_model_parallel_rank() != 0:
+    if parallel_state.get_tensor_model_parallel_rank() != 0 or data_rank % expert != 0:
         sums.zero_()  # tensor-parallel ranks hold the same losses: one of them counts
     total = sums.to(device)
     distributed.all_reduce(total)

@@ -5,7 +5,9 @@ Imported after a backend was chosen. Shape letters: S tokens, B sequences, V row
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
 import warnings
 from typing import Any
 
@@ -16,15 +18,17 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
 
 from megatron_cpt.backend import Backend
+from megatron_cpt.backend.local_global import TwoRotaries
 from megatron_cpt.errors import ConfigError, raise_all
-from megatron_cpt.plan.checks import batch_problems, stage_problems
+from megatron_cpt.model.frequencies import rotary_frequencies
+from megatron_cpt.plan.checks import batch_problems, expert_problems, stage_problems
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.run_plan import Layout
 from megatron_cpt.record.vocab_layout import VocabLayout
 
 PARAMS_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# What the backward pass computes anew. `selective` is the gated MLP, whose middle is most of what a layer keeps. It is not the core
-# attention, as in Korthikanti et al. 2022: attention here keeps no score matrix, so that would cost time and free next to nothing.
+# What the backward pass computes anew. `selective` is the MLP or all experts, whose middle is most of what a layer keeps. It is not the
+# core attention, as in Korthikanti et al. 2022: attention here keeps no score matrix, so that would cost time and free next to nothing.
 RECOMPUTE: dict[str, dict[str, Any]] = {
     "none": {},
     "selective": {"recompute_granularity": "selective", "recompute_modules": ["mlp"]},
@@ -98,6 +102,9 @@ def check_layout(shape: ModelShape, vocab: VocabLayout, layout: Layout) -> None:
     problems = [
         f"parallel.tensor={layout.tensor} does not divide {name}={size}" for name, size in by_tensor.items() if size % layout.tensor
     ]
+    problems += expert_problems(
+        shape, expert=layout.expert, tensor=layout.tensor, data=layout.data, sequence_parallel=layout.sequence_parallel
+    )
     problems += stage_problems(shape.num_layers, pipeline=layout.pipeline, virtual_pipeline=layout.virtual_pipeline)
     problems += batch_problems(
         layout.global_batch_size,
@@ -116,11 +123,11 @@ def check_layout(shape: ModelShape, vocab: VocabLayout, layout: Layout) -> None:
 
 
 def transformer_config(shape: ModelShape, layout: Layout, *, backend: Backend, **overrides: Any) -> TransformerConfig:
-    """Return megatron's configuration of a Llama-family model.
+    """Return megatron's configuration of a model.
 
     `calculate_per_token_loss` is set here because DDP reads it when it is built; set later, gradients are scaled twice.
     """
-    params_dtype = PARAMS_DTYPE[layout.dtype]
+    params_dtype, traits = PARAMS_DTYPE[layout.dtype], shape.traits
     fields: dict[str, Any] = {
         "num_layers": shape.num_layers,
         "hidden_size": shape.hidden_size,
@@ -128,12 +135,17 @@ def transformer_config(shape: ModelShape, layout: Layout, *, backend: Backend, *
         "num_query_groups": shape.num_query_groups,
         "kv_channels": shape.head_dim,
         "ffn_hidden_size": shape.ffn_hidden_size,
-        "normalization": "RMSNorm",
+        "normalization": "RMSNorm" if traits.norm == "rms" else "LayerNorm",
         "layernorm_epsilon": shape.norm_epsilon,
-        "gated_linear_unit": True,
-        "activation_func": functional.silu,
-        "add_bias_linear": False,
-        "add_qkv_bias": False,
+        "gated_linear_unit": traits.gated,
+        "activation_func": functional.silu if traits.activation == "silu" else gelu_tanh,
+        "layernorm_zero_centered_gamma": traits.gemma,
+        "add_bias_linear": traits.bias,
+        "add_qkv_bias": traits.qkv_bias,
+        "qk_layernorm": traits.qk_norm,  # megatron then sums the gradients of these norms, which are of other heads on each tensor rank
+        "softmax_scale": softmax_scale(shape),
+        "window_size": (shape.window - 1, 0) if shape.window else None,  # tokens to the left and right of the own one
+        "window_attn_skip_freq": shape.full_every or None,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         "tensor_model_parallel_size": layout.tensor,
@@ -149,14 +161,54 @@ def transformer_config(shape: ModelShape, layout: Layout, *, backend: Backend, *
         "bf16": layout.dtype == "bf16",
         "calculate_per_token_loss": True,
         **RECOMPUTE[layout.recompute],
+        **(_expert_fields(shape, layout) if shape.num_experts else {}),
     }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="full scope is deprecated")  # a default of megatron's own, about CUDA graphs
-        return TransformerConfig(**{**fields, **backend.config_overrides(), **overrides})
+        return TransformerConfig(**{**fields, **backend.config_overrides(has_experts=shape.num_experts > 0), **overrides})
+
+
+def _expert_fields(shape: ModelShape, layout: Layout) -> dict[str, Any]:
+    """Return what a mixture of experts adds.
+
+    Softmax over the chosen experts' logits is the softmax over all of them, renormalised over the chosen.
+    """
+    return {
+        "num_moe_experts": shape.num_experts,
+        "moe_ffn_hidden_size": shape.ffn_hidden_size,
+        "moe_router_topk": shape.experts_per_token,
+        "moe_router_pre_softmax": not shape.renormalise_experts,
+        "moe_router_load_balancing_type": "none",
+        "expert_model_parallel_size": layout.expert,
+        "expert_tensor_parallel_size": layout.tensor,
+        **({"recompute_modules": ["moe"]} if layout.recompute == "selective" else {}),
+    }
+
+
+def gelu_tanh(hidden: torch.Tensor) -> torch.Tensor:
+    """Return GELU by its tanh formula (Hendrycks and Gimpel 2016, arXiv 1606.08415), which GPT-2 was trained with."""
+    return functional.gelu(hidden, approximate="tanh")
+
+
+def softmax_scale(shape: ModelShape) -> float | None:
+    """Return the scale of attention logits, None for the usual one.
+
+    Yarn multiplies the cosines and sines of queries and keys by a factor: their products by its square.
+    """
+    factor = 1.0 if shape.rotary_scaling is None else shape.rotary_scaling.attention_factor
+    if factor == 1.0 and not shape.query_scalar:
+        return None
+    return factor**2 / math.sqrt(shape.query_scalar or shape.head_dim)
 
 
 def build_chunks(
-    shape: ModelShape, vocab: VocabLayout, layout: Layout, *, backend: Backend, initialise_weights: bool = True
+    shape: ModelShape,
+    vocab: VocabLayout,
+    layout: Layout,
+    *,
+    backend: Backend,
+    initialise_weights: bool = True,
+    router_aux_loss: float = 0.0,
 ) -> list[CptModel]:
     """Build this rank's part of the model: `layout.virtual_pipeline` chunks, in the order of their layers.
 
@@ -165,12 +217,14 @@ def build_chunks(
 
     Args:
         initialise_weights: False leaves parameters unset, for a caller that loads every one of them.
+        router_aux_loss: weight of the routers' load-balancing loss; it acts on gradients and never enters the loss that is returned.
 
     Raises:
         ConfigError: the model does not divide over the layout.
     """
     check_layout(shape, vocab, layout)
-    config = transformer_config(shape, layout, backend=backend, perform_initialization=initialise_weights)
+    balancing = {"moe_router_load_balancing_type": "aux_loss", "moe_aux_loss_coeff": router_aux_loss} if router_aux_loss else {}
+    config = transformer_config(shape, layout, backend=backend, perform_initialization=initialise_weights, **balancing)
     logging.getLogger("megatron.core.models.gpt.gpt_model").addFilter(_not_the_deprecation)
     spec = backend.layer_spec(config)  # the same for every chunk: layers divide evenly
     chunks = [
@@ -183,14 +237,41 @@ def build_chunks(
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
             parallel_output=True,
             share_embeddings_and_output_weights=shape.tied_embeddings,
-            position_embedding_type="rope",
+            position_embedding_type="rope" if shape.traits.positions == "rotary" else "learned_absolute",
             rotary_base=shape.rotary_base,
             vp_stage=vp_stage,
             vocab=vocab,
         )
         for vp_stage in (range(layout.virtual_pipeline) if layout.virtual_pipeline > 1 else [None])
     ]
+    for chunk in chunks:
+        _set_rotary(chunk, shape)
+        if shape.traits.positions == "learned" and chunk.pre_process:
+            chunk.embedding.position_embeddings.to(config.params_dtype)  # megatron makes this table in fp32, whatever the others are
+        if shape.traits.gemma and chunk.pre_process:
+            chunk.embedding.register_forward_hook(_scale_embedding)
     return [chunk.to(backend.device) for chunk in chunks]
+
+
+def _set_rotary(chunk: CptModel, shape: ModelShape) -> None:
+    """Put stretched frequencies in the place of megatron's, and beside them those of layers with a window."""
+    if shape.traits.positions != "rotary":
+        return
+    far = chunk.rotary_pos_emb
+    if shape.window_rotary_base:
+        near = copy.copy(far)  # shares its process group, which cannot be copied
+        periods = shape.window_rotary_base ** (torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim)
+        near.inv_freq = (1.0 / periods).to(far.inv_freq.device)
+        chunk.rotary_pos_emb = TwoRotaries(far, near)
+    if shape.rotary_scaling is not None:
+        frequencies = rotary_frequencies(shape.rotary_scaling, base=shape.rotary_base, head_dim=shape.head_dim)
+        assert far.inv_freq.shape == frequencies.shape, "one frequency for each pair of columns"
+        far.inv_freq = frequencies.to(far.inv_freq.device)
+
+
+def _scale_embedding(_: Any, __: Any, embedded: torch.Tensor) -> torch.Tensor:
+    """Multiply by the root of the hidden size, rounded to the weights' type as in Gemma's own code."""
+    return embedded * torch.tensor(math.sqrt(embedded.shape[-1]), dtype=embedded.dtype)
 
 
 def _not_the_deprecation(record: logging.LogRecord) -> bool:

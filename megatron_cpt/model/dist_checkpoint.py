@@ -7,12 +7,15 @@ script: the writer starts processes.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import os
 import pickle
 import queue
-from collections.abc import Iterator, Sequence
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,20 +26,34 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from torch import distributed
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from megatron_cpt.errors import CheckpointError, FollowsAnotherRank
+from megatron_cpt.errors import CheckpointError, CptError, FollowsAnotherRank
 from megatron_cpt.model.build import CptModel, inner_model
+from megatron_cpt.model.expert_state import state_for
 from megatron_cpt.model.safe_metadata import check_metadata, weights_only
 from megatron_cpt.model.tied import check_tied_copies
+from megatron_cpt.record.vocab_layout import VocabLayout
 
 OPTIMIZER_PREFIX = "optimizer."
+EMBEDDING_KEY = "embedding.word_embeddings.weight"  # megatron's own name, in checkpoints of other trainers too
 _MODEL, _OPTIMIZER, _COMMON = "model", "optimizer", "cpt"
 _MAIN_WEIGHTS = ("optimizer.state.param.", "optimizer.state.fp32_param.")
+# What torch and megatron raise over files that are damaged or missing; torch's CheckpointException is a BaseException.
+_UNREADABLE = (
+    CheckpointException, CheckpointingException, pickle.UnpicklingError, EOFError, OSError, RuntimeError, KeyError, ValueError,
+)  # fmt: skip
+_ROWS_AT_ONCE = 4096  # bounds the temporary of a check of rows
 _WRITER_NICENESS = 10  # on a CPU the writer shares the cores with training
 
 
@@ -52,6 +69,163 @@ def save_model(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: An
     """
     with _writing(folder):
         _request(folder, chunks, optimizer=optimizer, common=common, niceness=0).execute_sync()
+
+
+def save_streamed(folder: Path, model: CptModel, *, read: Callable[[str], torch.Tensor], common: dict[str, Any]) -> None:
+    """Write a checkpoint of a model on the `meta` device, whose parameters have shapes and no data; on one rank.
+
+    megatron-core plans it as it plans every save. Each tensor is read when its turn comes and let go when it is written: two
+    threads write, so that two are in memory at a time.
+
+    Args:
+        read: gives the whole parameter of a name, in the parameter's type.
+
+    Raises:
+        CheckpointError: the system refused a write, or what `read` raised; nothing is left of the folder.
+    """
+    names = {_storage_of(param): name for name, param in model.named_parameters()}
+    failures: list[CptError] = []
+
+    def read_or_note(name: str) -> torch.Tensor:
+        try:
+            return read(name)
+        except CptError as error:  # megatron would report its type only
+            failures.append(error)
+            raise
+
+    try:
+        with _writing(folder):
+            request = _request(folder, [model], optimizer=None, common=common, niceness=0)
+            buckets = request.async_fn_args[1]
+            lazy = [(path, key, (data, _in_turn(tensors, names, read_or_note))) for path, key, (data, tensors) in buckets]
+            request._replace(preload_fn=lambda: lazy).execute_sync()
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if failures and isinstance(error, CheckpointError):
+            raise failures[0] from None
+        raise
+
+
+def _storage_of(tensor: torch.Tensor) -> int:
+    """Return what a parameter has in common with every view of it, on the `meta` device too, where no storage has an address."""
+    number: int = tensor.untyped_storage()._cdata
+    return number
+
+
+def _in_turn(
+    tensors: Sequence[tuple[Any, torch.Tensor]], names: Mapping[int, str], read: Callable[[str], torch.Tensor]
+) -> Iterator[tuple[Any, torch.Tensor]]:
+    """Yield each planned write with its data. Megatron writes some parameters in parts; parts of one stand together and are read once."""
+    held_name, held = "", torch.empty(0)
+    for item, part in sorted(tensors, key=lambda pair: (names[_storage_of(pair[1])], pair[1].storage_offset())):
+        name = names[_storage_of(part)]
+        if name != held_name:
+            held_name, held = name, read(name).contiguous()
+        assert held.dtype == part.dtype, f"{name}: {held.dtype} for {part.dtype}"
+        own = held.as_strided(part.shape, part.stride(), held.storage_offset() + part.storage_offset())
+        # torch saves the whole storage behind a view
+        yield item, own if own.untyped_storage().nbytes() == own.nbytes else own.clone()
+
+
+class StreamedLoad:
+    """The parameters of a checkpoint, read by name for a model on the `meta` device; on one rank."""
+
+    def __init__(self, folder: Path, model: CptModel) -> None:
+        """Compare the checkpoint's description with the model.
+
+        Raises:
+            CheckpointError: no checkpoint, a damaged one, or other tensors than the model's.
+        """
+        self._folder = folder
+        self._one_at_a_time = threading.Lock()  # the reader is not made for threads
+        _require_checkpoint(folder)
+        self._state = _sharded_state([model], None, is_loading=True)[_MODEL]
+        with _reading(folder), weights_only():
+            _check_against(folder, {_MODEL: self._state})
+            self._reader = FileSystemReader(folder)
+            metadata = self._reader.read_metadata()
+            self._reader.set_up_storage_reader(metadata, is_coordinator=True)
+        names = {name for name, _ in model.named_parameters()}
+        wanted = {part.key for name, part in self._state.items() if name in names}
+        self._saved = {key: entry for key, entry in metadata.state_dict_metadata.items() if isinstance(entry, TensorStorageMetadata)}
+        found = {key for key in self._saved if not key.startswith(OPTIMIZER_PREFIX)}
+        if wanted != found:
+            raise _other_tensors(folder, found - wanted, wanted - found)
+
+    def read(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Return the parameters of these names, whole and in the model's type.
+
+        Megatron's own loader cannot be asked for some layers of a tensor that holds all of them, and it reads the common part too, in
+        which another trainer may have put classes. So megatron says which part of which tensor a parameter is, and torch reads it.
+
+        Raises:
+            CheckpointError: a file of the checkpoint is damaged.
+        """
+        parameters: dict[str, torch.Tensor] = {}
+        planner = _IntoParts()
+        items: list[ReadItem] = []
+        for name in names:
+            part = self._state[name]
+            parameters[name] = torch.empty(part.data.shape, dtype=part.data.dtype)
+            shards, _, _ = load_preprocess({name: dataclasses.replace(part, data=parameters[name])})
+            for shard in nested_values(shards):
+                assert _storage_of(shard.data) == _storage_of(parameters[name]), f"{name} is not saved in views of itself"
+                sizes = torch.Size((*[1] * shard.prepend_axis_num, *shard.local_shape))
+                chunk = ChunkStorageMetadata(torch.Size(shard.global_offset), sizes)
+                planner.targets[shard.key, chunk.offsets] = shard.data.view(sizes)
+                found = create_read_items_for_chunk_list(shard.key, self._saved[shard.key], [chunk])
+                if sum(item.lengths.numel() for item in found) != sizes.numel():
+                    raise CheckpointError("The checkpoint lacks a part of a tensor.", where=self._folder, value=shard.key)
+                items += found
+        with self._one_at_a_time, _reading(self._folder), weights_only():
+            plan = self._reader.prepare_local_plan(LoadPlan(items))
+            self._reader.read_data(plan, planner).wait()
+        return parameters
+
+
+class _IntoParts(DefaultLoadPlanner):
+    """Puts what is read into the tensors that wait for it, by the key and the place of the part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets: dict[tuple[str, torch.Size], torch.Tensor] = {}
+
+    def lookup_tensor(self, index: MetadataIndex) -> torch.Tensor:
+        assert index.offset is not None
+        return self.targets[index.fqn, index.offset]
+
+
+def saved_shape(folder: Path, key: str) -> tuple[int, ...] | None:
+    """Return the shape of one tensor of a checkpoint, None when it holds no such tensor.
+
+    Raises:
+        CheckpointError: no checkpoint, or a damaged one.
+    """
+    _require_checkpoint(folder)
+    with _reading(folder), weights_only():
+        found = dist_checkpointing.load_tensors_metadata(str(folder)).get(key)
+    return None if found is None else tuple(found.global_shape)
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except _UNREADABLE as error:
+        raise CheckpointError(
+            "The checkpoint cannot be read.", where=folder, value=str(error)[:2000], next_step="Use an older checkpoint of the run."
+        ) from error
+
+
+def _other_tensors(folder: Path, missing: Any, unexpected: Any) -> CheckpointError:
+    return CheckpointError(
+        "The checkpoint holds other tensors than the model.",
+        where=folder,
+        value=f"only in the checkpoint: {_first(missing)}; only in the model: {_first(unexpected)}",
+        next_step="Check that the checkpoint was written by this plan.",
+    )
 
 
 class PendingSave:
@@ -172,25 +346,15 @@ def load_model(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: An
     _require_checkpoint(folder)
     state = _sharded_state(chunks, optimizer, is_loading=True)
     wanted_keys = _group_keys(state.get(_OPTIMIZER, {}))
-    try:
-        with weights_only():
-            _check_against(folder, state)
-            loaded, missing, unexpected = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RETURN_ALL)
-    except CheckpointError:
-        raise
-    except (CheckpointException, CheckpointingException, pickle.UnpicklingError, OSError, RuntimeError, KeyError, ValueError) as error:
-        raise CheckpointError(
-            "The checkpoint cannot be read.", where=folder, value=str(error)[:2000], next_step="Use an older checkpoint of the run."
-        ) from error
+    with _reading(folder), weights_only():
+        _check_against(folder, state)
+        loaded, missing, unexpected = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RETURN_ALL)
     if optimizer is None:
         missing = {key for key in missing if not key.startswith(OPTIMIZER_PREFIX)}
     if missing or unexpected:
-        raise CheckpointError(
-            "The checkpoint holds other tensors than the model.",
-            where=folder,
-            value=f"only in the checkpoint: {_first(missing)}; only in the model: {_first(unexpected)}",
-            next_step="Check that the checkpoint was written by this plan.",
-        )
+        raise _other_tensors(folder, missing, unexpected)
+    if optimizer is not None:
+        loaded[_OPTIMIZER] = state_for(optimizer, loaded[_OPTIMIZER], where=folder)
     lacking = wanted_keys - _group_keys(loaded.get(_OPTIMIZER, {}))
     if lacking:
         raise CheckpointError(
@@ -230,25 +394,32 @@ def check_rows(model: CptModel, *, where: object) -> None:
     if model.post_process and model.output_layer.weight is not None:
         weights.append(model.output_layer.weight)
     for weight in weights:
-        first_id = parallel_state.get_tensor_model_parallel_rank() * weight.shape[0]
-        rows = weight.detach()[: max(model.vocab.num_ids - first_id, 0)]
-        ids = torch.arange(first_id, first_id + rows.shape[0], device=rows.device)
-        largest = rows.abs().amax(dim=1)
-        bad = ~largest.isfinite() | ((largest == 0) & (ids >= model.vocab.num_base_ids))
-        if bad.any():
-            raise CheckpointError(
-                "Embedding rows of real ids are zero or not finite.",
-                where=where,
-                value=f"{int(bad.sum())} rows, the first for id {int(ids[bad][0])}",
-                rule="every id has a row",
-                next_step="Run the init stage again, or use an older checkpoint.",
-            )
+        check_row_values(
+            weight.detach(), model.vocab, first_id=parallel_state.get_tensor_model_parallel_rank() * weight.shape[0], where=where
+        )
+
+
+def check_row_values(weight_VH: torch.Tensor, vocab: VocabLayout, *, first_id: int = 0, where: object) -> None:
+    """Refuse rows as `check_rows` does; the tensor holds those from `first_id` on."""
+    rows = weight_VH[: max(vocab.num_ids - first_id, 0)]
+    ids = torch.arange(first_id, first_id + rows.shape[0], device=rows.device)
+    largest = torch.cat([some.abs().amax(dim=1) for some in torch.split(rows, _ROWS_AT_ONCE)])
+    bad = ~largest.isfinite() | ((largest == 0) & (ids >= vocab.num_base_ids))
+    if bad.any():
+        raise CheckpointError(
+            "Embedding rows of real ids are zero or not finite.",
+            where=where,
+            value=f"{int(bad.sum())} rows, the first for id {int(ids[bad][0])}",
+            rule="every id has a row",
+            next_step="Run the init stage again, or use an older checkpoint.",
+        )
 
 
 def _sharded_state(chunks: Sequence[torch.nn.Module], optimizer: Any, *, is_loading: bool) -> dict[str, Any]:
     metadata = {
         "distrib_optim_sharding_type": "fully_reshardable",
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+        "chained_optim_avoid_prefix": True,  # a moment is named by its parameter, whichever optimizer holds it
     }
     state: dict[str, Any] = {
         key: inner_model(chunk).sharded_state_dict(metadata=metadata) for key, chunk in zip(_chunk_keys(chunks), chunks, strict=True)

@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from megatron_cpt.errors import CheckpointError
 from megatron_cpt.record.store import sync_folder, write_json
@@ -25,7 +24,11 @@ INDEX_NAME = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_INDEX_BYTES = 100_000_000
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-DEFAULT_SHARD_BYTES = 4 * 1024**3
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+DEFAULT_SHARD_BYTES = 2 * 1024**3
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+Declared = tuple[torch.dtype, tuple[int, ...]]  # type and shape of a tensor that is written later
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,7 @@ class HfFolder:
             return cls(folder, read_header(folder / SINGLE_NAME))
         index = folder / INDEX_NAME
         if not index.is_file():
-            raise CheckpointError(
-                "The folder holds no weights that can be read.",
-                where=folder,
-                rule=f"{SINGLE_NAME}, or {INDEX_NAME} and its shards",
-                next_step="Save the model with safe_serialization=True; pickled .bin weights are not read.",
-            )
+            raise _no_weights(folder)
         return cls(folder, _read_sharded(folder, index))
 
     @property
@@ -91,6 +89,25 @@ class HfFolder:
                 return tensor
         except (SafetensorError, OSError) as error:
             raise CheckpointError("A tensor cannot be read.", where=file, value=f"{name}: {error}") from None
+
+
+def _no_weights(folder: Path) -> CheckpointError:
+    pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
+    if pickled:
+        return CheckpointError(
+            "The folder holds pickled weights only, and a pickle can run any code when it is read.",
+            where=folder,
+            value=", ".join(pickled[:5]) + (f" and {len(pickled) - 5} more" if len(pickled) > 5 else ""),
+            rule=f"{SINGLE_NAME}, or {INDEX_NAME} and its shards",
+            next_step="Where you trust their origin, load them once with transformers (AutoModelForCausalLM.from_pretrained) and "
+            "save_pretrained to a new folder, which writes safetensors.",
+        )
+    return CheckpointError(
+        "The folder holds no weights that can be read.",
+        where=folder,
+        rule=f"{SINGLE_NAME}, or {INDEX_NAME} and its shards",
+        next_step="A GGUF file becomes such a folder with `python tools/convert_checkpoint.py gguf-to-hf`.",
+    )
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
@@ -175,58 +192,102 @@ def _read_sharded(folder: Path, index: Path) -> dict[str, TensorEntry]:
     return entries
 
 
-def write_tensors(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], *, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> list[str]:
-    """Write tensors as safetensors and return the names of the files, in order; at most one shard is held in memory.
+def write_tensors(
+    folder: Path,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    *,
+    declared: Mapping[str, Declared] | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> list[str]:
+    """Write tensors as safetensors and return the names of the files, in order; each tensor is written when it comes, and let go.
 
     One shard is named `model.safetensors`; several get numbers and an index. Files appear under their final names only
     when all are written, the index last.
+
+    Args:
+        declared: type and shape of every tensor, in the order in which `tensors` yields them: a file's header stands before its
+            data. Without it all tensors are held in memory first, which is right for small models only.
+
+    Raises:
+        CheckpointError: the system refused a write; nothing is left in the folder.
     """
+    if declared is None:
+        tensors = list(tensors)
+        declared = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors}
+        assert len(declared) == len(tensors), "a name twice"
+    assert declared, "no tensor to write"
     folder.mkdir(parents=True, exist_ok=True)
-    aside: list[Path] = []
-    holders: list[list[str]] = []
-    total_bytes = 0
+    groups = _shards(declared, max_shard_bytes)
+    names = [SINGLE_NAME] if len(groups) == 1 else [f"model-{n:05d}-of-{len(groups):05d}.safetensors" for n in range(1, len(groups) + 1)]
+    aside = [folder / f".{name}.{os.getpid()}.tmp" for name in names]
+    source = iter(tensors)
     try:
-        for shard in _shards(tensors, max_shard_bytes):
-            path = folder / f".shard-{len(aside)}.{os.getpid()}.tmp"
-            aside.append(path)
-            save_file(shard, path, metadata={"format": "pt"})
-            _sync_file(path)
-            path.chmod(0o644)  # the library writes for the owner only
-            holders.append(list(shard))
-            total_bytes += sum(tensor.nbytes for tensor in shard.values())
-        names = [SINGLE_NAME] if len(aside) == 1 else [f"model-{n:05d}-of-{len(aside):05d}.safetensors" for n in range(1, len(aside) + 1)]
+        for path, group in zip(aside, groups, strict=True):
+            _write_shard(path, group, source)
+        surplus = next(source, None)
+        assert surplus is None, f"{surplus and surplus[0]} was not declared"
         for path, name in zip(aside, names, strict=True):
             os.replace(path, folder / name)
+        if len(names) > 1:
+            weight_map = {tensor: name for name, group in zip(names, groups, strict=True) for tensor in group}
+            total_bytes = sum(_num_bytes(entry) for entry in declared.values())
+            write_json(folder / INDEX_NAME, {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
+            names.append(INDEX_NAME)
+        sync_folder(folder)
+    except OSError as error:
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        raise write_refused(folder, error) from error
     finally:
         for path in aside:
             path.unlink(missing_ok=True)
-    if len(names) > 1:
-        weight_map = {tensor: name for name, held in zip(names, holders, strict=True) for tensor in held}
-        write_json(folder / INDEX_NAME, {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
-        names.append(INDEX_NAME)
-    sync_folder(folder)
     return names
 
 
-def _shards(tensors: Iterable[tuple[str, torch.Tensor]], max_shard_bytes: int) -> Iterable[dict[str, torch.Tensor]]:
-    shard: dict[str, torch.Tensor] = {}
-    seen: set[str] = set()
+def write_refused(folder: Path, error: OSError) -> CheckpointError:
+    """Return what to say when the system refuses to write weights: a full disk, a quota, a limit on file sizes."""
+    return CheckpointError(
+        "The weights could not be written.",
+        where=folder,
+        value=f"{error.strerror or error}",
+        next_step="Check the disk's space, the quota and `ulimit -f`, then run again. Nothing half-written was left.",
+    )
+
+
+def _num_bytes(entry: Declared) -> int:
+    dtype, shape = entry
+    return math.prod(shape) * dtype.itemsize
+
+
+def _shards(declared: Mapping[str, Declared], max_shard_bytes: int) -> list[dict[str, Declared]]:
+    """Cut the tensors into files in their order; a file passes the limit only where a single tensor does."""
+    shards: list[dict[str, Declared]] = [{}]
     num_bytes = 0
-    for name, tensor in tensors:
-        assert name not in seen, f"{name} twice"
-        seen.add(name)
-        if shard and num_bytes + tensor.nbytes > max_shard_bytes:
-            yield shard
-            shard, num_bytes = {}, 0
-        shard[name] = tensor.detach().cpu().contiguous()
-        num_bytes += tensor.nbytes
-    assert shard, "no tensor to write"
-    yield shard
+    for name, entry in declared.items():
+        if shards[-1] and num_bytes + _num_bytes(entry) > max_shard_bytes:
+            shards.append({})
+            num_bytes = 0
+        shards[-1][name] = entry
+        num_bytes += _num_bytes(entry)
+    return shards
 
 
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _write_shard(path: Path, group: Mapping[str, Declared], source: Iterator[tuple[str, torch.Tensor]]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # what transformers looks for
+    start = 0
+    for name, (dtype, shape) in group.items():
+        stop = start + _num_bytes((dtype, shape))
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8 bytes
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for wanted, entry in group.items():
+            name, tensor = next(source, ("nothing", torch.empty(0)))
+            assert name == wanted, f"{name} came, {wanted} was declared"
+            assert (tensor.dtype, tuple(tensor.shape)) == entry, f"{name}: {tensor.dtype} {tuple(tensor.shape)}, declared {entry}"
+            file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            del tensor
+        file.flush()
+        os.fsync(file.fileno())

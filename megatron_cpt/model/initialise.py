@@ -13,12 +13,13 @@ import torch
 from megatron_cpt.backend import Backend
 from megatron_cpt.errors import CheckpointError, DataError
 from megatron_cpt.model import fit_rows, rows
-from megatron_cpt.model.build import build_chunks
+from megatron_cpt.model.build import build_chunks, inner_model
 from megatron_cpt.model.convert import load_hf_into
-from megatron_cpt.model.dist_checkpoint import check_rows, save_model
+from megatron_cpt.model.dist_checkpoint import load_model
 from megatron_cpt.model.hf_folder import HfFolder
-from megatron_cpt.model.names import EMBEDDING, OUTPUT
+from megatron_cpt.model.names import row_names
 from megatron_cpt.model.parallel import ranks, single_rank_layout
+from megatron_cpt.model.stream import skeleton, write_checkpoint
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.run_plan import Layout
 from megatron_cpt.record.manifest import StageResult
@@ -68,7 +69,7 @@ def initialise(
     dtype: Literal["fp32", "bf16"] = "bf16" if base.dtype == torch.bfloat16 else "fp32"  # fp16's range does not fit bf16's, fp32's does
     added = {
         name: rows.new_rows(base.read(name)[: vocab.num_base_ids], parts, rule=row_init, num_padding=vocab.num_padded_rows - vocab.num_ids)
-        for name in ([EMBEDDING] if shape.tied_embeddings else [EMBEDDING, OUTPUT])
+        for name in row_names(shape)
     }
     layout = single_rank_layout(PROBE_TOKENS, dtype=dtype, threads=torch.get_num_threads())
     with ranks(layout, backend=backend, seed=0):
@@ -80,15 +81,17 @@ def initialise(
             else None
         )
         del base_chunks
+        extended = skeleton(shape, vocab, dtype=dtype, backend=backend)
+        checkpoint = result.folder / CHECKPOINT_FOLDER
+        common = {"stage": "init", "vocab_fingerprint": vocab.fingerprint}
+        write_checkpoint(checkpoint, base, extended, new_rows=added, common=common)
+        # What is judged is what was written: one model in memory at a time, the base's before and the checkpoint's now.
         chunks = build_chunks(shape, vocab, layout, backend=backend, initialise_weights=False)
-        load_hf_into(chunks, base, shape, vocab, added)
-        check_rows(chunks[0], where=base_folder)
-        _check_old_rows(chunks[0], base, vocab)
+        load_model(checkpoint, chunks)
+        _check_old_rows(chunks[0], base, shape, vocab)
         moved = _check_logits(before, _probe_logits(chunks, vocab, backend), dtype=dtype)
-        save_model(result.folder / CHECKPOINT_FOLDER, chunks, common={"stage": "init", "vocab_fingerprint": vocab.fingerprint})
-        num_params = sum(param.numel() for param in chunks[0].parameters())
     result.facts |= {
-        "num_params": num_params,
+        "num_params": extended.num_params,
         "dtype": dtype,
         "num_new_rows": vocab.num_ids - vocab.num_base_ids,
         "num_padding_rows": vocab.num_padded_rows - vocab.num_ids,
@@ -112,7 +115,7 @@ def _fit_output_rows(
     if not parts:
         return None
     contexts = fit_rows.read_contexts(base, windows, parts, vocab, max_tokens=shape.max_position, device=backend.device)
-    rows_of_output = added[EMBEDDING if shape.tied_embeddings else OUTPUT]
+    rows_of_output = added[row_names(shape)[-1]]
     fit = fit_rows.fit(rows_of_output[: len(parts)], contexts)
     rows_of_output[: len(parts)] = fit.rows_NH
     return {
@@ -186,6 +189,8 @@ def _probe_logits(chunks: Sequence[torch.nn.Module], vocab: VocabLayout, backend
     tokens = torch.randint(0, vocab.num_base_ids, (NUM_PROBES, PROBE_TOKENS), generator=generator).to(backend.device)
     positions = torch.arange(PROBE_TOKENS, device=backend.device).expand(NUM_PROBES, -1)
     logits: torch.Tensor = chunks[0](tokens, positions, None)
+    padding = logits[..., inner_model(chunks[0]).vocab.num_ids :]
+    assert padding.eq(float("-inf")).all(), "padding rows take part in the softmax"
     return logits[..., : vocab.num_base_ids].float().cpu()
 
 
@@ -201,11 +206,9 @@ def _check_logits(before: torch.Tensor, after: torch.Tensor, *, dtype: str) -> f
     return moved
 
 
-def _check_old_rows(chunk: Any, base: HfFolder, vocab: VocabLayout) -> None:
-    pairs = [(EMBEDDING, chunk.embedding.word_embeddings.weight)]
-    if not chunk.share_embeddings_and_output_weights:
-        pairs.append((OUTPUT, chunk.output_layer.weight))
-    for name, weight in pairs:
+def _check_old_rows(chunk: Any, base: HfFolder, shape: ModelShape, vocab: VocabLayout) -> None:
+    weights = [chunk.embedding.word_embeddings.weight, chunk.output_layer.weight]
+    for name, weight in zip(row_names(shape), weights, strict=False):  # a tied model has the first only
         old = base.read(name, dim=0, start=0, stop=vocab.num_base_ids).to(weight.dtype)
         if not torch.equal(weight.detach()[: vocab.num_base_ids].cpu(), old):
             raise CheckpointError("Rows of old ids changed.", where=base.folder, value=name, rule="bit-identical")

@@ -56,6 +56,7 @@ def start_ranks(layout: Layout, *, backend: Backend, seed: int, timeout: timedel
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
         virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
+        expert_model_parallel_size=layout.expert,
         distributed_timeout_minutes=max(1, round(timeout.total_seconds() / 60)),
     )
     torch.manual_seed(seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from megatron_cpt.config.schema import ExperimentConfig
@@ -18,6 +19,7 @@ from megatron_cpt.record.vocab_layout import VocabLayout
 
 BACKENDS = ("cpu", "cuda")
 DTYPES = ("fp32", "bf16")
+EXPORT_DTYPES = ("fp32", "bf16", "fp16")
 RECOMPUTE = ("none", "selective", "full")
 RULE_KINDS = ("must_improve", "may_not_worsen")
 WANDB_MODES = ("offline", "online", "disabled")
@@ -63,19 +65,33 @@ def literal_problems(config: ExperimentConfig) -> list[str]:
             problems.append(f"{key}={beta} is not below 1.")
     if not 0 <= config.optim.embedding_lr_scale < math.inf:
         problems.append(f"optim.embedding_lr_scale={config.optim.embedding_lr_scale} is not a multiple of a rate. Use 0 or more.")
+    if not 0 <= config.optim.router_aux_loss < math.inf:
+        problems.append(f"optim.router_aux_loss={config.optim.router_aux_loss} is not a weight. Use 0 or more.")
     if not config.optim.epsilon > 0:
         problems.append(f"optim.epsilon={config.optim.epsilon} is not above 0.")
     if not config.blend.max_epochs > 0:
         problems.append(f"blend.max_epochs={config.blend.max_epochs} is not above 0.")
     if not 0 < config.gate.confidence < 1:
         problems.append(f"gate.confidence={config.gate.confidence} is not between 0 and 1.")
-    problems += keep_best_problems(config)
+    problems += keep_best_problems(config) + export_problems(config)
     for key, limit in stop_keys(config).items():
         if limit is not None and not limit > 0:
             problems.append(f"{key}={limit} is not above 0. Use null for no limit.")
     factor = config.stop.spike_factor
     if factor is not None and not factor > 1:
         problems.append(f"stop.spike_factor={factor} is not above 1: half of all steps are above their median. Use null for no such test.")
+    return problems
+
+
+def export_problems(config: ExperimentConfig) -> list[str]:
+    """Check what would otherwise be met only when training has been paid for."""
+    export = config.export
+    problems = [] if export.dtype is None else _choice("export.dtype", export.dtype, EXPORT_DTYPES)
+    if not export.max_shard_gb > 0:
+        problems.append(f"export.max_shard_gb={export.max_shard_gb} is not above 0.")
+    problems += _at_least({"export.completion_tokens": export.completion_tokens}, 0)
+    if export.instruct_model is not None and not (Path(export.instruct_model) / "config.json").is_file():
+        problems.append(f"export.instruct_model={printable(export.instruct_model)} is no Hugging Face folder: it has no config.json.")
     return problems
 
 
@@ -101,6 +117,7 @@ def size_keys(config: ExperimentConfig) -> dict[str, float]:
         "parallel.tensor": config.parallel.tensor,
         "parallel.pipeline": config.parallel.pipeline,
         "parallel.virtual_pipeline": config.parallel.virtual_pipeline,
+        "parallel.expert": config.parallel.expert,
         "parallel.micro_batch_size": config.parallel.micro_batch_size,
         "parallel.global_batch_size": config.parallel.global_batch_size,
         "parallel.sequence_length": config.parallel.sequence_length,
@@ -155,6 +172,17 @@ def layout_problems(config: ExperimentConfig, shape: ModelShape, vocab: VocabLay
             f"cluster has {num_ranks} ranks ({cluster.num_nodes} nodes x {cluster.ranks_per_node}), which do not divide by parallel.tensor"
             f" x parallel.pipeline = {tensor * pipeline}.",
         ]
+    if config.optim.router_aux_loss and not shape.num_experts:
+        problems.append(
+            f"optim.router_aux_loss={config.optim.router_aux_loss} weighs a router's loss, and the model has no experts. Use 0."
+        )
+    problems += expert_problems(
+        shape,
+        expert=parallel.expert,
+        tensor=tensor,
+        data=num_ranks // (tensor * pipeline),
+        sequence_parallel=parallel.sequence_parallel,
+    )
     return problems + batch_problems(
         parallel.global_batch_size,
         micro_batch_size=parallel.micro_batch_size,
@@ -179,6 +207,24 @@ def stage_problems(num_layers: int, *, pipeline: int, virtual_pipeline: int) -> 
             f" Use one of: {legal}."
         ]
     return []
+
+
+def expert_problems(shape: ModelShape, *, expert: int, tensor: int, data: int, sequence_parallel: bool) -> list[str]:
+    """Check that the experts divide over the ranks that share them, and those over the data-parallel ranks."""
+    if not shape.num_experts:
+        return [f"parallel.expert={expert} shares experts, and the model has none. Use 1."] if expert != 1 else []
+    problems = []
+    if shape.num_experts % expert or data % expert:
+        legal = ", ".join(map(str, divisors(shape.num_experts, data)))
+        problems.append(
+            f"parallel.expert={expert} does not divide the model's experts ({shape.num_experts}) and the data-parallel ranks ({data})."
+            f" Use one of: {legal}."
+        )
+    if tensor > 1 and not sequence_parallel:
+        problems.append(
+            f"parallel.tensor={tensor} with experts needs parallel.sequence_parallel=true: megatron-core trains experts in no other way."
+        )
+    return problems
 
 
 def batch_problems(global_batch_size: int, *, micro_batch_size: int, data: int, pipeline: int, virtual_pipeline: int) -> list[str]:

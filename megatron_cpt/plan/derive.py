@@ -109,6 +109,7 @@ def derive(
             weight_decay=config.optim.weight_decay,
             clip_grad_norm=config.optim.clip_grad_norm,
             embedding_lr_scale=config.optim.embedding_lr_scale,
+            router_aux_loss=config.optim.router_aux_loss,
         ),
         schedule=schedule_of(config),
         checkpoint=CheckpointPlan(
@@ -155,6 +156,7 @@ def layout_of(config: ExperimentConfig) -> Layout:
         threads_per_rank=cluster.threads_per_rank,
         virtual_pipeline=parallel.virtual_pipeline,
         recompute=cast(Recompute, parallel.recompute),
+        expert=parallel.expert,
     )
 
 

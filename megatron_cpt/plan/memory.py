@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Literal
 
 from megatron_cpt.plan.model_shape import ModelShape
-from megatron_cpt.plan.parameters import rank_params
+from megatron_cpt.plan.parameters import rank_expert_params, rank_params
 from megatron_cpt.plan.run_plan import Layout, RankMemory
 
 NOT_COUNTED = "memory leaves out fragmentation, communication buffers, optimizer temporaries and the process itself (about 1 GB a rank)"
@@ -37,13 +37,25 @@ def activation_bytes_per_layer(
 
     Whole on every tensor rank unless `sequence_parallel`: the inputs of both norms, of the query/key/value matrix and of the MLP.
     Split over tensor ranks: queries, keys, values, the attention's output, and the middle of the MLP, which keeps gate, up and
-    product (3 x ffn), and the activated gate too when SwiGLU is not one fused operation (4 x ffn).
+    product (3 x ffn), and the activated gate too when SwiGLU is not one fused operation (4 x ffn). An MLP that is not gated keeps
+    its middle before and after the activation. A token's experts each keep their copy of it and their output beside their middle,
+    counted as if the router spread the tokens evenly. Norms of queries and keys keep their inputs, as many as queries and keys.
     """
     whole = 4 * shape.hidden_size
     heads = (2 * shape.num_attention_heads + 2 * shape.num_query_groups) * shape.head_dim
-    middle = (3 if fused_swiglu else 4) * shape.ffn_hidden_size
-    per_token = whole / (tensor if sequence_parallel else 1) + (heads + middle) / tensor
+    if shape.traits.qk_norm:
+        heads += (shape.num_attention_heads + shape.num_query_groups) * shape.head_dim
+    if shape.traits.gemma:
+        whole += 2 * shape.hidden_size  # the inputs of the norms behind attention and MLP
+    per_token = whole / (tensor if sequence_parallel else 1)
+    per_token += (heads + mlp_middle(shape, fused_swiglu=fused_swiglu)) / tensor
     return element_bytes * num_tokens * per_token
+
+
+def mlp_middle(shape: ModelShape, *, fused_swiglu: bool) -> int:
+    """Count the elements that the MLP of one layer keeps of one token, or all experts that the token is sent to."""
+    one = ((3 if fused_swiglu else 4) if shape.traits.gated else 2) * shape.ffn_hidden_size
+    return shape.experts_per_token * (one + 2 * shape.hidden_size) if shape.num_experts else one
 
 
 def kept_bytes_per_layer(shape: ModelShape, layout: Layout, *, fused_swiglu: bool) -> tuple[float, float]:
@@ -61,7 +73,7 @@ def kept_bytes_per_layer(shape: ModelShape, layout: Layout, *, fused_swiglu: boo
     if layout.recompute == "none":
         return everything, 0.0
     if layout.recompute == "selective":
-        middle = element_bytes * num_tokens * (3 if fused_swiglu else 4) * shape.ffn_hidden_size / layout.tensor
+        middle = element_bytes * num_tokens * mlp_middle(shape, fused_swiglu=fused_swiglu) / layout.tensor
         return everything - middle, middle
     layer_input = element_bytes * num_tokens * shape.hidden_size / (layout.tensor if layout.sequence_parallel else 1)
     return layer_input, everything - layer_input
@@ -82,7 +94,10 @@ def chunks_in_flight(layout: Layout, *, pipeline_rank: int) -> int:
 def rank_memory(shape: ModelShape, layout: Layout, *, num_rows: int, pipeline_rank: int, fused_swiglu: bool) -> RankMemory:
     """Estimate the peak of one rank of a stage under the 1F1B schedule, plain or interleaved, with what recomputation leaves out."""
     element_bytes = _ELEMENT_BYTES[layout.dtype]
-    params = rank_params(shape, num_rows=num_rows, tensor=layout.tensor, pipeline=layout.pipeline, pipeline_rank=pipeline_rank)
+    params = rank_params(
+        shape, num_rows=num_rows, tensor=layout.tensor, pipeline=layout.pipeline, pipeline_rank=pipeline_rank, expert=layout.expert
+    )
+    of_experts = rank_expert_params(shape, tensor=layout.tensor, pipeline=layout.pipeline, expert=layout.expert)
     num_tokens = layout.sequence_length * layout.micro_batch_size
     layers_in_flight = chunks_in_flight(layout, pipeline_rank=pipeline_rank) * (
         shape.num_layers // (layout.pipeline * layout.virtual_pipeline)
@@ -95,7 +110,8 @@ def rank_memory(shape: ModelShape, layout: Layout, *, num_rows: int, pipeline_ra
         num_params=params,
         weights=float(element_bytes * params),
         gradients=float(_GRADIENT_BYTES * params),
-        optimizer=_OPTIMIZER_BYTES[layout.dtype] * params / (layout.data if layout.distributed_optimizer else 1),
+        optimizer=_OPTIMIZER_BYTES[layout.dtype]
+        * (((params - of_experts) + of_experts * layout.expert) / layout.data if layout.distributed_optimizer else params),
         activations=layers_in_flight * per_layer + while_recomputed + head_input,
         logits=_LOGIT_BYTES * num_tokens * num_rows / layout.tensor if is_last else 0.0,
     )

@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_cpt.errors import CheckpointError, raise_all
-
-LLAMA_ARCHITECTURE = "LlamaForCausalLM"
-
-# Fields of a Llama config that this project reads into ModelShape.
-_READ = {
-    "architectures", "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-    "intermediate_size", "vocab_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "rope_theta", "rope_parameters",
-    "hidden_act",
-}  # fmt: skip
-# Fields that must have this value, because the model that we build has no other form of it.
-_REQUIRED = {
-    "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0, "rope_scaling": None, "pretraining_tp": 1,
-}  # fmt: skip
-# Fields that do not change the function of the model; export copies them from the base config.
-_IGNORED = {
-    "_name_or_path", "_model_name_or_path",
-    "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "torch_dtype", "dtype", "transformers_version",
-    "use_cache", "rope_interleaved", "is_llama_config", "transformers.js_config", "return_dict",
-    "output_attentions", "output_hidden_states",
-    "chunk_size_feed_forward", "is_encoder_decoder", "id2label", "label2id", "problem_type", "unk_token_id",
-}  # fmt: skip
+from megatron_cpt.plan.families import FAMILIES, GEMMA_PATTERN, Family, family_of
+from megatron_cpt.plan.rotary import RotaryScaling, read_rotary, read_two_rotaries
 
 
 @dataclass(frozen=True)
@@ -38,9 +20,17 @@ class ModelShape:
     Attributes:
         num_query_groups: key/value heads; equal to `num_attention_heads` for multi-head attention.
         head_dim: columns of one head.
-        ffn_hidden_size: columns of the gated MLP's middle.
+        ffn_hidden_size: columns of the MLP's middle, or of one expert's.
         num_base_ids: rows of the base model's embedding.
         max_position: longest sequence, in tokens, that the base was trained for.
+        rotary_base: 0 for a family with learned positions.
+        family: a key of `FAMILIES`.
+        num_experts: of every layer; 0 for a dense model.
+        renormalise_experts: the weights of the chosen experts of a token are scaled to sum up to 1.
+        window: tokens that attention sees, the own one among them; 0 for all.
+        full_every: every so many layers one sees everything; 0 for none.
+        window_rotary_base: of layers with a window, where they have their own; else 0.
+        query_scalar: attention logits are divided by its root; 0 for `head_dim`.
     """
 
     hidden_size: int
@@ -54,6 +44,20 @@ class ModelShape:
     norm_epsilon: float
     rotary_base: float
     tied_embeddings: bool
+    family: str = "llama"
+    rotary_scaling: RotaryScaling | None = None
+    num_experts: int = 0
+    experts_per_token: int = 0
+    renormalise_experts: bool = True
+    window: int = 0
+    full_every: int = 0
+    window_rotary_base: float = 0.0
+    query_scalar: float = 0.0
+
+    @property
+    def traits(self) -> Family:
+        """What the models of its family have in common."""
+        return FAMILIES[self.family]
 
     @classmethod
     def from_hf_folder(cls, folder: Path) -> ModelShape:
@@ -78,47 +82,100 @@ class ModelShape:
 
     @classmethod
     def from_hf_config(cls, config: dict[str, Any], *, where: object) -> ModelShape:
-        """Return the shape for a Llama-family config.
+        """Return the shape for a config of a supported family.
 
         Raises:
             CheckpointError: listing every field that is missing, unknown or has a value that cannot be kept.
         """
-        problems = []
-        if config.get("architectures") != [LLAMA_ARCHITECTURE]:
-            problems.append(f"architectures is {config.get('architectures')!r}; only [{LLAMA_ARCHITECTURE!r}] is supported")
-        rope = config.get("rope_parameters") or {}
-        if rope.get("rope_type", "default") != "default":
-            problems.append(f"rope_parameters.rope_type is {rope['rope_type']!r}; only 'default' is supported")
-        problems += [f"rope_parameters.{key} is not known" for key in sorted(set(rope) - {"rope_type", "rope_theta"})]
-        problems += [f"{key} is not known" for key in sorted(set(config) - _READ - set(_REQUIRED) - _IGNORED)]
-        problems += [
-            f"{key} is {config[key]!r}; only {value!r} is supported" for key, value in _REQUIRED.items() if config.get(key, value) != value
-        ]
-        needed = (
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "vocab_size",
-            "max_position_embeddings",
-            "rms_norm_eps",
-        )
-        problems += [f"{key} is missing" for key in needed if key not in config]
-        rotary_base = rope.get("rope_theta", config.get("rope_theta"))
-        if rotary_base is None:
-            problems.append("rope_theta is missing")
-        raise_all(CheckpointError, problems, where=where, next_step="Use a base model of a supported family (docs/decisions.md).")
-        heads = config["num_attention_heads"]
+        next_step = "Use a base model of a supported family (docs/models.md)."
+        name = family_of(config.get("architectures"))
+        if name is None:
+            supported = ", ".join(family.architecture for family in FAMILIES.values())
+            problem = f"architectures is {config.get('architectures')!r}; only one of {supported} is supported"
+            raise_all(CheckpointError, [problem], where=where, next_step=next_step)
+        assert name is not None
+        family = FAMILIES[name]
+        sizes, problems = _sizes(config, family)
+        base, scaling, window_base, of_rotary = _rotary(config, family)
+        full_every, of_layers = _full_every(config, family)
+        problems += of_rotary + of_layers + _value_problems(config, family)
+        window = sizes.get("window") or (config.get("sliding_window", family.window_by_default) if family.has_window else 0)
+        if window is not None and not (isinstance(window, int) and window >= 0):
+            problems.append(f"sliding_window is {window!r}; a number above 0, or null")
+        raise_all(CheckpointError, problems, where=where, next_step=next_step)
+        heads = sizes["num_attention_heads"]
         return cls(
-            hidden_size=config["hidden_size"],
-            num_layers=config["num_hidden_layers"],
+            hidden_size=sizes["hidden_size"],
+            num_layers=sizes["num_layers"],
             num_attention_heads=heads,
-            num_query_groups=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            ffn_hidden_size=config["intermediate_size"],
-            num_base_ids=config["vocab_size"],
-            max_position=config["max_position_embeddings"],
-            norm_epsilon=float(config["rms_norm_eps"]),
-            rotary_base=float(rotary_base or 0),
-            tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+            num_query_groups=sizes.get("num_query_groups", heads),
+            head_dim=sizes.get("head_dim", sizes["hidden_size"] // heads),
+            ffn_hidden_size=sizes.get("ffn_hidden_size", 4 * sizes["hidden_size"]),  # only GPT-2's may be missing
+            num_base_ids=sizes["num_base_ids"],
+            max_position=sizes["max_position"],
+            norm_epsilon=float(sizes["norm_epsilon"]),
+            rotary_base=base,
+            tied_embeddings=bool(config.get("tie_word_embeddings", family.tied_by_default)),
+            family=name,
+            rotary_scaling=scaling,
+            num_experts=sizes.get("num_experts", 0),
+            experts_per_token=sizes.get("experts_per_token", 0),
+            renormalise_experts=bool(sizes.get("renormalise_experts", True)),
+            window=window if window and window < sizes["max_position"] else 0,
+            full_every=full_every,
+            window_rotary_base=window_base,
+            query_scalar=float(sizes.get("query_scalar", 0.0)),
         )
+
+
+def _rotary(config: Mapping[str, Any], family: Family) -> tuple[float, RotaryScaling | None, float, list[str]]:
+    if family.positions == "learned":
+        return 0.0, None, 0.0, []
+    if family.gemma:
+        return read_two_rotaries(config)
+    base, scaling, problems = read_rotary(config)
+    return base, scaling, 0.0, problems
+
+
+def _full_every(config: Mapping[str, Any], family: Family) -> tuple[int, list[str]]:
+    """Return which layers see everything, as one in so many, and what is wrong; 0 where `layer_types` is not read."""
+    layers = config.get("layer_types") or []
+    if not family.gemma:
+        others = sorted(set(map(str, layers)) - {"full_attention"})
+        return 0, [f"layer_types names {kind!r}; only 'full_attention' is supported" for kind in others]
+    every = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or GEMMA_PATTERN
+    if layers:
+        every = layers.index("full_attention") + 1 if "full_attention" in layers else len(layers) + 1
+    wanted = ["sliding_attention" if number % every else "full_attention" for number in range(1, len(layers) + 1)]
+    return int(every), [] if layers == wanted else [f"layer_types is not one full_attention after every {every - 1} sliding_attention"]
+
+
+def _sizes(config: Mapping[str, Any], family: Family) -> tuple[dict[str, Any], list[str]]:
+    """Return the fields of ModelShape that the config gives, and what is missing or no size."""
+    sizes: dict[str, Any] = {}
+    problems = []
+    for name, keys in family.sizes.items():
+        key = next((key for key in keys if config.get(key) is not None), None)
+        if key is None:
+            problems += [] if name in family.optional else [f"{keys[0]} is missing"]
+            continue
+        value = config[key]
+        flag = name == "renormalise_experts"
+        if flag != isinstance(value, bool) or (not flag and not (isinstance(value, int | float) and value > 0)):
+            problems.append(f"{key} is {value!r}; {'true or false' if flag else 'a number above 0'} is needed")
+            continue
+        sizes[name] = value
+    if family.experts and sizes.get("experts_per_token") == 1 and sizes.get("renormalise_experts", True):
+        problems.append("num_experts_per_tok is 1 with renormalised weights: the router would have no gradient")
+    if "head_dim" not in sizes and sizes.get("hidden_size", 0) % sizes.get("num_attention_heads", 1):
+        problems.append(f"num_attention_heads={sizes['num_attention_heads']} does not divide hidden_size={sizes['hidden_size']}")
+    return sizes, problems
+
+
+def _value_problems(config: Mapping[str, Any], family: Family) -> list[str]:
+    problems = [f"{key} is not known" for key in sorted(set(config) - family.fields - {"layer_types"})]
+    for key, allowed in family.required.items():
+        value = config.get(key, allowed[0])
+        if (tuple(value) if isinstance(value, list) else value) not in allowed:
+            problems.append(f"{key} is {value!r}; only {' or '.join(map(repr, allowed))} is supported")
+    return problems

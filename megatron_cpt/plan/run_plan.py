@@ -35,6 +35,7 @@ class Layout:
     Attributes:
         virtual_pipeline: chunks of layers that each pipeline rank holds; above 1 the schedule is interleaved 1F1B.
         recompute: what the backward pass computes anew instead of keeping: nothing, each layer's MLP, or each layer.
+        expert: data-parallel ranks that share the experts of a mixture of experts; it adds no ranks.
     """
 
     tensor: int
@@ -50,6 +51,7 @@ class Layout:
     threads_per_rank: int
     virtual_pipeline: int = 1
     recompute: Literal["none", "selective", "full"] = "none"
+    expert: int = 1
 
     @property
     def num_ranks(self) -> int:
@@ -98,7 +100,10 @@ class PackingPlan:
 
 @dataclass(frozen=True)
 class OptimizerPlan:
-    """AdamW; the rates of embedding and output rows are the schedule's times `embedding_lr_scale`."""
+    """AdamW; the rates of embedding and output rows are the schedule's times `embedding_lr_scale`.
+
+    `router_aux_loss` weighs the load-balancing loss of a mixture of experts, which acts on the router's gradient alone.
+    """
 
     beta1: float
     beta2: float
@@ -106,6 +111,7 @@ class OptimizerPlan:
     weight_decay: float
     clip_grad_norm: float
     embedding_lr_scale: float = 1.0
+    router_aux_loss: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -302,7 +308,7 @@ class RunPlan:
         """Digest of what decides the result of training; not of prices, estimates, or how the ranks are laid out."""
         layout = self.layout
         decides = [
-            self.seed, to_plain(self.shape), self.vocab.fingerprint, to_plain(self.blend), self.num_steps, _decided(self.optimizer),
+            self.seed, _decided(self.shape), self.vocab.fingerprint, to_plain(self.blend), self.num_steps, _decided(self.optimizer),
             _decided(self.schedule), layout.global_batch_size, layout.sequence_length, layout.dtype, self.identity,
         ]  # fmt: skip
         if self.blend_stages or self.packing != PackingPlan():  # a plan without them keeps the digest that its checkpoints name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from megatron_cpt.errors import ConfigError
 from megatron_cpt.plan.model_shape import ModelShape
-from megatron_cpt.plan.parameters import matrix_params_per_layer
+from megatron_cpt.plan.parameters import active_matrix_params_per_layer, mlp_params
 from megatron_cpt.plan.run_plan import Interval, Layout
 from megatron_cpt.record.unknown import Figure, Unavailable
 
@@ -14,13 +14,28 @@ FLOPS_CONVENTION = "model FLOPs, forward + backward, causal attention (half the 
 def flops_per_token(shape: ModelShape, *, num_rows: int, sequence_length: int, causal: bool = True) -> float:
     """Count the model FLOPs of one token, forward and backward.
 
-    Two FLOPs per weight of every matrix and of the output layer, plus the two products of queries, keys and values
-    (4 s d_h a per layer, halved when `causal`); three times that for forward and backward. It is the count that Megatron-LM prints as
-    its model FLOPs. The same run reads about 12 % higher (8B, 8,192 tokens) without `causal`, so a figure always names its convention.
+    Two FLOPs per weight of every matrix that the token meets (of experts those that it is sent to) and of the output layer, plus the
+    two products of queries, keys and values (4 s d_h a per layer, halved when `causal`); three times that for forward and backward.
+    It is the count that Megatron-LM prints as its model FLOPs. The same run reads about 12 % higher (8B, 8,192 tokens) without
+    `causal`, so a figure always names its convention.
     """
-    attention = 4 * sequence_length * shape.head_dim * shape.num_attention_heads * (0.5 if causal else 1.0)
-    layers = shape.num_layers * (2 * matrix_params_per_layer(shape) + attention)
+    per_seen_token = 4 * shape.head_dim * shape.num_attention_heads
+    attention = per_seen_token * tokens_seen(shape, sequence_length=sequence_length, causal=causal)
+    layers = shape.num_layers * 2 * active_matrix_params_per_layer(shape) + attention
     return 3 * (layers + 2 * shape.hidden_size * num_rows)
+
+
+def tokens_seen(shape: ModelShape, *, sequence_length: int, causal: bool) -> float:
+    """Return how many tokens a query attends to, summed over the layers: s, on average half of it when `causal`.
+
+    With a window of w < s, w - w^2 / (2 s) in its layers: the first w tokens of a sequence see less.
+    """
+    everything = sequence_length * (0.5 if causal else 1.0)
+    num_full = shape.num_layers // shape.full_every if shape.full_every else 0
+    if not 0 < shape.window < sequence_length:
+        return shape.num_layers * everything
+    in_window = shape.window - shape.window**2 / (2 * sequence_length)
+    return num_full * everything + (shape.num_layers - num_full) * in_window
 
 
 def model_flops_utilization(*, flops: float, seconds: float, num_devices: int, dense_tflops: float) -> float:
@@ -49,7 +64,7 @@ def recomputed_flops_per_token(shape: ModelShape, *, sequence_length: int, recom
     if recompute == "none":
         return 0.0
     if recompute == "selective":
-        return shape.num_layers * 2.0 * 3 * shape.hidden_size * shape.ffn_hidden_size
+        return shape.num_layers * 2.0 * (shape.experts_per_token or 1) * mlp_params(shape)
     return flops_per_token(shape, num_rows=0, sequence_length=sequence_length) / 3
 
 

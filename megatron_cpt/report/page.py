@@ -26,7 +26,7 @@ def write_report(folder: Path, run_dir: Path) -> None:
 def html(records: RunRecords) -> str:
     """Return the whole page."""
     name = escape(records.run_dir.name)
-    sections = [_verdict(records), _training(records), _texts(records), _bill(records), _stages(records)]
+    sections = [_verdict(records), _training(records), _texts(records), _completions(records), _bill(records), _stages(records)]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{name}</title><style>{STYLE}</style></head><body><h1>{name}</h1>{''.join(sections)}</body></html>\n"
@@ -105,6 +105,14 @@ def _texts(records: RunRecords) -> str:
     ]
     head = ("source", "role", "licence", "planned share", "planned epochs", "tokens consumed")
     return f"<h2>Texts</h2>{table(head, rows, numbers=(3, 4, 5))}"
+
+
+def _completions(records: RunRecords) -> str:
+    rows = [(each["prompt"], each["base"], each["continued"]) for each in records.facts("export").get("completions", [])]
+    if not rows:
+        return ""
+    note = '<p class="soft">Greedy, from the frozen base and from the exported model. No score is taken from them.</p>'
+    return f"<h2>Completions</h2>{table(('prompt', 'frozen base', 'continued'), rows)}{note}"
 
 
 def _bill(records: RunRecords) -> str:

@@ -72,12 +72,12 @@ def prepare(chunks: Sequence[Any], packing: PackingPlan) -> None:
                 value=f"true with context parallelism over {chunk.config.context_parallel_size} ranks",
                 next_step="Set blend.reset_positions=false, or train without context parallelism.",
             )
-        if packing.reset_positions:
+        if packing.reset_positions and hasattr(chunk, "rotary_pos_emb"):  # learned positions go by the ids that they are given
             chunk.rotary_pos_emb = PlacedRotary(chunk.rotary_pos_emb)
         if packing.cross_document_attention:
             continue
         kernels = {type(layer.self_attention.core_attention) for layer in chunk.decoder.layers}
-        if not kernels <= {CausalAttention}:
+        if not all(issubclass(kernel, CausalAttention) for kernel in kernels):
             raise ConfigError(
                 "The attention kernel in use cannot keep documents apart.",
                 where="blend.cross_document_attention",

@@ -155,7 +155,7 @@ class Attempt:
         dataset = build_dataset(plan, self._run_dir, self._train_dir, barrier=lambda: barrier(device=backend.device))
         # Megatron marks a parameter as split over tensor-parallel ranks only where it initialises it, and the gradient norm
         # counts an unmarked one on the first of them alone. So the weights are initialised, though all are loaded over.
-        model = build_chunks(plan.shape, plan.vocab, plan.layout, backend=backend)
+        model = build_chunks(plan.shape, plan.vocab, plan.layout, backend=backend, router_aux_loss=plan.optimizer.router_aux_loss)
         prepare(model, plan.packing)
         chunks, optimizer = wrap_and_optimize(model, plan)
         data = TrainingData(dataset, plan=plan, data_rank=parallel_state.get_data_parallel_rank(), device=backend.device)

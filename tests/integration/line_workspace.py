@@ -36,6 +36,7 @@ schedule: {{peak_lr: 5.0e-3, min_lr: 5.0e-4, warmup_fraction: 0.1}}
 parallel: {{tensor: 2, pipeline: 1, micro_batch_size: 4, global_batch_size: 8, sequence_length: 128, dtype: fp32}}
 checkpoint: {{every_steps: 4}}
 eval: {{texts: [code, other], max_bytes: 12000, window_tokens: 128}}
+export: {{instruct_model: {base}-instruct, completion_tokens: 8}}
 gate:
   rules:
     - {{text: code, kind: must_improve, margin_bits_per_byte: 0.0}}
@@ -59,19 +60,20 @@ def make_workspace(folder: Path) -> Path:
     write_jsonl(text / "replay.jsonl", topics[:40])
     write_jsonl(text / "other.jsonl", topics[40:50])
     make_base(folder / "base", topics[:40])
+    make_base(folder / "base-instruct", topics[:40], seed=1)
     (folder / "conf" / "experiment").mkdir(parents=True)
     (folder / "conf" / "experiment" / "line.yaml").write_text(EXPERIMENT.format(runs=folder / "runs", base=folder / "base", text=text))
     return folder
 
 
-def make_base(folder: Path, texts: list[str]) -> None:
+def make_base(folder: Path, texts: list[str], *, seed: int = 0) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=512, special_tokens=[SEPARATOR], initial_alphabet=alphabet))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=SEPARATOR, bos_token=SEPARATOR).save_pretrained(folder)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=512, hidden_size=64, intermediate_size=176, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         max_position_embeddings=256, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,

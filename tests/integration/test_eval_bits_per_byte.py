@@ -109,3 +109,15 @@ def test_scores_do_not_depend_on_batch_or_layout(changes: dict, one_rank: dict, 
             print(f"{changes} {name} {kind}: largest relative difference of a document {difference:.1e}")
             assert difference < 2e-6  # fp32 sums in another order
             assert again["tokens"] == score["tokens"]
+
+
+@pytest.mark.long
+def test_shared_experts_score_as_whole_ones(tmp_path: Path) -> None:
+    """Ranks that share experts meet in every layer: given other numbers of windows they would wait for each other for ever."""
+    made = make_run(tmp_path, tied=False, experts=True)
+    one_rank, shared = (evaluate(made, subjects=("init",), **layout) for layout in ({}, {"data": 4, "expert": 2}))
+    for kind, score in one_rank["subjects"]["init"]["texts"].items():
+        again = shared["subjects"]["init"]["texts"][kind]
+        assert [document["nats"] for document in again["documents"]] == pytest.approx(
+            [document["nats"] for document in score["documents"]], rel=2e-6
+        )

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from line_workspace import ROOT, command, cpt, make_workspace
 
 PREPARED = ("corpus", "vocab", "index", "init")
@@ -56,6 +57,31 @@ def test_the_export_loads_from_its_folder_alone(workspace: Path, tmp_path: Path)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(alone), AutoTokenizer.from_pretrained(alone)
     assert len(tokenizer) == model.get_input_embeddings().weight.shape[0] == 512 + 32
     assert tokenizer.decode(tokenizer("def main():\n    return 0")["input_ids"]) == "def main():\n    return 0"
+
+
+def test_the_export_has_a_card_completions_and_a_second_folder_with_chat_added(workspace: Path) -> None:
+    from huggingface_hub import ModelCard  # noqa: PLC0415
+    from safetensors.torch import load_file  # noqa: PLC0415
+
+    export = workspace / "runs" / "good" / "export"
+    facts = json.loads((export / "manifest.json").read_text())["facts"]
+    assert len(facts["completions"]) == 2  # a prompt of each held-out text
+    report = (workspace / "runs" / "good" / "report" / "report.html").read_text()
+    assert "<h2>Completions</h2>" in report
+    for folder in ("hf", "hf-chat"):
+        card = ModelCard.load(export / folder / "README.md")
+        assert card.data.license == "apache-2.0"
+        assert str(workspace) not in card.content
+        assert "PSF-2.0 10,240" in card.text
+        assert "unknown: no price is known" in card.text
+    weights = {name: load_file(folder / "model.safetensors") for name, folder in {
+        "plain": export / "hf", "chat": export / "hf-chat", "base": workspace / "base", "instruct": workspace / "base-instruct",
+    }.items()}  # fmt: skip
+    for name, chat in weights["chat"].items():
+        rows = slice(0, 512) if name == "model.embed_tokens.weight" else slice(None)
+        wanted = weights["plain"][name].clone()
+        wanted[rows] += weights["instruct"][name] - weights["base"][name]
+        torch.testing.assert_close(chat, wanted)
 
 
 def test_a_second_run_passes_over_every_stage(workspace: Path) -> None:

@@ -77,23 +77,23 @@ def sentences(kind: str, count: int, *, seed: int) -> list[str]:
 
 
 @functools.cache
-def _template(tied: bool) -> Path:
+def _template(tied: bool, experts: bool) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="tiny-run-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    launch_ranks(_make_run, 1, str(folder / "run"), tied)
+    launch_ranks(_make_run, 1, str(folder / "run"), tied, experts)
     return folder
 
 
-def make_run(folder: Path, name: str = "run", *, tied: bool = True) -> Path:
+def make_run(folder: Path, name: str = "run", *, tied: bool = True, experts: bool = False) -> Path:
     """Return a run folder that is filled up to `init/`, beside its base model's; made once a process, then copied."""
     for source, target in (("run", name), ("run-base", f"{name}-base")):
-        shutil.copytree(_template(tied) / source, folder / target)
+        shutil.copytree(_template(tied, experts) / source, folder / target)
     return folder / name
 
 
-def _make_run(run_dir_text: str, tied: bool) -> None:
+def _make_run(run_dir_text: str, tied: bool, experts: bool) -> None:
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3MoeConfig
 
     from megatron_cpt.backend import choose
 
@@ -103,12 +103,22 @@ def _make_run(run_dir_text: str, tied: bool) -> None:
     base.mkdir(parents=True)
     base_tokenizer = make_tokenizer(base / "tokenizer.json", MERGES)
     num_base = base_tokenizer.get_vocab_size()
-    config = LlamaConfig(
-        vocab_size=num_base, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=256, rms_norm_eps=1e-5, rope_theta=10000.0, tie_word_embeddings=tied, initializer_range=0.1,
-    )  # fmt: skip
+    sizes = {
+        "vocab_size": num_base, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "tie_word_embeddings": tied, "initializer_range": 0.1,
+    }  # fmt: skip
+    config = (
+        Qwen3MoeConfig(**sizes, moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2, norm_topk_prob=True)
+        if experts
+        else LlamaConfig(**sizes)
+    )
     torch.manual_seed(7)
-    LlamaForCausalLM(config).to(torch.float32).save_pretrained(base)
+    model = AutoModelForCausalLM.from_config(config).to(torch.float32)
+    for name, parameter in model.named_parameters():
+        if ".gate." in name:  # the routers, which transformers may leave at zero
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(base)
 
     vocab_dir = run_dir / "vocab"
     vocab_dir.mkdir(parents=True)

@@ -33,7 +33,7 @@ from megatron_cpt.model.build import build_chunks  # noqa: E402
 from megatron_cpt.model.convert import load_hf_into  # noqa: E402
 from megatron_cpt.model.dist_checkpoint import load_model, save_model  # noqa: E402
 from megatron_cpt.model.hf_folder import HfFolder  # noqa: E402
-from megatron_cpt.model.names import EMBEDDING, OUTPUT  # noqa: E402
+from megatron_cpt.model.names import row_names  # noqa: E402
 from megatron_cpt.model.parallel import ranks  # noqa: E402
 
 NUM_TOKENS = 32
@@ -60,7 +60,7 @@ class Run:
         self.shape = ModelShape.from_hf_folder(folder)
         self.vocab = layout_of_ids(self.shape, multiple=256)
         chunks = build_chunks(self.shape, self.vocab, this, backend=BACKEND)
-        rows = {name: torch.full((NUM_PADDING, self.shape.hidden_size), 3.0) for name in (EMBEDDING, OUTPUT)}
+        rows = {name: torch.full((NUM_PADDING, self.shape.hidden_size), 3.0) for name in row_names(self.shape)}
         load_hf_into(chunks, HfFolder.open(folder), self.shape, self.vocab, rows)
         config = chunks[0].config
         config.finalize_model_grads_func = finalize_model_grads

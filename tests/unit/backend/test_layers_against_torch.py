@@ -22,6 +22,7 @@ def config(*, sequence_parallel: bool = False, dtype: torch.dtype = torch.float3
         sequence_parallel=sequence_parallel,
         attention_dropout=0.0,
         context_parallel_size=1,
+        layernorm_zero_centered_gamma=False,
         apply_query_key_layer_scaling=False,
     )
 

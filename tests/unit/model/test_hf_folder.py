@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from megatron_cpt.errors import CheckpointError
 from megatron_cpt.model.hf_folder import INDEX_NAME, SINGLE_NAME, HfFolder, write_tensors
@@ -50,6 +51,35 @@ def test_nothing_is_left_when_the_source_of_tensors_fails(tmp_path: Path) -> Non
     with pytest.raises(RuntimeError, match="disk gone"):
         write_tensors(tmp_path, tensors(), max_shard_bytes=80)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_declared_tensor_is_let_go_when_it_is_written(tmp_path: Path) -> None:
+    """What bounds the memory of a conversion."""
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    def tensors():
+        for name, tensor in TENSORS.items():
+            assert all(ref() is None for ref in alive), "an earlier tensor is still held"
+            copy = tensor.clone()
+            alive.append(weakref.ref(copy))
+            yield name, copy
+            del copy
+
+    declared = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in TENSORS.items()}
+    write_tensors(tmp_path, tensors(), declared=declared, max_shard_bytes=50)
+    assert len(alive) == 3
+    for file in tmp_path.glob("*.safetensors"):  # the format's own library agrees
+        for name, tensor in load_file(file).items():
+            assert torch.equal(tensor, TENSORS[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_type_is_written_as_the_formats_own_library_reads_it(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = {"a": torch.randn(3, 5).to(dtype), "b": torch.randn(7).to(dtype), "transposed": torch.randn(4, 2).to(dtype).T}
+    write_tensors(tmp_path, tensors.items())
+    read = load_file(tmp_path / SINGLE_NAME)
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
 
 
 @pytest.mark.parametrize("num_bytes_less", [1, 40])
@@ -135,6 +165,11 @@ def test_an_unreadable_index_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_a_folder_with_pickled_weights_only_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pickle can run any code[\s\S]*pytorch_model.bin[\s\S]*save_pretrained"):
+        HfFolder.open(tmp_path)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no weights that can be read"):
         HfFolder.open(tmp_path)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
-from megatron_cpt.model.names import LAYER_RULES, expected_shapes, fuse_qkv, rules_for_chunk, split_qkv
+from megatron_cpt.model.names import DERIVED_SUFFIXES, TABLES, expected_shapes, fuse_qkv, rules_for_chunk, split_qkv
 from megatron_cpt.plan.model_shape import ModelShape
 
 
@@ -37,18 +39,35 @@ def test_split_undoes_fuse(num_heads: int, num_groups: int) -> None:
         assert torch.equal(before, after)
 
 
-def test_every_tensor_of_a_layer_is_made_by_exactly_one_rule() -> None:
-    made = [name for rule in LAYER_RULES for name in rule.hf]
-    shapes = expected_shapes(shape_of(num_heads=4, num_groups=2, head_dim=2), num_rows=10)
-    in_layer = [name.removeprefix("model.layers.0.") for name in shapes]
-    assert sorted(made) == sorted(name for name in in_layer if not name.startswith(("model.", "lm_head")))
+def test_the_tensors_of_a_llama_are_these() -> None:
+    shapes = expected_shapes(shape_of(num_heads=4, num_groups=2, head_dim=3, tied=False), num_rows=10)
+    assert {name: size for name, size in shapes.items() if "layers.0" in name or "layers" not in name} == {
+        "model.embed_tokens.weight": (10, 8),
+        "model.layers.0.input_layernorm.weight": (8,),
+        "model.layers.0.self_attn.q_proj.weight": (12, 8),
+        "model.layers.0.self_attn.k_proj.weight": (6, 8),
+        "model.layers.0.self_attn.v_proj.weight": (6, 8),
+        "model.layers.0.self_attn.o_proj.weight": (8, 12),
+        "model.layers.0.post_attention_layernorm.weight": (8,),
+        "model.layers.0.mlp.gate_proj.weight": (12, 8),
+        "model.layers.0.mlp.up_proj.weight": (12, 8),
+        "model.layers.0.mlp.down_proj.weight": (8, 12),
+        "model.norm.weight": (8,),
+        "lm_head.weight": (10, 8),
+    }
+
+
+@pytest.mark.parametrize("family", TABLES)
+def test_no_tensor_that_counts_is_taken_for_one_that_follows_from_the_config(family: str) -> None:
+    shape = dataclasses.replace(shape_of(num_heads=4, num_groups=4, head_dim=2), family=family, num_experts=TABLES[family].experts != ())
+    assert not [name for name in expected_shapes(shape, num_rows=10) if name.endswith(DERIVED_SUFFIXES)]
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_two_pipeline_ranks_cover_the_model_once(tied: bool) -> None:
     shape = shape_of(num_heads=4, num_groups=2, head_dim=2, tied=tied)
-    first = rules_for_chunk(layer_ids=[0, 1], has_embedding=True, has_output=False, tied=tied)
-    last = rules_for_chunk(layer_ids=[2], has_embedding=False, has_output=True, tied=tied)
+    first = rules_for_chunk(shape, layer_ids=[0, 1], expert_ids=range(0), has_embedding=True, has_output=False)
+    last = rules_for_chunk(shape, layer_ids=[2], expert_ids=range(0), has_embedding=False, has_output=True)
     names = [name for chunk in (first, last) for _, _, hf_names in chunk for name in hf_names]
     expected = list(expected_shapes(shape, num_rows=10))
     if tied:  # the last rank computes logits with its own copy of the embedding

@@ -87,6 +87,7 @@ def change(path: str, value: object) -> Change:
     ("path", "value", "message"),
     [
         ("parallel.tensor", 3, r"parallel.tensor=3 does not divide the model's key/value heads \(8\). Use one of: 1, 2, 4, 8"),
+        ("parallel.tensor", 16, r"parallel.tensor=16 does not divide the model's key/value heads \(8\). Use one of: 1, 2, 4, 8"),
         ("parallel.pipeline", 5, r"parallel.pipeline=5 does not divide the model's layers \(32\). Use one of: 1, 2, 4, 8, 16, 32"),
         ("cluster.ranks_per_node", 6, r"cluster has 6 ranks"),
         ("parallel.global_batch_size", 127, r"127 does not divide .* = 2. Nearest legal: 126 or 128"),

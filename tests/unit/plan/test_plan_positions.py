@@ -1,4 +1,4 @@
-"""The position limit is the base config's own: a scaled one is refused by name, and a sequence may be exactly as long, not longer."""
+"""The position limit is the base config's own: a block that stretches it is kept or refused by name, and a sequence may be as long."""
 
 from __future__ import annotations
 
@@ -21,15 +21,25 @@ LLAMA = {
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling is .*; only None is supported"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_scaling.rope_type is 'dynamic'; only 'default', 'linear', 'llama3'"),
+        ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}}, "rope_scaling.rope_type is 'longrope'"),
         (
-            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}},
-            r"rope_type is 'yarn'; only 'default'(.|\n)*rope_parameters.factor is not known(.|\n)*original_max_position_embeddings is not",
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+            r"high_freq_factor is missing(.|\n)*original_max_position_em",
+        ),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "beta_fast": 32}}, "rope_scaling.beta_fast is not known for 'linear'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, "rope_scaling.factor is '2'; a number above 0"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "original_max_position_embeddings is missing"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5; only 1.0"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0}, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+            "rope_parameters and rope_scaling say different things",
         ),
         ({"original_max_position_embeddings": 64}, "original_max_position_embeddings is not known"),
+        ({"rope_interleaved": True}, "rope_interleaved is True; only False is supported"),
     ],
 )
-def test_a_base_with_scaled_positions_is_refused_and_never_read_as_unscaled(changes: dict[str, Any], message: str) -> None:
+def test_a_rotary_block_that_cannot_be_kept_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
     assert ModelShape.from_hf_config(LLAMA, where="x").max_position == 64
     with pytest.raises(CheckpointError, match=message):
         ModelShape.from_hf_config({**LLAMA, **changes}, where="x")
