@@ -156,15 +156,27 @@ def write_config(folder: Path, base_folder: Path, vocab: VocabLayout, *, dtype: 
 
 
 def load_alone(folder: Path, *, dtype: str) -> tuple[Any, Any]:
-    """Return model and tokenizer as transformers reads them from the folder alone, offline and without running code of it."""
+    """Return model and tokenizer as transformers reads them from the folder alone, offline and without running code of it.
+
+    Raises:
+        CheckpointError: transformers would fill a tensor with random numbers because the folder lacks it, or leaves one unused.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415  # slow to load, needed here only
     from transformers.utils import logging as transformers_log  # noqa: PLC0415
 
     transformers_log.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, trust_remote_code=False, local_files_only=True, use_safetensors=True, dtype=TYPES[dtype]
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder, trust_remote_code=False, local_files_only=True, use_safetensors=True, dtype=TYPES[dtype], output_loading_info=True
     )
+    model, loading = loaded
+    wrong = {kind: sorted(map(str, loading[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if loading.get(kind)}
+    if wrong:
+        raise CheckpointError(
+            "The folder's tensors are not those of the model that its config describes.",
+            where=folder,
+            value="; ".join(f"{kind.replace('_', ' ')}: {', '.join(names[:3])}" for kind, names in wrong.items()),
+        )
     model.train(False)
     return model, tokenizer
 

@@ -21,7 +21,7 @@ BACKEND = choose("cpu")
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from megatron_cpt.export.completions import complete, side_by_side  # noqa: E402
-from megatron_cpt.export.folder import copy_tokenizer, export_folder  # noqa: E402
+from megatron_cpt.export.folder import copy_tokenizer, export_folder, load_alone  # noqa: E402
 from megatron_cpt.export.prompts import beginnings  # noqa: E402
 from megatron_cpt.model.hf_folder import INDEX_NAME, HfFolder, write_tensors  # noqa: E402
 from megatron_cpt.model.names import EMBEDDING  # noqa: E402
@@ -121,6 +121,22 @@ def test_a_type_is_kept_even_where_the_config_calls_it_by_the_old_name_and_anoth
 def test_a_tokenizer_of_another_size_is_refused(tmp_path: Path, base: Path, checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match=r"sizes do not agree[\s\S]*512 tokens, 515 rows"):
         export(tmp_path / "hf", checkpoint, base, base)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [("untied", "missing keys: lm_head.weight"), ("without-norm", "missing keys: model.norm.weight")]
+)
+def test_a_tensor_that_transformers_would_invent_is_refused(tmp_path: Path, base: Path, change: str, words: str) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(base, folder)
+    if change == "untied":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    else:
+        source = HfFolder.open(base)
+        write_tensors(folder, [(name, source.read(name)) for name in source.entries if name != "model.norm.weight"])
+    with pytest.raises(CheckpointError, match=words):
+        load_alone(folder, dtype="fp32")
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
