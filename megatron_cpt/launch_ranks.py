@@ -24,6 +24,7 @@ from megatron_cpt.errors import EXIT_STOPPED
 T = TypeVar("T")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PARENT_VARIABLE = "MEGATRON_CPT_PARENT"
+ATTEMPT_VARIABLE = "MEGATRON_CPT_ATTEMPT"
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -108,6 +109,7 @@ def run_ranks(
     threads_per_rank: int,
     launcher: str | None = None,
     stop_file: Path | None = None,
+    attempt_id: str | None = None,
 ) -> int:
     """Run a module on ranks and return the launcher's exit code: 0, or another one whatever a rank's own code was.
 
@@ -115,9 +117,13 @@ def run_ranks(
         launcher: a command `LAUNCHER RANKS_PER_NODE MODULE [arguments...]` that starts the ranks of every node of a job
             (slurm/ranks.sh); None starts torchrun for the ranks of this machine.
         stop_file: where a signal to this process is written for the ranks to see; without it a signal ends this process.
+        attempt_id: the attempt's name on the ledger, which the ranks write into their own records.
     """
     environment = dict(os.environ, OMP_NUM_THREADS=str(threads_per_rank))
     environment.pop(PARENT_VARIABLE, None)
+    environment.pop(ATTEMPT_VARIABLE, None)
+    if attempt_id is not None:
+        environment[ATTEMPT_VARIABLE] = attempt_id
     environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron's overlap of tensor-parallel communication relies on it
     environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if launcher is None:

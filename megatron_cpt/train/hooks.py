@@ -18,7 +18,7 @@ from megatron_cpt.record.store import append_line, read_lines
 from megatron_cpt.train.divergence import require_finite
 from megatron_cpt.train.forgetting import Scores
 from megatron_cpt.train.instruments import Instruments
-from megatron_cpt.train.metrics import rewind, step_record, unseen_events
+from megatron_cpt.train.metrics import attempt_record, rewind, step_record, unseen_events
 from megatron_cpt.train.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,9 @@ class MetricsFile(BaseHook):
         clock: TrainingClock,
         instruments: Instruments | None = None,
         trackers: Sequence[Tracker] = (),
+        attempt_id: str | None = None,
     ) -> None:
+        self._attempt_id = attempt_id
         self._path, self._sources, self._licences, self._clock = path, sources, licences, clock
         self._instruments, self._trackers = instruments, trackers
 
@@ -94,7 +96,14 @@ class MetricsFile(BaseHook):
         self._clock.begin(used_before=rewind(self._path, step=state.step))
         news = [*unseen_events(before), read_lines(self._path)[-1]] if before else []  # the last one says where the run goes on
         if self._instruments is not None:
-            append_line(self._path, {"kind": "attempt", "step": state.step, **self._instruments.describe()})
+            head = attempt_record(
+                state,
+                attempt_id=self._attempt_id,
+                sources=self._sources,
+                licences=self._licences,
+                elapsed_seconds=self._clock.seconds(),
+            )
+            append_line(self._path, {**head, **self._instruments.describe()})
         for record in news:
             self._tell(record)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_cpt.backend import choose
 from megatron_cpt.errors import ConfigError
-from megatron_cpt.launch_ranks import die_with_parent, tie_helpers_to_this_process
+from megatron_cpt.launch_ranks import ATTEMPT_VARIABLE, die_with_parent, tie_helpers_to_this_process
 from megatron_cpt.meter.energy import open_meter
 from megatron_cpt.plan.money import clock_limits
 from megatron_cpt.plan.run_plan import RunPlan
@@ -177,6 +177,7 @@ class Attempt:
                 clock=clock,
                 instruments=Instruments(plan, meter=open_meter(plan.backend), memory=process_memory(on_cuda=plan.backend == "cuda")),
                 trackers=trackers,
+                attempt_id=os.environ.get(ATTEMPT_VARIABLE),
             )
             hooks += [*trackers, metrics, hook.progress(num_steps=plan.num_steps, every_steps=plan.log_every_steps)]
             record, compare = metrics.write, self._compare
