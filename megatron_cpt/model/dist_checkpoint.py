@@ -21,7 +21,6 @@ import megatron.core
 import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
@@ -31,12 +30,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_cpt.errors import CheckpointError, FollowsAnotherRank
 from megatron_cpt.model.build import CptModel, inner_model
+from megatron_cpt.model.optimizer_kind import OPTIMIZER_PREFIX, change_of_kind
 from megatron_cpt.model.safe_metadata import check_metadata, weights_only
 from megatron_cpt.model.tied import check_tied_copies
 
-OPTIMIZER_PREFIX = "optimizer."
 _MODEL, _OPTIMIZER, _COMMON = "model", "optimizer", "cpt"
-_MAIN_WEIGHTS = ("optimizer.state.param.", "optimizer.state.fp32_param.")
 _WRITER_NICENESS = 10  # on a CPU the writer shares the cores with training
 
 
@@ -174,7 +172,8 @@ def load_model(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: An
     wanted_keys = _group_keys(state.get(_OPTIMIZER, {}))
     try:
         with weights_only():
-            _check_against(folder, state)
+            saved = _check_against(folder, state)
+            change = change_of_kind(state.get(_OPTIMIZER), saved, optimizer, where=folder)
             loaded, missing, unexpected = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RETURN_ALL)
     except CheckpointError:
         raise
@@ -182,6 +181,8 @@ def load_model(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: An
         raise CheckpointError(
             "The checkpoint cannot be read.", where=folder, value=str(error)[:2000], next_step="Use an older checkpoint of the run."
         ) from error
+    if change is not None:
+        missing = {key for key in missing if not change.expects_left_over(key)}
     if optimizer is None:
         missing = {key for key in missing if not key.startswith(OPTIMIZER_PREFIX)}
     if missing or unexpected:
@@ -191,6 +192,8 @@ def load_model(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: An
             value=f"only in the checkpoint: {_first(missing)}; only in the model: {_first(unexpected)}",
             next_step="Check that the checkpoint was written by this plan.",
         )
+    if change is not None:
+        change.mend(loaded[_OPTIMIZER], where=folder)
     lacking = wanted_keys - _group_keys(loaded.get(_OPTIMIZER, {}))
     if lacking:
         raise CheckpointError(
@@ -258,18 +261,6 @@ def _sharded_state(chunks: Sequence[torch.nn.Module], optimizer: Any, *, is_load
     return state
 
 
-def _check_optimizer_kind(folder: Path, saved: dict[str, Any], state: dict[str, Any]) -> None:
-    """Refuse moments of the distributed optimizer for the replicated one, and the other way round: only one keeps main weights."""
-    wanted = [key for part in nested_values(state.get(_OPTIMIZER, {})) if isinstance(key := getattr(part, "key", None), str)]
-    kinds = [{prefix for prefix in _MAIN_WEIGHTS if any(key.startswith(prefix) for key in keys)} for keys in (saved, wanted)]
-    if wanted and any(key.startswith(OPTIMIZER_PREFIX) for key in saved) and kinds[0] != kinds[1]:
-        raise CheckpointError(
-            "The checkpoint was written with another kind of optimizer (distributed or replicated).",
-            where=folder,
-            next_step="Set parallel.distributed_optimizer to what it was; tensor, pipeline and data parallelism may change.",
-        )
-
-
 def _group_keys(state: Any) -> set[str]:
     """Return the keys that all parameter groups in an optimizer's state have, however deep they lie."""
     if not isinstance(state, dict):
@@ -293,10 +284,9 @@ def _require_checkpoint(folder: Path) -> None:
     check_metadata(folder)
 
 
-def _check_against(folder: Path, state: dict[str, Any]) -> None:
-    """Refuse another shape, for megatron would cut embedding rows or fill missing ones with zeros without a word; and another optimizer."""
-    saved = dist_checkpointing.load_tensors_metadata(str(folder))
-    _check_optimizer_kind(folder, saved, state)
+def _check_against(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """Refuse another shape, for megatron would cut embedding rows or fill missing ones with zeros; return the saved tensors by key."""
+    saved: dict[str, Any] = dist_checkpointing.load_tensors_metadata(str(folder))
     wanted = [part for key, value in state.items() if key.startswith(_MODEL) for part in value.values() if isinstance(part, ShardedTensor)]
     for part in wanted:
         found = saved.get(part.key)
@@ -308,6 +298,7 @@ def _check_against(folder: Path, state: dict[str, Any]) -> None:
                 rule=f"{list(part.global_shape)}",
                 next_step="Check that the checkpoint was written by this plan: its vocabulary and its model.",
             )
+    return saved
 
 
 def _first(keys: Any) -> str:

@@ -170,16 +170,17 @@ class Attempt:
         compare: Callable[[Scores, int], dict[str, Any] | None] = lambda _scores, _step: None  # noqa: E731
         if is_first_rank():
             trackers = self._trackers()
+            progress = hook.progress(num_steps=plan.num_steps, every_steps=plan.log_every_steps)
             metrics = hook.MetricsFile(
                 self._train_dir / METRICS_NAME,
                 sources=[entry.source for entry in plan.blend],
                 licences=[entry.licence for entry in plan.blend],
                 clock=clock,
                 instruments=Instruments(plan, meter=open_meter(plan.backend), memory=process_memory(on_cuda=plan.backend == "cuda")),
-                trackers=trackers,
+                trackers=[*trackers, *([progress] if isinstance(progress, hook.ProgressBar) else [])],
                 attempt_id=os.environ.get(ATTEMPT_VARIABLE),
             )
-            hooks += [*trackers, metrics, hook.progress(num_steps=plan.num_steps, every_steps=plan.log_every_steps)]
+            hooks += [*trackers, metrics, progress]
             record, compare = metrics.write, self._compare
         if self._evaluate is not None:
             evaluate = self._evaluate
