@@ -114,9 +114,8 @@ def test_twenty_five_kills_at_random_instants_change_nothing(asynchronous: bool,
         said = finish(process)
         torso = any(folder.glob(".step_*.partial"))
         in_a_save += torso
-        print(
-            f"kill {kill + 1} (seed {SEED}): {victim}, {instant} + {delay:.3f} s, began at {newest}, torso {torso}, now {newest_whole(folder)}"
-        )
+        now = newest_whole(folder)
+        print(f"kill {kill + 1} (seed {SEED}): {victim}, {instant} + {delay:.3f} s, began at {newest}, torso {torso}, now {now}")
         resumed = re.search(r"Resuming after step (\d+)", said)
         assert resumed is None or int(resumed[1]) == newest, said
         assert resumed is not None or newest is None or instant == "any", said
