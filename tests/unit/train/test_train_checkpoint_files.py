@@ -62,7 +62,8 @@ def test_counters_that_contradict_each_other_or_the_plan_are_refused(folder: Pat
     check_counters(record, PLAN, folder)
     for change in (
         {"samples_seen": 328}, {"tokens_seen": 3210}, {"source_samples": (241, 80)}, {"source_tokens": (2400, 810)}, {"step": 41},
-        {"sources": ("talk", "law")}, {"step": 120, "samples_seen": 960, "tokens_seen": 9600, "source_samples": (720, 240), "source_tokens": (7200, 2400)},
+        {"sources": ("talk", "law")},
+        {"step": 120, "samples_seen": 960, "tokens_seen": 9600, "source_samples": (720, 240), "source_tokens": (7200, 2400)},
     ):  # fmt: skip
         with pytest.raises(CheckpointError, match="counters of a checkpoint's record do not fit"):
             check_counters(replace(record, **change), PLAN, folder)
