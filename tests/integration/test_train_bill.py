@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from megatron_cpt.meter.account import account_text
 from megatron_cpt.meter.killed import settle
 from megatron_cpt.meter.totals import attempts_of, totals_by_stage
 from megatron_cpt.plan.run_plan import CheckpointPlan
+from megatron_cpt.record.store import read_lines
 
 pytestmark = pytest.mark.slow
 STEPS, SAVED, TOKENS_PER_STEP = 150, 60, 256
@@ -42,17 +42,21 @@ def start(folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_step(run_dir: Path, process: subprocess.Popen[str], step: int) -> None:
-    deadline = time.monotonic() + 120
-    while not (run_dir / "train" / "metrics.jsonl").exists() or last_step(run_dir) < step:
+def wait_for_steps(run_dir: Path, process: subprocess.Popen[str], *, attempt: int, step: int) -> None:
+    """Wait until the attempt of that number has done the step."""
+    deadline = time.monotonic() + 240
+    while True:
+        kinds = [record["kind"] for record in read_lines(run_dir / "train" / "metrics.jsonl")]
+        if kinds.count("attempt") == attempt and last_step(run_dir) >= step:
+            return
         assert process.poll() is None, finish(process)
         assert time.monotonic() < deadline
         time.sleep(0.001)
 
 
 def last_step(run_dir: Path) -> int:
-    lines = (run_dir / "train" / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    return max((record["step"] for record in map(json.loads, (line for line in lines if line.endswith("\n"))) if "lr" in record), default=0)
+    steps = [record["step"] for record in read_lines(run_dir / "train" / "metrics.jsonl") if record["kind"] == "step"]
+    return max(steps, default=0)
 
 
 def test_what_killed_attempts_read_is_on_the_bill_once_and_the_weights_hold_the_rest(tmp_path: Path) -> None:
@@ -60,7 +64,7 @@ def test_what_killed_attempts_read_is_on_the_bill_once_and_the_weights_hold_the_
     make_plan(run_dir, make_layout(), num_steps=STEPS, checkpoint=CheckpointPlan(SAVED, 2))
 
     process = start(tmp_path)  # the command itself is killed: nobody writes an end
-    wait_for_step(run_dir, process, SAVED + 2)
+    wait_for_steps(run_dir, process, attempt=1, step=SAVED + 2)
     process.send_signal(signal.SIGKILL)
     finish(process)
     first = last_step(run_dir)
@@ -73,9 +77,10 @@ def test_what_killed_attempts_read_is_on_the_bill_once_and_the_weights_hold_the_
     assert killed.usd == pytest.approx(killed.seconds)  # one device at a dollar a second
 
     process = start(tmp_path)  # the only rank is killed: the command lives, and knows no more than the steps on disk
-    wait_for_step(run_dir, process, SAVED + 2)
-    ranks = [child for child in psutil.Process(process.pid).children(recursive=True) if "megatron_cpt.train" in child.cmdline()[-2]]
-    ranks[-1].kill()
+    wait_for_steps(run_dir, process, attempt=2, step=SAVED + 2)
+    (launcher,) = psutil.Process(process.pid).children()
+    (rank,) = [child for child in launcher.children() if child.cmdline()[-2] == "megatron_cpt.train"]
+    rank.kill()
     said = finish(process)
     assert process.returncode != 0
     assert "ended without a word" in said
