@@ -54,11 +54,12 @@ def has_steps(run_dir: Path, count: int) -> bool:
 
 def weights(run_dir: Path, step: int = STEPS) -> dict[str, Any]:
     """Return every tensor of a checkpoint, weights and moments, as bytes."""
-    (tensors,) = launch_ranks(_read_tensors, 1, str(run_dir / "train" / "checkpoints" / f"step_{step:08d}" / "model"))
+    ((tensors,),) = launch_ranks(flat_tensors, 1, [str(run_dir / "train" / "checkpoints" / f"step_{step:08d}" / "model")])
     return tensors
 
 
-def _read_tensors(folder: str) -> dict[str, bytes]:
+def flat_tensors(folders: list[str]) -> list[dict[str, bytes]]:
+    """Return the tensors of each checkpoint by path, as bytes, on one rank."""
     from megatron_cpt.backend import choose
 
     backend = choose("cpu")
@@ -67,7 +68,7 @@ def _read_tensors(folder: str) -> dict[str, bytes]:
     from megatron_cpt.model.parallel import ranks, single_rank_layout
 
     with ranks(single_rank_layout(8, dtype="fp32"), backend=backend, seed=0):
-        return dict(_flat(load_plain_tensors(folder)))
+        return [dict(_flat(load_plain_tensors(folder))) for folder in folders]
 
 
 def _flat(tree: Any, path: str = "") -> Iterator[tuple[str, bytes]]:

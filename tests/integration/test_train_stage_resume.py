@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_train_resume import weights
+from launch_ranks import launch_ranks
+from test_train_resume import flat_tensors
 from test_train_watch import records
 from tiny_run import make_layout, make_plan, make_run, step_records, train_in_turn
 
@@ -41,10 +42,11 @@ def test_a_stop_before_at_and_after_a_change_of_shares_reads_the_same_samples(tm
     train_in_turn([run_dir / "plan" / "plan.yaml" for run_dir in resumed], 1)
     by_step = [record["source_samples"] for record in step_records(whole)]
     assert [by_step[CHANGE - 1], by_step[-1]] == [{"law": 21, "talk": 3}, {"law": 27, "talk": 21}]
-    expected = weights(whole, STEPS)
-    for stop, run_dir in zip(STOPS, resumed, strict=True):
+    checkpoint = f"train/checkpoints/step_{STEPS:08d}/model"
+    ((expected, *found),) = launch_ranks(flat_tensors, 1, [str(run / checkpoint) for run in (whole, *resumed)])
+    for stop, run_dir, tensors in zip(STOPS, resumed, found, strict=True):
         resumes = [(record["step"], record["lost_steps"]) for record in records(run_dir, "resume")]
         assert resumes == [(stop, STEPS - stop)]
         for key in ("step", "loss", "grad_norm", "lr", "source_samples", "source_loss"):
             assert [record[key] for record in step_records(run_dir)] == [record[key] for record in step_records(whole)], (stop, key)
-        assert weights(run_dir, STEPS) == expected, stop
+        assert tensors == expected, stop
