@@ -19,7 +19,7 @@ from megatron_cpt.meter.totals import attempts_of, totals_by_stage
 from megatron_cpt.plan.run_plan import CheckpointPlan
 from megatron_cpt.record.store import read_lines
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]  # test_line.py kills the whole line and compares the sums
 STEPS, SAVED, TOKENS_PER_STEP = 150, 60, 256
 # What `megatron-cpt run --only train` does under its lock, without the configuration of the whole line.
 TRAIN = """

@@ -49,7 +49,7 @@ def test_a_missing_initial_checkpoint_is_refused_and_never_replaced_by_random_we
     assert not (run_dir / "train" / "metrics.jsonl").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_rank_that_does_not_see_the_first_ranks_index_says_so_and_waits_for_no_one(tmp_path: Path) -> None:
     """Two nodes with disks of their own, the first one slow: the second must not look for files that are elsewhere."""
     mine = make_run(tmp_path)
