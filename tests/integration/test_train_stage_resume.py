@@ -46,7 +46,7 @@ def test_a_stop_before_at_and_after_a_change_of_shares_reads_the_same_samples(tm
 
 
 def _train_and_go_on(folder_text: str, ports: list[int]) -> list[dict[str, bytes]]:
-    """Train, and train copies from each stop on, all in this process, for to start one is the cost; return what the last checkpoints hold."""
+    """Train, and train copies from each stop on, all in one process (starting it is the cost); return what the last checkpoints hold."""
     from megatron_cpt.train.run import run
 
     folder, runs = Path(folder_text), []
