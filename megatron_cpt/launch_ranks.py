@@ -32,14 +32,27 @@ def die_with_parent(parent: int | None = None) -> None:
 
     Args:
         parent: the parent's process id as the parent itself gave it (default: the environment's `MEGATRON_CPT_PARENT`, if any).
-            A parent that ended while this process was still importing is known by it: the process ends at once.
+            A parent that ended while this process was still importing is known by it: the process ends at once. Started by
+            torchrun itself, without that word, a process ends whose parent is not a Python process any more.
     """
+    is_told = parent is not None or PARENT_VARIABLE in os.environ
     if parent is None:
         parent = int(os.environ.get(PARENT_VARIABLE, os.getppid()))
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
+    if os.getppid() != parent or (not is_told and _torchrun_is_gone()):
         os._exit(EXIT_STOPPED)
+
+
+def _torchrun_is_gone() -> bool:
+    """Say whether torchrun started this process and is its parent no more: an orphan belongs to init, which is not Python."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    try:
+        command = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")[0]
+    except OSError:
+        return False
+    return b"python" not in os.path.basename(command)
 
 
 def tie_helpers_to_this_process() -> None:
