@@ -24,6 +24,7 @@ from megatron_cpt.errors import EXIT_STOPPED
 T = TypeVar("T")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PARENT_VARIABLE = "MEGATRON_CPT_PARENT"
+ATTEMPT_VARIABLE = "MEGATRON_CPT_ATTEMPT"
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -31,14 +32,27 @@ def die_with_parent(parent: int | None = None) -> None:
 
     Args:
         parent: the parent's process id as the parent itself gave it (default: the environment's `MEGATRON_CPT_PARENT`, if any).
-            A parent that ended while this process was still importing is known by it: the process ends at once.
+            A parent that ended while this process was still importing is known by it: the process ends at once. Started by
+            torchrun itself, without that word, a process ends whose parent is not a Python process any more.
     """
+    is_told = parent is not None or PARENT_VARIABLE in os.environ
     if parent is None:
         parent = int(os.environ.get(PARENT_VARIABLE, os.getppid()))
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
+    if os.getppid() != parent or (not is_told and _torchrun_is_gone()):
         os._exit(EXIT_STOPPED)
+
+
+def _torchrun_is_gone() -> bool:
+    """Say whether torchrun started this process and is its parent no more: an orphan belongs to init, which is not Python."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    try:
+        command = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")[0]
+    except OSError:
+        return False
+    return b"python" not in os.path.basename(command)
 
 
 def tie_helpers_to_this_process() -> None:
@@ -108,6 +122,7 @@ def run_ranks(
     threads_per_rank: int,
     launcher: str | None = None,
     stop_file: Path | None = None,
+    attempt_id: str | None = None,
 ) -> int:
     """Run a module on ranks and return the launcher's exit code: 0, or another one whatever a rank's own code was.
 
@@ -115,9 +130,13 @@ def run_ranks(
         launcher: a command `LAUNCHER RANKS_PER_NODE MODULE [arguments...]` that starts the ranks of every node of a job
             (slurm/ranks.sh); None starts torchrun for the ranks of this machine.
         stop_file: where a signal to this process is written for the ranks to see; without it a signal ends this process.
+        attempt_id: the attempt's name on the ledger, which the ranks write into their own records.
     """
     environment = dict(os.environ, OMP_NUM_THREADS=str(threads_per_rank))
     environment.pop(PARENT_VARIABLE, None)
+    environment.pop(ATTEMPT_VARIABLE, None)
+    if attempt_id is not None:
+        environment[ATTEMPT_VARIABLE] = attempt_id
     environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron's overlap of tensor-parallel communication relies on it
     environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if launcher is None:

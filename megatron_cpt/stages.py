@@ -23,14 +23,15 @@ from megatron_cpt.gate.decide import decide
 from megatron_cpt.gate.verdict import VERDICT_NAME, Verdict
 from megatron_cpt.launch_ranks import run_in_child, run_ranks
 from megatron_cpt.meter.energy import open_meter
-from megatron_cpt.meter.ledger import Attempt, Planned, attempt
+from megatron_cpt.meter.killed import consumption_of, settle
+from megatron_cpt.meter.ledger import STEP_RECORDS, Attempt, Planned, attempt
 from megatron_cpt.meter.totals import attempts_of, totals_by_stage
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.page import page
 from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan
 from megatron_cpt.record.hashing import sha256_file, sha256_plain
 from megatron_cpt.record.manifest import MANIFEST_NAME, Manifest, StageResult, build_stage, finished, run_lock, write_manifest
-from megatron_cpt.record.store import read_json, require_free_space, write_json, write_text
+from megatron_cpt.record.store import read_json, read_lines, require_free_space, write_json, write_text
 from megatron_cpt.record.typed import from_plain, to_plain
 from megatron_cpt.record.unknown import Figure, Unavailable
 from megatron_cpt.record.vocab_layout import FITTED_ROWS, VocabLayout
@@ -251,8 +252,12 @@ def train_body(run: Run, folder: Path, entry: Attempt) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     before = (folder / OUTCOME_NAME).read_bytes() if (folder / OUTCOME_NAME).exists() else None
     (folder / STOP_FILE).unlink(missing_ok=True)
-    code = _ranks(run, plan, "megatron_cpt.train", [], stop_file=folder / STOP_FILE)
+    code = _ranks(run, plan, "megatron_cpt.train", [], stop_file=folder / STOP_FILE, attempt_id=entry.attempt_id)
     (folder / STOP_FILE).unlink(missing_ok=True)
+    recorded = consumption_of(read_lines(run.folder / STEP_RECORDS), entry.attempt_id)
+    if recorded is not None:  # all that is known of ranks that ended without a word
+        entry.start_tokens, entry.tokens = recorded.start_tokens, recorded.tokens
+        entry.source_tokens, entry.licence_tokens = recorded.source_tokens, recorded.licence_tokens
     outcome = read_outcome(folder)
     if outcome is None or (folder / OUTCOME_NAME).read_bytes() == before:
         raise CptError("Training ended without a word.", where=folder, value=f"torchrun exit {code}", next_step="Run again to resume.")
@@ -430,6 +435,7 @@ def walk(config: ExperimentConfig, chosen: Sequence[StageInfo]) -> None:
     run = Run(config)
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     with run_lock(run.folder):
+        settle(run.folder)
         for stage in chosen:
             try:
                 _walk_one(run, stage)
@@ -566,7 +572,9 @@ def _threads_of_this_host() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _ranks(run: Run, plan: RunPlan, module: str, arguments: list[str], *, stop_file: Path | None = None) -> int:
+def _ranks(
+    run: Run, plan: RunPlan, module: str, arguments: list[str], *, stop_file: Path | None = None, attempt_id: str | None = None
+) -> int:
     launcher = os.environ.get(LAUNCHER_VARIABLE)
     if plan.layout.num_nodes != 1 and launcher is None:
         raise CptError(
@@ -581,6 +589,7 @@ def _ranks(run: Run, plan: RunPlan, module: str, arguments: list[str], *, stop_f
         threads_per_rank=plan.layout.threads_per_rank,
         launcher=launcher,
         stop_file=stop_file,
+        attempt_id=attempt_id,
     )
 
 

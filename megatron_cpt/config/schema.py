@@ -85,7 +85,7 @@ class ScheduleConfig:
     """The learning rate over the run. A phase has one length: a fraction of the run after the new-rows stage, tokens or samples.
 
     The floor is `min_lr`, or `min_fraction` of the peak. `anneal_*` is the last phase of wsd and infinite, `cooldown_*`
-    and `constant_lr` belong to infinite. Without any warm-up length it is 1 %.
+    and `constant_lr` belong to infinite. Without any warm-up length it is 1 %. The warm-up begins at `warmup_from_lr`, 0 without one.
     """
 
     kind: str = "cosine"
@@ -95,6 +95,7 @@ class ScheduleConfig:
     warmup_fraction: float | None = None
     warmup_tokens: int | None = None
     warmup_samples: int | None = None
+    warmup_from_lr: float | None = None
     anneal_fraction: float | None = None
     anneal_tokens: int | None = None
     anneal_samples: int | None = None

@@ -12,7 +12,7 @@ from megatron_cpt.record.unknown import Figure, Unavailable
 JOULES_PER_KWH = 3.6e6
 CSV_FIELDS = (
     "run", "stage", "attempts", "seconds", "device_hours", "tokens", "kwh", "usd", "seconds_known", "kwh_known", "usd_known",
-    "planned_seconds", "planned_tokens", "planned_kwh", "planned_usd", "unknown_because",
+    "planned_seconds", "planned_tokens", "planned_kwh", "planned_usd", "unknown_because", "lost_tokens",
 )  # fmt: skip
 
 
@@ -28,10 +28,15 @@ def account_text(run: str, stages: Sequence[StageTotals]) -> str:
             f"    time    {part.seconds.show('{:,.1f} s')}{_planned(part, 'seconds', '{:,.1f} s')}",
             f"    devices {part.device_seconds.show('{:,.3f} device-hours', 1 / 3600)}",
             *([f"    tokens  {part.tokens:,}{_planned(part, 'tokens', '{:,.0f}')}"] if part.tokens and part.stage != WHOLE else []),
+            *([f"    lost    {part.lost_tokens:,} of these tokens: read, and in no weights"] if _shows_loss(part) else []),
             f"    energy  {part.joules.show('{:,.4g} kWh', 1 / JOULES_PER_KWH)}{_planned(part, 'kwh', '{:,.4g} kWh')}",
             f"    cost    {part.usd.show('{:,.4g} USD')}{_planned(part, 'usd', '{:,.4g} USD')}",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _shows_loss(part: StageTotals) -> bool:
+    return part.lost_tokens > 0 and part.stage != WHOLE
 
 
 def _planned(part: StageTotals, key: str, pattern: str) -> str:
@@ -53,7 +58,7 @@ def account_csv(rows: Sequence[tuple[str, Sequence[StageTotals]]]) -> str:
             writer.writerow([
                 run, part.stage, sum(part.num_by_status.values()), _cell(part.seconds), _cell(part.device_seconds, 1 / 3600), part.tokens,
                 _cell(part.joules, 1 / JOULES_PER_KWH), _cell(part.usd), _known(part.seconds), _known(part.joules), _known(part.usd),
-                *(_planned_cell(planned, key) for key in ("seconds", "tokens", "kwh", "usd")), "; ".join(reasons),
+                *(_planned_cell(planned, key) for key in ("seconds", "tokens", "kwh", "usd")), "; ".join(reasons), part.lost_tokens,
             ])  # fmt: skip
     return out.getvalue()
 

@@ -1,6 +1,7 @@
 """The bill of a run: `ledger.jsonl`, one line when an attempt starts, lines while it lives, one when it ends. Lines are only added.
 
-A failed attempt stays on the bill. One that was killed has a start and no end: its last heartbeat says how long it lasted at least.
+A failed attempt stays on the bill. One that was killed has a start and no end: its last heartbeat says how long it lasted at least,
+and of training the recorded steps say what it read (killed.py).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from megatron_cpt.record.typed import to_plain
 from megatron_cpt.record.unknown import Figure, Unavailable, combine
 
 LEDGER_NAME = "ledger.jsonl"
+STEP_RECORDS = "train/metrics.jsonl"  # relative to the run folder
 BEAT_SECONDS = 30.0  # well below the time in which a RAPL counter can wrap, and the most that a kill can take off the bill
 
 Status = Literal["finished", "failed", "stopped", "rolled_back"]
@@ -57,6 +59,8 @@ class Attempt:
     source_tokens: dict[str, int] | None = None
     """Tokens that this attempt read, by source and by licence; None where the stage reads no sources of its own."""
     licence_tokens: dict[str, int] | None = None
+    start_tokens: int | None = None
+    """Tokens in the weights with which this attempt began; None where nothing is trained."""
     _begin: float = field(default_factory=time.monotonic)
 
     @property
@@ -95,6 +99,7 @@ class Attempt:
             energy_scope=self.meter.scope,
             usd=_plain(usd),
             planned=None if self.planned is None else to_plain(self.planned),
+            **({} if self.start_tokens is None else {"start_tokens": self.start_tokens}),
             **({} if self.source_tokens is None else {"source_tokens": self.source_tokens, "licence_tokens": self.licence_tokens}),
         )
 
@@ -167,6 +172,12 @@ def _ending(error: BaseException) -> tuple[int, Status]:
 
 def _plain(figure: Figure) -> Any:
     return {"unavailable": figure.reason} if isinstance(figure, Unavailable) else figure
+
+
+def is_alive(start: dict[str, Any]) -> bool:
+    """Say whether the process of a ledger's start line works still, as far as this machine can see."""
+    pid, ticks = start.get("pid"), start.get("process_start")
+    return isinstance(pid, int) and ticks is not None and start.get("host") == socket.gethostname() and process_start(pid) == ticks
 
 
 def process_start(pid: int) -> int | None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_cpt.meter.ledger import LEDGER_NAME, process_start
+from megatron_cpt.meter.killed import recovered_lines
+from megatron_cpt.meter.ledger import LEDGER_NAME, STEP_RECORDS, is_alive
 from megatron_cpt.record.store import read_lines
 from megatron_cpt.record.unknown import Figure, Unavailable
 
@@ -18,7 +19,11 @@ WHOLE = "all stages"  # the heading of the last line; tokens of unlike stages ar
 
 @dataclass(frozen=True)
 class AttemptRecord:
-    """One attempt as the ledger has it. For one that was killed or still runs, `seconds` and `tokens` are those of its last heartbeat."""
+    """One attempt as the ledger has it.
+
+    For one that was killed or still runs, the figures are the most that its last heartbeat and its recorded steps prove: bounds from below.
+    `start_tokens` are in the weights with which an attempt of training began; None when it did not come so far.
+    """
 
     attempt_id: str
     stage: str
@@ -32,6 +37,7 @@ class AttemptRecord:
     usd: Figure
     planned: dict[str, Any] | None
     is_lower_bound: bool
+    start_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Total:
 
 @dataclass(frozen=True)
 class StageTotals:
-    """What one stage, or the whole run, took."""
+    """What one stage, or the whole run, took. `lost_tokens` of the `tokens` are in no weights: their steps were lost and done anew."""
 
     stage: str
     num_by_status: dict[str, int]
@@ -68,18 +74,20 @@ class StageTotals:
     joules: Total
     usd: Total
     planned: dict[str, Figure] | None
+    lost_tokens: int = 0
 
 
 def attempts_of(run_dir: Path) -> list[AttemptRecord]:
-    """Return every attempt of a run in the order in which they began."""
-    return attempts_in(read_lines(run_dir / LEDGER_NAME))
+    """Return every attempt of a run in the order in which they began, what killed ones left in their step records included."""
+    lines = read_lines(run_dir / LEDGER_NAME)
+    return attempts_in([*lines, *recovered_lines(lines, read_lines(run_dir / STEP_RECORDS))])
 
 
 def attempts_in(lines: Iterable[dict[str, Any]]) -> list[AttemptRecord]:
     """Put the lines of a ledger together by attempt."""
     by_id: dict[str, dict[str, dict[str, Any]]] = {}
     for line in lines:
-        if line.get("kind") in ("start", "beat", "end") and isinstance(line.get("attempt"), str):
+        if line.get("kind") in ("start", "beat", "recovered", "end") and isinstance(line.get("attempt"), str):
             by_id.setdefault(line["attempt"], {})[line["kind"]] = line  # of several heartbeats the last one counts
     return [_record(attempt_id, parts) for attempt_id, parts in by_id.items()]
 
@@ -101,31 +109,30 @@ def _record(attempt_id: str, parts: dict[str, dict[str, Any]]) -> AttemptRecord:
             usd=_figure(end.get("usd")),
             planned=end.get("planned"),
             is_lower_bound=False,
+            start_tokens=end.get("start_tokens"),
         )
+    left = parts.get("recovered", {})
     num_ranks = int(start.get("num_ranks", 0))
-    seconds = _figure(beat.get("seconds")) if beat else Unavailable("killed before its first heartbeat")
+    proven = [figure for part in (beat, left) if part and not isinstance(figure := _figure(part.get("seconds")), Unavailable)]
+    seconds: Figure = max(proven) if proven else Unavailable("killed before its first heartbeat")
     price = _figure(start.get("usd_per_device_hour"))
     device_seconds: Figure = seconds if isinstance(seconds, Unavailable) else seconds * num_ranks
     usd = price if isinstance(price, Unavailable) else device_seconds
     return AttemptRecord(
         attempt_id=attempt_id,
         stage=stage,
-        status="running" if _is_alive(start) else "killed",
+        status="running" if is_alive(start) else "killed",
         exit_code=None,
         num_ranks=num_ranks,
         seconds=seconds,
         device_seconds=device_seconds,
-        tokens=int(beat.get("tokens", 0)),
-        joules=Unavailable("killed before its energy was recorded"),
+        tokens=max(int(beat.get("tokens", 0)), int(left.get("tokens", 0))),
+        joules=_figure(left["joules"]) if left else Unavailable("killed before its energy was recorded"),
         usd=usd if isinstance(usd, Unavailable) or isinstance(price, Unavailable) else usd / 3600 * price,
         planned=None,
         is_lower_bound=True,
+        start_tokens=left.get("start_tokens"),
     )
-
-
-def _is_alive(start: dict[str, Any]) -> bool:
-    pid, ticks = start.get("pid"), start.get("process_start")
-    return isinstance(pid, int) and ticks is not None and start.get("host") == socket.gethostname() and process_start(pid) == ticks
 
 
 def _figure(data: object) -> Figure:
@@ -165,7 +172,17 @@ def totals(records: Sequence[AttemptRecord], *, stage: str) -> StageTotals:
         joules=total_of("joules", records),
         usd=total_of("usd", records),
         planned={key: _figure(value) for key, value in planned[-1].items()} if planned else None,
+        lost_tokens=lost_tokens(records),
     )
+
+
+def lost_tokens(records: Sequence[AttemptRecord]) -> int:
+    """Return the tokens of steps that attempts of training did and that the next one did not find in its checkpoint.
+
+    They were read and paid for, and are in no weights. Those of the latest attempt are not counted: nothing was done anew yet.
+    """
+    begun = [(record.start_tokens, record.tokens) for record in records if record.start_tokens is not None]
+    return sum(max(start + tokens - then, 0) for (start, tokens), (then, _) in itertools.pairwise(begun))
 
 
 def totals_by_stage(records: Sequence[AttemptRecord]) -> list[StageTotals]:

@@ -41,14 +41,13 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from megatron_cpt.errors import CheckpointError, CptError, FollowsAnotherRank
 from megatron_cpt.model.build import CptModel, inner_model
 from megatron_cpt.model.expert_state import state_for
+from megatron_cpt.model.optimizer_kind import OPTIMIZER_PREFIX, change_of_kind
 from megatron_cpt.model.safe_metadata import check_metadata, weights_only
 from megatron_cpt.model.tied import check_tied_copies
 from megatron_cpt.record.vocab_layout import VocabLayout
 
-OPTIMIZER_PREFIX = "optimizer."
 EMBEDDING_KEY = "embedding.word_embeddings.weight"  # megatron's own name, in checkpoints of other trainers too
 _MODEL, _OPTIMIZER, _COMMON = "model", "optimizer", "cpt"
-_MAIN_WEIGHTS = ("optimizer.state.param.", "optimizer.state.fp32_param.")
 # What torch and megatron raise over files that are damaged or missing; torch's CheckpointException is a BaseException.
 _UNREADABLE = (
     CheckpointException, CheckpointingException, pickle.UnpicklingError, EOFError, OSError, RuntimeError, KeyError, ValueError,
@@ -347,12 +346,17 @@ def load_model(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: An
     state = _sharded_state(chunks, optimizer, is_loading=True)
     wanted_keys = _group_keys(state.get(_OPTIMIZER, {}))
     with _reading(folder), weights_only():
-        _check_against(folder, state)
+        saved = _check_against(folder, state)
+        change = change_of_kind(state.get(_OPTIMIZER), saved, optimizer, where=folder)
         loaded, missing, unexpected = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RETURN_ALL)
+    if change is not None:
+        missing = {key for key in missing if not change.expects_left_over(key)}
     if optimizer is None:
         missing = {key for key in missing if not key.startswith(OPTIMIZER_PREFIX)}
     if missing or unexpected:
         raise _other_tensors(folder, missing, unexpected)
+    if change is not None:
+        change.mend(loaded[_OPTIMIZER], where=folder)
     if optimizer is not None:
         loaded[_OPTIMIZER] = state_for(optimizer, loaded[_OPTIMIZER], where=folder)
     lacking = wanted_keys - _group_keys(loaded.get(_OPTIMIZER, {}))
@@ -429,18 +433,6 @@ def _sharded_state(chunks: Sequence[torch.nn.Module], optimizer: Any, *, is_load
     return state
 
 
-def _check_optimizer_kind(folder: Path, saved: dict[str, Any], state: dict[str, Any]) -> None:
-    """Refuse moments of the distributed optimizer for the replicated one, and the other way round: only one keeps main weights."""
-    wanted = [key for part in nested_values(state.get(_OPTIMIZER, {})) if isinstance(key := getattr(part, "key", None), str)]
-    kinds = [{prefix for prefix in _MAIN_WEIGHTS if any(key.startswith(prefix) for key in keys)} for keys in (saved, wanted)]
-    if wanted and any(key.startswith(OPTIMIZER_PREFIX) for key in saved) and kinds[0] != kinds[1]:
-        raise CheckpointError(
-            "The checkpoint was written with another kind of optimizer (distributed or replicated).",
-            where=folder,
-            next_step="Set parallel.distributed_optimizer to what it was; tensor, pipeline and data parallelism may change.",
-        )
-
-
 def _group_keys(state: Any) -> set[str]:
     """Return the keys that all parameter groups in an optimizer's state have, however deep they lie."""
     if not isinstance(state, dict):
@@ -464,10 +456,9 @@ def _require_checkpoint(folder: Path) -> None:
     check_metadata(folder)
 
 
-def _check_against(folder: Path, state: dict[str, Any]) -> None:
-    """Refuse another shape, for megatron would cut embedding rows or fill missing ones with zeros without a word; and another optimizer."""
-    saved = dist_checkpointing.load_tensors_metadata(str(folder))
-    _check_optimizer_kind(folder, saved, state)
+def _check_against(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """Refuse another shape, for megatron would cut embedding rows or fill missing ones with zeros; return the saved tensors by key."""
+    saved: dict[str, Any] = dist_checkpointing.load_tensors_metadata(str(folder))
     wanted = [part for key, value in state.items() if key.startswith(_MODEL) for part in value.values() if isinstance(part, ShardedTensor)]
     for part in wanted:
         found = saved.get(part.key)
@@ -479,6 +470,7 @@ def _check_against(folder: Path, state: dict[str, Any]) -> None:
                 rule=f"{list(part.global_shape)}",
                 next_step="Check that the checkpoint was written by this plan: its vocabulary and its model.",
             )
+    return saved
 
 
 def _first(keys: Any) -> str:

@@ -120,6 +120,7 @@ class SchedulePlan:
 
     Attributes:
         warmup_samples: counted from the first sample after the new-rows stage, as is `decay_samples`.
+        warmup_from_lr: the rate that the warm-up begins at; above 0 where a run takes up the rate that another one ended with.
         decay_samples: where the schedule ends, warm-up included.
         anneal_samples: length of the last phase of `wsd` and `infinite`, which ends at `decay_samples`.
         anneal_shape: how `wsd` falls in it, in megatron-core's names.
@@ -138,6 +139,7 @@ class SchedulePlan:
     constant_lr: float = 0.0
     new_rows_samples: int = 0
     new_rows_lr: float = 0.0
+    warmup_from_lr: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,8 @@ def schedule_of(config: ExperimentConfig) -> SchedulePlan:
         fields["anneal_shape"] = schedule.anneal_shape
     if schedule.kind == "infinite":
         fields |= {"cooldown_samples": _samples(config, "cooldown"), "constant_lr": schedule.constant_lr}
+    if schedule.warmup_from_lr is not None:
+        fields["warmup_from_lr"] = schedule.warmup_from_lr
     if stage:
         fields |= {"new_rows_samples": stage, "new_rows_lr": schedule.new_rows_lr}
     return SchedulePlan(**fields)
@@ -66,7 +68,8 @@ def describe(schedule: SchedulePlan, *, embedding_lr_scale: float) -> str:
         "infinite": f"cosine to {schedule.constant_lr:g} over {schedule.cooldown_samples}, constant to {anneal}, then geometric to"
         f" {schedule.min_lr:g} at {end}",
     }[schedule.kind]
-    text = f"{schedule.kind}: up to {schedule.peak_lr:g} over {schedule.warmup_samples} samples, {after_warmup}"
+    start = f"from {schedule.warmup_from_lr:g} " if schedule.warmup_from_lr else ""
+    text = f"{schedule.kind}: {start}up to {schedule.peak_lr:g} over {schedule.warmup_samples} samples, {after_warmup}"
     if schedule.new_rows_samples:
         text = f"new rows alone at {schedule.new_rows_lr:g} for {schedule.new_rows_samples} samples, then {text}"
     if embedding_lr_scale != 1.0:
@@ -98,6 +101,9 @@ def _rate_problems(schedule: ScheduleConfig) -> list[str]:
             problems.append(f"schedule.constant_lr={constant:g} does not lie between the floor ({floor}) and the peak ({peak:g}).")
     elif schedule.constant_lr is not None:
         problems.append(_useless("constant_lr", schedule))
+    start = schedule.warmup_from_lr
+    if start is not None and not 0 <= start <= peak:
+        problems.append(f"schedule.warmup_from_lr={start:g} does not lie between 0 and the peak ({peak:g}), to which the warm-up rises.")
     return problems
 
 
@@ -151,6 +157,11 @@ def _fit_problems(config: ExperimentConfig) -> list[str]:
         return [
             f"schedule.new_rows_first_tokens={config.schedule.new_rows_first_tokens} are {stage} samples in whole steps, and the run has"
             f" {run}. Leave steps for the whole model."
+        ]
+    if config.schedule.warmup_from_lr is not None and not _samples(config, "warmup"):
+        return [
+            f"schedule.warmup_from_lr={config.schedule.warmup_from_lr:g} means nothing without a warm-up, which has no sample here."
+            " Give the warm-up a length, or set it to null."
         ]
     phases = {phase: samples for phase in PHASES if (samples := _samples(config, phase))}
     if sum(phases.values()) > run - stage:

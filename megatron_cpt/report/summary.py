@@ -53,7 +53,8 @@ def _work(records: RunRecords) -> list[str]:
     facts = records.facts("train")
     if facts:
         parts = ", ".join(f"{name} {source['tokens']:,}" for name, source in facts["sources"].items())
-        lines += _field("tokens", f"{facts['tokens']:,} in {facts['step']} steps: {parts}")
+        lost = f"; {train.lost_tokens:,} more were read in steps that were lost and done anew" if train and train.lost_tokens else ""
+        lines += _field("tokens", f"{facts['tokens']:,} in {facts['step']} steps: {parts}{lost}")
     if plan and train and whole:
         estimate = plan.estimate
         steps = show_duration(sum(step["seconds"] for step in records.steps))

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from megatron_cpt.errors import ConfigError, CptError
+from megatron_cpt.launch_ranks import die_with_parent
 
 
 def plan_argument(arguments: list[str]) -> Path:
@@ -42,6 +43,7 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    die_with_parent()  # before torch is imported: a launcher that is killed in those seconds must leave no rank behind
     code = main(sys.argv[1:])
     if code:
         # after a lost rank the threads of the collectives may abort an interpreter that takes itself apart, and change the code

@@ -24,6 +24,7 @@ from megatron_cpt.train.checkpoint_files import (
     CheckpointRecord,
     best_steps,
     check_contents,
+    check_counters,
     complete_checkpoints,
     describe,
     final_name,
@@ -135,6 +136,7 @@ class Checkpoints:
         folder = self._folder / final_name(step)
         record = read_record(folder)
         self._check_plan(record, folder)
+        check_counters(record, self._plan, folder)
         load_model(folder / MODEL_FOLDER, self._chunks, optimizer=self._optimizer)
         if record.wandb_run_id is not None and is_first_rank():
             write_text(self._train_dir / RUN_ID_NAME, record.wandb_run_id)

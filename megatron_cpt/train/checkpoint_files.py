@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cpt.errors import CheckpointError, CptError
+from megatron_cpt.plan.run_plan import RunPlan
 from megatron_cpt.record.hashing import files_under, sha256_file
 from megatron_cpt.record.manifest import OutputFile, versions_in_use
 from megatron_cpt.record.store import publish_folder, read_json, write_json
@@ -124,6 +125,25 @@ def check_contents(folder: Path, record: CheckpointRecord) -> None:
     for name, file in record.files.items():
         if sha256_file(folder / name) != file.sha256:
             raise CheckpointError("The content of a checkpoint's file has changed since it was saved.", where=folder / name)
+
+
+def check_counters(record: CheckpointRecord, plan: RunPlan, folder: Path) -> None:
+    """Refuse a record whose counters contradict each other or the plan: rate and order of data follow from them, and would jump.
+
+    Raises:
+        CheckpointError: with the counters.
+    """
+    samples, tokens = record.step * plan.layout.global_batch_size, record.step * plan.layout.tokens_per_step
+    counters = (record.samples_seen, sum(record.source_samples), record.tokens_seen, sum(record.source_tokens))
+    is_of_plan = record.sources == tuple(entry.source for entry in plan.blend) and record.step <= plan.num_steps
+    if counters != (samples, samples, tokens, tokens) or not is_of_plan:
+        raise CheckpointError(
+            "The counters of a checkpoint's record do not fit each other.",
+            where=folder / RECORD_NAME,
+            value=f"step {record.step}; samples {counters[0]}, of all sources {counters[1]}; tokens {counters[2]}, {counters[3]}",
+            rule=f"{samples} samples and {tokens} tokens at that step, of the {plan.num_steps} steps of the plan",
+            next_step="Remove this checkpoint to go on from the one before.",
+        )
 
 
 def complete_checkpoints(checkpoints_dir: Path) -> list[tuple[Path, CheckpointRecord]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 
+from megatron_cpt.errors import ConfigError
 from megatron_cpt.plan.run_plan import RunPlan
 from megatron_cpt.record.hashing import sha256_plain
 from megatron_cpt.record.store import read_json, write_json
@@ -28,6 +30,7 @@ from megatron_cpt.train.sample_order import step_samples
 CACHE_FOLDER = "index-cache"
 CACHE_MARK = "complete.json"
 MIN_SURPLUS = 0.005  # megatron-core's default
+SHARED_PATIENCE_S = 75.0
 NO_PADDING_ID = -1  # no id of any vocabulary: the datasets must mask no real token as padding
 
 logger = logging.getLogger(__name__)
@@ -127,6 +130,7 @@ def build_dataset(plan: RunPlan, run_dir: Path, train_dir: Path, *, barrier: Cal
     if is_first_rank():
         _prepare_cache(cache, prefixes, num_ids=plan.vocab.num_ids)
     barrier()
+    _require_shared(cache)
 
     def build(blend: tuple[list[str], list[float] | None], *, num_samples: int, surplus: float) -> Any:
         config = GPTDatasetConfig(
@@ -159,6 +163,23 @@ def build_dataset(plan: RunPlan, run_dir: Path, train_dir: Path, *, barrier: Cal
 def _cache_key(plan: RunPlan, prefixes: Sequence[Path]) -> str:
     files = [prefix.with_name(prefix.name + suffix) for prefix in prefixes for suffix in (".bin", ".idx")]
     return sha256_plain([plan.fingerprint, [path.stat().st_size if path.is_file() else None for path in files]])[:16]
+
+
+def _require_shared(cache: Path) -> None:
+    """Refuse a run folder that this rank does not share with the first one, which alone builds the index.
+
+    A network file system may show a new folder only after its attribute cache has run out (60 s at most by default: acdirmax in nfs(5)).
+    """
+    last_look = time.monotonic() + SHARED_PATIENCE_S
+    while not cache.is_dir():
+        if time.monotonic() > last_look:
+            raise ConfigError(
+                "This rank does not see the index that the first rank has made.",
+                where=cache,
+                rule="all nodes of a run see the same run folder",
+                next_step="Set runs_dir to a folder on a file system that all nodes share.",
+            )
+        time.sleep(0.1)
 
 
 def _prepare_cache(cache: Path, prefixes: Sequence[Path], *, num_ids: int) -> None:

@@ -8,17 +8,19 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 from megatron_cpt.record.store import append_line, read_lines
 from megatron_cpt.train.divergence import require_finite
 from megatron_cpt.train.forgetting import Scores
 from megatron_cpt.train.instruments import Instruments
-from megatron_cpt.train.metrics import rewind, step_record, unseen_events
+from megatron_cpt.train.metrics import attempt_record, rewind, step_record, unseen_events
 from megatron_cpt.train.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -85,7 +87,9 @@ class MetricsFile(BaseHook):
         clock: TrainingClock,
         instruments: Instruments | None = None,
         trackers: Sequence[Tracker] = (),
+        attempt_id: str | None = None,
     ) -> None:
+        self._attempt_id = attempt_id
         self._path, self._sources, self._licences, self._clock = path, sources, licences, clock
         self._instruments, self._trackers = instruments, trackers
 
@@ -94,7 +98,14 @@ class MetricsFile(BaseHook):
         self._clock.begin(used_before=rewind(self._path, step=state.step))
         news = [*unseen_events(before), read_lines(self._path)[-1]] if before else []  # the last one says where the run goes on
         if self._instruments is not None:
-            append_line(self._path, {"kind": "attempt", "step": state.step, **self._instruments.describe()})
+            head = attempt_record(
+                state,
+                attempt_id=self._attempt_id,
+                sources=self._sources,
+                licences=self._licences,
+                elapsed_seconds=self._clock.seconds(),
+            )
+            append_line(self._path, {**head, **self._instruments.describe()})
         for record in news:
             self._tell(record)
 
@@ -157,6 +168,9 @@ class InLoopEvaluation(BaseHook):
         compared = self._compare(scores, state.step)
         if compared is not None:
             self._record(compared)
+            logger.info(
+                "step %d: against the frozen base %s", state.step, ", ".join(_against_base(*text) for text in compared["texts"].items())
+            )
         self._evaluated_step = state.step
 
 
@@ -206,36 +220,68 @@ class ProgressLines(BaseHook):
         )
 
 
-class ProgressBar(BaseHook):
-    """Draws a bar with loss, rate, speed and time left on a terminal."""
+class _BarWithNote(Progress):
+    """A bar, and a line of words below it."""
 
-    def __init__(self, *, num_steps: int) -> None:
-        self._progress = Progress(
-            TextColumn("train"),
-            BarColumn(),
+    note = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.note:
+            yield Text(self.note)
+
+
+class ProgressBar(BaseHook):
+    """Draws a bar with loss, rate, speed and time left on a terminal, and under it the last evaluation; fits 80 columns."""
+
+    def __init__(self, *, num_steps: int, console: Console | None = None) -> None:
+        self._progress = _BarWithNote(
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[text]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
             refresh_per_second=4,
+            expand=True,
+            console=console,
+            redirect_stderr=sys.stderr.isatty(),  # a log that the user sends to a file stays there
         )
+        self._num_steps = num_steps
         self._task = self._progress.add_task("train", total=num_steps, text="")
+        self._started, self._first_step = time.monotonic(), 0
 
     def on_start(self, state: TrainState) -> None:
+        self._started, self._first_step = time.monotonic(), state.step
         self._progress.update(self._task, completed=state.step)
         self._progress.start()
 
     def after_step(self, state: TrainState) -> None:
         last = state.last
         assert last is not None
+        per_step = (time.monotonic() - self._started) / (state.step - self._first_step)
+        left = short_duration(per_step * (self._num_steps - state.step))
         speed = sum(last.source_tokens) / last.seconds
-        text = f"loss {last.loss:.4f}  rate {last.learning_rate:.2e}  {speed:.0f} tokens/s"
+        text = f"loss {last.loss:.4f} rate {last.learning_rate:.2e} {speed:,.0f} tok/s {left} left"
         self._progress.update(self._task, completed=state.step, text=text)
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Show an evaluation below the bar, and with it how far each text is from the frozen base where that is known."""
+        if record["kind"] == "eval":
+            scores = "  ".join(f"{name} {value:.4f}" for name, value in record["bits_per_byte"].items())
+            self._progress.note = f"step {record['step']}: bits per byte {scores}"
+        elif record["kind"] == "forgetting":
+            self._progress.note += "\nagainst the frozen base " + "  ".join(_against_base(*text) for text in record["texts"].items())
 
     def close(self) -> None:
         self._progress.stop()
 
 
-def progress(*, num_steps: int, every_steps: int) -> Hook:
+def _against_base(name: str, found: Mapping[str, Any]) -> str:
+    """Say how far one text's bits per byte are from the base's, with the interval where there is one."""
+    if "difference" not in found:
+        return f"{name} unknown"
+    interval = f" [{found['low']:+.4f}, {found['high']:+.4f}]" if "low" in found else ""
+    return f"{name} {found['difference']:+.4f}{interval}"
+
+
+def progress(*, num_steps: int, every_steps: int) -> ProgressBar | ProgressLines:
     """Return the bar on a terminal and plain lines anywhere else."""
     return ProgressBar(num_steps=num_steps) if sys.stdout.isatty() else ProgressLines(num_steps=num_steps, every_steps=every_steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def step_record(
         "tokens": state.tokens_seen,
         "loss": finite(last.loss),
         "lr": last.learning_rate,
+        **({} if last.embedding_learning_rate is None else {"lr_embedding": last.embedding_learning_rate}),
         "grad_norm": finite(last.grad_norm),
         "seconds": last.seconds,
         "tokens_per_second": sum(last.source_tokens) / last.seconds,
@@ -46,6 +48,26 @@ def step_record(
         "is_skipped": last.is_skipped,
         "skipped_steps": state.skipped_steps,
         **readings,
+    }
+
+
+def attempt_record(
+    state: TrainState, *, attempt_id: str | None, sources: Sequence[str], licences: Sequence[str], elapsed_seconds: float
+) -> dict[str, Any]:
+    """Return the head of the records of one attempt: from it and the attempt's last step follows what it consumed, even if it is killed.
+
+    Args:
+        attempt_id: the attempt's name on the ledger; None when nobody keeps one.
+        elapsed_seconds: as in `step_record`, at the start of the attempt.
+    """
+    return {
+        "kind": "attempt",
+        "step": state.step,
+        "attempt_id": attempt_id,
+        "time": time.time(),
+        "elapsed_seconds": elapsed_seconds,
+        "source_tokens": dict(zip(sources, state.source_tokens, strict=True)),
+        "licence_tokens": tokens_by_licence(licences, state.source_tokens),
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_cpt.backend import choose
 from megatron_cpt.errors import ConfigError
-from megatron_cpt.launch_ranks import die_with_parent, tie_helpers_to_this_process
+from megatron_cpt.launch_ranks import ATTEMPT_VARIABLE, die_with_parent, tie_helpers_to_this_process
 from megatron_cpt.meter.energy import open_meter
 from megatron_cpt.plan.money import clock_limits
 from megatron_cpt.plan.run_plan import RunPlan
@@ -170,15 +170,17 @@ class Attempt:
         compare: Callable[[Scores, int], dict[str, Any] | None] = lambda _scores, _step: None  # noqa: E731
         if is_first_rank():
             trackers = self._trackers()
+            progress = hook.progress(num_steps=plan.num_steps, every_steps=plan.log_every_steps)
             metrics = hook.MetricsFile(
                 self._train_dir / METRICS_NAME,
                 sources=[entry.source for entry in plan.blend],
                 licences=[entry.licence for entry in plan.blend],
                 clock=clock,
                 instruments=Instruments(plan, meter=open_meter(plan.backend), memory=process_memory(on_cuda=plan.backend == "cuda")),
-                trackers=trackers,
+                trackers=[*trackers, *([progress] if isinstance(progress, hook.ProgressBar) else [])],
+                attempt_id=os.environ.get(ATTEMPT_VARIABLE),
             )
-            hooks += [*trackers, metrics, hook.progress(num_steps=plan.num_steps, every_steps=plan.log_every_steps)]
+            hooks += [*trackers, metrics, progress]
             record, compare = metrics.write, self._compare
         if self._evaluate is not None:
             evaluate = self._evaluate

@@ -43,7 +43,7 @@ def is_first_rank() -> bool:
 
 def configure_log() -> None:
     """Send this package's messages to the error stream: all from the first rank, warnings from the others with their rank."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _ErrorStream()
     handler.setFormatter(logging.Formatter("%(message)s" if is_first_rank() else f"[rank {rank()}] %(message)s"))
     package = logging.getLogger("megatron_cpt")
     package.handlers, package.propagate = [handler], False
@@ -51,6 +51,21 @@ def configure_log() -> None:
     if os.environ.get(DEBUG_VARIABLE) != "1":  # torch and megatron-core warn about each other on every rank; no user can mend it
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*attribute of a Tensor that is not a leaf Tensor.*")
+
+
+class _ErrorStream(logging.StreamHandler[Any]):
+    """Writes to the error stream that is in force when a message comes: a progress bar has its own, and draws itself below."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _: Any) -> None:
+        raise AttributeError("this handler follows sys.stderr")
 
 
 class StopRequest:

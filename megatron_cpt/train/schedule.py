@@ -14,16 +14,26 @@ from megatron_cpt.plan.run_plan import SchedulePlan
 def learning_rate(schedule: SchedulePlan, *, samples_seen: int) -> float:
     """Return the rate of the update that completes `samples_seen` samples.
 
-    `new_rows_lr` in the new-rows stage; then linear from 0 to `peak_lr` over `warmup_samples`, then what the kind says
-    up to `decay_samples`, then its last value. The samples of the update itself count, so that the first step of a
+    `new_rows_lr` in the new-rows stage; then linear from `warmup_from_lr` to `peak_lr` over `warmup_samples`, then what the
+    kind says up to `decay_samples`, then its last value. The samples of the update itself count, so that the first step of a
     warm-up is not spent at rate 0. Embedding and output rows are scaled apart (optimizer.py).
     """
     if samples_seen <= schedule.new_rows_samples:
         return schedule.new_rows_lr
     seen = samples_seen - schedule.new_rows_samples
     if seen < schedule.warmup_samples:
-        return schedule.peak_lr * seen / schedule.warmup_samples
+        start = schedule.warmup_from_lr
+        return start + (schedule.peak_lr - start) * seen / schedule.warmup_samples
     return AFTER_WARMUP[schedule.kind](schedule, seen)
+
+
+def embedding_learning_rate(schedule: SchedulePlan, *, samples_seen: int, scale: float) -> float:
+    """Return the rate of embedding and output rows in the update that completes `samples_seen` samples.
+
+    `scale` multiplies the schedule's rate, and not that of the new-rows stage, which is a rate of those rows alone.
+    """
+    rate = learning_rate(schedule, samples_seen=samples_seen)
+    return rate if samples_seen <= schedule.new_rows_samples else rate * scale
 
 
 def trains_new_rows_only(schedule: SchedulePlan, *, first_sample: int) -> bool:

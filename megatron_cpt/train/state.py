@@ -22,6 +22,7 @@ class StepResult:
         source_nats: summed loss of each source in nats.
         source_loss_tokens: tokens of each source that have a loss; fewer than were read where `packing` masks some.
         is_skipped: the update was bad and no weight took it.
+        embedding_learning_rate: that of embedding and output rows where the plan gives them one of their own, otherwise None.
     """
 
     loss: float
@@ -33,6 +34,7 @@ class StepResult:
     source_nats: tuple[float, ...] = ()
     source_loss_tokens: tuple[int, ...] = ()
     is_skipped: bool = False
+    embedding_learning_rate: float | None = None
 
 
 @dataclass(frozen=True)

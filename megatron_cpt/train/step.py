@@ -21,7 +21,7 @@ from megatron_cpt.train.divergence import diverged, is_bad, require_finite
 from megatron_cpt.train.new_rows import keep_gradients_of_new_rows
 from megatron_cpt.train.optimizer import forget_moments, set_rate
 from megatron_cpt.train.packing import positions_in_force
-from megatron_cpt.train.schedule import ends_new_rows_stage, learning_rate, trains_new_rows_only
+from megatron_cpt.train.schedule import embedding_learning_rate, ends_new_rows_stage, learning_rate, trains_new_rows_only
 from megatron_cpt.train.state import StepResult, TrainState
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,8 @@ def optimizer_step(chunks: list[Any], optimizer: Any, batch: StepBatch, plan: Ru
         TrainingDiverged: on every rank alike; the weights in memory may be spoilt and must not be saved.
     """
     started = time.perf_counter()
-    rate = learning_rate(plan.schedule, samples_seen=batch.first_sample + plan.layout.global_batch_size)
+    samples_seen = batch.first_sample + plan.layout.global_batch_size
+    rate = learning_rate(plan.schedule, samples_seen=samples_seen)
     if ends_new_rows_stage(plan.schedule, first_sample=batch.first_sample):
         forget_moments(optimizer)
     if trains_new_rows_only(plan.schedule, first_sample=batch.first_sample):
@@ -72,7 +73,16 @@ def optimizer_step(chunks: list[Any], optimizer: Any, batch: StepBatch, plan: Ru
         source_nats=sums.nats,
         source_loss_tokens=sums.loss_tokens,
         is_skipped=is_skipped,
+        embedding_learning_rate=_own_embedding_rate(plan, samples_seen=samples_seen),
     )
+
+
+def _own_embedding_rate(plan: RunPlan, *, samples_seen: int) -> float | None:
+    """Return the rate of embedding and output rows, None in a plan where it never differs from the others'."""
+    scale = plan.optimizer.embedding_lr_scale
+    if scale == 1.0 and not plan.schedule.new_rows_samples:
+        return None
+    return embedding_learning_rate(plan.schedule, samples_seen=samples_seen, scale=scale)
 
 
 def gradient_norm(optimizer: Any) -> float:

@@ -15,6 +15,8 @@ import pytest
 import torch
 from line_workspace import ROOT, command, cpt, make_workspace
 
+from megatron_cpt.meter.totals import attempts_of, totals_by_stage
+
 PREPARED = ("corpus", "vocab", "index", "init")
 
 
@@ -155,6 +157,9 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_weights(workspace: Path
     steps = [json.loads(line) for line in (run_dir / "train" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps if line["kind"] == "step"] == list(range(1, 11))
     assert not list(run_dir.glob(".*.partial"))
+    train = next(total for total in totals_by_stage(attempts_of(run_dir)) if total.stage == "train")
+    print(f"train: {train.num_by_status}, {train.tokens} tokens read, {train.lost_tokens} of them lost")
+    assert train.tokens - train.lost_tokens == 10 * 8 * 128  # whatever was killed when, the weights have seen the plan's tokens once
 
 
 @pytest.mark.parametrize(

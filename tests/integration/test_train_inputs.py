@@ -1,13 +1,18 @@
 """What training refuses before its first step, under torchrun as a user meets it."""
 
+# ruff: noqa: PLC0415  -- ranks import torch and megatron in their own process, after the backend is chosen
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from launch_ranks import launch_ranks
 from tiny_run import make_layout, make_plan, make_run, torchrun
 
 
@@ -42,3 +47,31 @@ def test_a_missing_initial_checkpoint_is_refused_and_never_replaced_by_random_we
     assert process.returncode != 0
     assert "The stage 'init' has not finished." in process.said  # type: ignore[attr-defined]
     assert not (run_dir / "train" / "metrics.jsonl").exists()
+
+
+@pytest.mark.long
+def test_a_rank_that_does_not_see_the_first_ranks_index_says_so_and_waits_for_no_one(tmp_path: Path) -> None:
+    """Two nodes with disks of their own, the first one slow: the second must not look for files that are elsewhere."""
+    mine = make_run(tmp_path)
+    make_plan(mine, make_layout(data=2))
+    shutil.copytree(tmp_path, tmp_path / "elsewhere", ignore=shutil.ignore_patterns("elsewhere"))
+    codes = launch_ranks(_train_on_disks_of_their_own, 2, str(tmp_path))
+    assert codes[0] != 0
+    assert codes[1] == 2
+    end = json.loads((tmp_path / "elsewhere" / "run" / "train" / "outcome.json").read_text(encoding="utf-8"))
+    assert "This rank does not see the index that the first rank has made." in end["reason"]
+    assert "runs_dir" in end["reason"]
+
+
+def _train_on_disks_of_their_own(folder: str) -> int:
+    from megatron_cpt.backend import choose
+
+    choose("cpu")
+    from megatron_cpt.train import data
+    from megatron_cpt.train.run import run
+
+    data.SHARED_PATIENCE_S = 0.5
+    if os.environ["RANK"] == "0":
+        time.sleep(2)
+        return run(Path(folder) / "run" / "plan" / "plan.yaml", evaluate=None)
+    return run(Path(folder) / "elsewhere" / "run" / "plan" / "plan.yaml", evaluate=None)

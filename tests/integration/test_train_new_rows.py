@@ -127,6 +127,8 @@ def test_losses_and_norms_equal_transformers_with_a_fresh_adamw_for_each_stage(l
     expected = reference(run_dir, trained[layout]["tokens"])
     records = step_records(run_dir)
     assert [record["lr"] for record in records] == pytest.approx([STAGE_RATE] * STAGE + list(RATES), rel=1e-12)
+    by_hand = [STAGE_RATE] * STAGE + [SCALE * rate for rate in RATES]
+    assert [record["lr_embedding"] for record in records] == pytest.approx(by_hand, rel=1e-12)
     for record, (loss, norm) in zip(records, expected, strict=True):
         print(f"{layout} step {record['step']}: loss {record['loss'] / loss - 1:+.2e}, gradient norm {record['grad_norm'] / norm - 1:+.2e}")
         assert record["loss"] == pytest.approx(loss, rel=1e-5)

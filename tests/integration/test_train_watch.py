@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from launch_ranks import launch_ranks
 from test_eval_bits_per_byte import bits_per_byte_by_transformers
-from tiny_run import TEXTS, make_layout, make_plan, make_run, step_records, torchrun, train_on_ranks
+from tiny_run import TEXTS, make_layout, make_plan, make_run, step_records, torchrun, train_on_ranks, write_index
 
 from megatron_cpt.plan.run_plan import (
     BlendEntry,
@@ -24,10 +25,12 @@ from megatron_cpt.plan.run_plan import (
     GatePlan,
     GateRule,
     RunPlan,
+    SchedulePlan,
     StopConditions,
     Tariff,
 )
 from megatron_cpt.record.unknown import Unavailable
+from megatron_cpt.train.checkpoint_files import check_contents, read_record
 
 STEPS = 4000  # more than the budget pays for
 UNKNOWN = Unavailable("a test")
@@ -229,6 +232,66 @@ def _train_with_a_nan(plan_path: str, bad_steps: tuple[int, ...]) -> tuple[int, 
         return nats
 
     step.forward_backward = spoilt
+    return run(Path(plan_path), evaluate=None), sums
+
+
+SPIKES = (13, 14, 19, 20)  # steps that read nothing but poison; three of them may be left out
+
+
+def test_a_spike_of_poisoned_text_is_left_out_by_all_ranks_until_the_limit_is_used_up(tmp_path: Path) -> None:
+    """A source of one byte over and over, as of a damaged disk, comes in by a stage of the blend, twice; its gradients are what spikes."""
+    run_dir = make_run(tmp_path)
+    stages = (BlendStage(0, (96, 0)), BlendStage(12, (0, 16)), BlendStage(14, (32, 0)), BlendStage(18, (0, 16)), BlendStage(20, (32, 0)))
+    blend = (
+        BlendEntry("law", "domain", "CC0", "index/law", 160 / 192, 1500, 160, 1.0),
+        BlendEntry("poison", "general", "CC0", "index/poison", 32 / 192, 1500, 32, 1.0),
+    )
+    stop = StopConditions(None, None, None, max_skipped_steps=3, spike_factor=3.0)
+    plan_path = make_plan(
+        run_dir, make_layout(data=2), num_steps=24, stop=stop, checkpoint=CheckpointPlan(2, 20), blend=blend, blend_stages=stages,
+        schedule=SchedulePlan("constant", 2e-3, 2e-3, 16, 192),
+    )  # fmt: skip
+    results = launch_ranks(_train_on_poison, 2, str(plan_path))
+    steps = step_records(run_dir)
+    for record in steps:
+        print(f"step {record['step']}: loss {record['loss']:.3f}, gradient norm {record['grad_norm']:.3f}, {record['is_skipped']}")
+    assert [code for code, _ in results] == [1, 1]
+    (_, before), (_, others) = results
+    assert before == others  # both ranks hold the same weights, bit for bit, before every step
+    assert [record["step"] for record in steps if record["is_skipped"]] == list(SPIKES[:3])
+    assert [record["skipped_steps"] for record in steps[11:19]] == [0, 1, 2, 2, 2, 2, 2, 3]
+    moved = [number for number, (this, after) in enumerate(itertools.pairwise(before), 1) if this != after]
+    assert moved == [number for number in range(1, 20) if number not in SPIKES]  # no weight took a poisoned update
+    assert steps[18]["source_samples"] == {"law": 128, "poison": 24}  # but its text counts as read
+    end = outcome(run_dir)
+    assert (end["status"], end["exit_code"], end["step"]) == ("failed", 1, 19)
+    assert "stop.max_skipped_steps=3 are left out already" in end["reason"]
+    assert end["checkpoint"] == "train/checkpoints/step_00000018"
+    folder = run_dir / "train" / "checkpoints"
+    check_contents(folder / "step_00000018", read_record(folder / "step_00000018"))
+    clean = [record["loss"] for record in steps if record["step"] in (12, 15)]
+    assert abs(clean[1] / clean[0] - 1) < 0.1  # what was learned is still there
+
+
+def _train_on_poison(plan_path: str) -> tuple[int, list[float]]:
+    """Write the poisoned source, train, and return the code and the sum of the weights before each step."""
+    from megatron_cpt.backend import choose
+
+    choose("cpu")
+    from megatron_cpt.train import step
+    from megatron_cpt.train.run import run
+
+    if os.environ["RANK"] == "0":  # the other rank reads it behind a barrier
+        plan = RunPlan.load(Path(plan_path))
+        write_index(Path(plan_path).parent.parent / "index" / "poison", [[0] * 200] * 8, end=plan.vocab.end_of_document_id)
+    whole = step.forward_backward
+    sums = []
+
+    def noting(chunks: list[Any], *arguments: Any) -> Any:
+        sums.append(sum(float(parameter.double().sum()) for parameter in chunks[0].parameters()))
+        return whole(chunks, *arguments)
+
+    step.forward_backward = noting
     return run(Path(plan_path), evaluate=None), sums
 
 

@@ -40,6 +40,14 @@ def test_without_a_length_the_warmup_is_one_percent() -> None:
     assert plan().schedule.warmup_samples == 13  # of 1280
 
 
+def test_a_warm_up_from_a_rate_reaches_the_plan_and_changes_its_fingerprint() -> None:
+    rewarmed = plan(warmup_samples=128, warmup_from_lr=1e-6)
+    assert rewarmed.schedule.warmup_from_lr == 1e-6
+    assert rewarmed.fingerprint != plan(warmup_samples=128).fingerprint
+    assert plan(warmup_samples=128, warmup_from_lr=0.0).fingerprint == plan(warmup_samples=128).fingerprint
+    assert "cosine: from 1e-06 up to 1e-05 over 128 samples" in " ".join(page(rewarmed).split())
+
+
 def test_the_floor_may_be_a_fraction_of_the_peak() -> None:
     assert plan(min_lr=None, min_fraction=0.25).schedule.min_lr == 2.5e-6
 
@@ -83,6 +91,10 @@ def test_the_new_rows_stage_lasts_whole_steps_and_the_fractions_are_of_the_rest(
             {"kind": "infinite", "anneal_fraction": 0.1, "cooldown_fraction": 0.1, "constant_lr": 1e-4},
             r"constant_lr=0.0001 does not lie between the floor \(1e-06\) and the peak \(1e-05\)",
         ),
+        ({"warmup_from_lr": 2e-5}, r"schedule.warmup_from_lr=2e-05 does not lie between 0 and the peak \(1e-05\)"),
+        ({"warmup_from_lr": -1e-6}, r"schedule.warmup_from_lr=-1e-06 does not lie between 0 and the peak"),
+        ({"warmup_from_lr": float("nan")}, r"schedule.warmup_from_lr=nan does not lie between"),
+        ({"warmup_from_lr": 1e-6, "warmup_samples": 0}, r"schedule.warmup_from_lr=1e-06 means nothing without a warm-up"),
         ({"new_rows_lr": 1e-3}, r"new_rows_lr=0.001 has no stage to apply to"),
         ({"new_rows_first_tokens": -1}, r"new_rows_first_tokens=-1 is below 0"),
         ({"new_rows_first_tokens": 2**20, "new_rows_lr": 1e-3}, r"the vocabulary has no new rows"),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -11,6 +14,7 @@ from megatron_cpt.errors import CheckpointError
 from megatron_cpt.train.checkpoint_files import (
     best_steps,
     check_contents,
+    check_counters,
     complete_checkpoints,
     describe,
     prune,
@@ -43,6 +47,26 @@ def test_the_state_comes_back_as_it_was(folder: Path) -> None:
     record = read_record(save(folder, 40))
     assert record.state() == TrainState(40, 320, (240, 80), (2400, 800), skipped_steps=3, recent_grad_norms=(0.1, 1 / 3))
     assert (record.tokens_seen, record.wandb_run_id, record.plan_fingerprint) == (3200, "w", "p")
+
+
+# What the check reads of a plan: 8 samples of 10 tokens a step, 100 steps of two sources.
+PLAN: Any = SimpleNamespace(
+    num_steps=100,
+    layout=SimpleNamespace(global_batch_size=8, tokens_per_step=80),
+    blend=(SimpleNamespace(source="law"), SimpleNamespace(source="talk")),
+)
+
+
+def test_counters_that_contradict_each_other_or_the_plan_are_refused(folder: Path) -> None:
+    record = read_record(save(folder, 40))
+    check_counters(record, PLAN, folder)
+    for change in (
+        {"samples_seen": 328}, {"tokens_seen": 3210}, {"source_samples": (241, 80)}, {"source_tokens": (2400, 810)}, {"step": 41},
+        {"sources": ("talk", "law")},
+        {"step": 120, "samples_seen": 960, "tokens_seen": 9600, "source_samples": (720, 240), "source_tokens": (7200, 2400)},
+    ):  # fmt: skip
+        with pytest.raises(CheckpointError, match="counters of a checkpoint's record do not fit"):
+            check_counters(replace(record, **change), PLAN, folder)
 
 
 def test_the_newest_is_the_highest_number_not_the_last_name(folder: Path) -> None:

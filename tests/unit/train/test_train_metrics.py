@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_cpt.record.store import append_line, read_lines
@@ -55,6 +57,36 @@ def test_a_step_is_recorded_with_counts_of_the_whole_run(tmp_path: Path) -> None
         "tokens_per_second": 160.0, "source_samples": {"law": 56, "talk": 24}, "source_tokens": {"law": 560, "talk": 240},
         "source_loss": {"law": 1.5, "talk": 4.0}, "licence_tokens": {"CC0-1.0": 800}, "is_skipped": False, "skipped_steps": 0,
     }  # fmt: skip
+
+
+def test_a_rate_of_the_embeddings_own_is_recorded_where_there_is_one(tmp_path: Path) -> None:
+    hook = MetricsFile(tmp_path / "metrics.jsonl", sources=["law"], licences=["CC0-1.0"], clock=TrainingClock())
+    state = TrainState(step=9, samples_seen=72, source_samples=(72,), source_tokens=(720,))
+    hook.on_start(state)
+    result = StepResult(2.5, 1.5, 1e-4, 0.5, (8,), (80,))
+    hook.after_step(state.after(result))
+    hook.after_step(state.after(replace(result, embedding_learning_rate=5e-5)))
+    plain, apart = read_lines(tmp_path / "metrics.jsonl")
+    assert (plain["lr"], "lr_embedding" in plain) == (1e-4, False)
+    assert (apart["lr"], apart["lr_embedding"]) == (1e-4, 5e-5)
+
+
+def test_a_cut_last_line_is_closed_and_the_steps_that_are_done_anew_stand_there_once(tmp_path: Path) -> None:
+    """A crash in the middle of the line of step 7; the checkpoint is of step 4."""
+    path = tmp_path / "metrics.jsonl"
+    fill(path, range(1, 7))
+    with path.open("ab") as file:
+        file.write(b'{"kind":"step","step":7,"loss":2.\xc3')
+    hook = MetricsFile(path, sources=["law"], licences=["CC0-1.0"], clock=TrainingClock())
+    state = TrainState(step=4, samples_seen=32, source_samples=(32,), source_tokens=(320,))
+    hook.on_start(state)
+    for _ in range(3):
+        state = state.after(StepResult(2.5, 1.5, 1e-4, 0.5, (8,), (80,)))
+        hook.after_step(state)
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]  # every line is whole again
+    assert [line["step"] for line in lines if line["kind"] == "step"] == [1, 2, 3, 4, 5, 6, 7]
+    assert [(line["step"], line["lost_steps"]) for line in lines if line["kind"] == "resume"] == [(4, 2)]
+    assert lines[-1]["elapsed_seconds"] >= 60.0  # the time of the two lost steps is not forgotten
 
 
 def test_durations_are_short() -> None:

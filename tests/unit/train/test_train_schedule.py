@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from megatron_cpt.backend import choose
 from megatron_cpt.plan.run_plan import SchedulePlan
-from megatron_cpt.train.schedule import ends_new_rows_stage, learning_rate, trains_new_rows_only
+from megatron_cpt.train.schedule import embedding_learning_rate, ends_new_rows_stage, learning_rate, trains_new_rows_only
 
 SCHEDULE = SchedulePlan("cosine", peak_lr=6e-5, min_lr=6e-6, warmup_samples=100, decay_samples=1100)
 
@@ -108,6 +109,35 @@ def test_the_first_stage_ends_once() -> None:
     assert [trains_new_rows_only(staged, first_sample=sample) for sample in (0, 8, 16, 24)] == [True, True, False, False]
     assert [ends_new_rows_stage(staged, first_sample=sample) for sample in (0, 8, 16, 24)] == [False, False, True, False]
     assert not ends_new_rows_stage(schedule("constant"), first_sample=0)
+
+
+def test_a_warm_up_may_take_up_the_rate_that_another_run_ended_with() -> None:
+    """By hand: from 6e-6 by a hundredth of 5.4e-5 a sample; the kinds go on from the peak as they always do."""
+    rewarmed = replace(SCHEDULE, warmup_from_lr=6e-6)
+    assert [learning_rate(rewarmed, samples_seen=seen) for seen in (1, 50, 100)] == pytest.approx([6.54e-6, 3.3e-5, 6e-5], rel=1e-12)
+    assert learning_rate(rewarmed, samples_seen=600) == learning_rate(SCHEDULE, samples_seen=600)
+    flat = replace(SCHEDULE, warmup_from_lr=6e-5)
+    assert [learning_rate(flat, samples_seen=seen) for seen in range(1, 101)] == pytest.approx([6e-5] * 100, rel=1e-12)
+
+
+def test_a_warm_up_from_a_rate_is_that_of_megatrons_scheduler() -> None:
+    choose("cpu")
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler  # noqa: PLC0415  # after the backend was chosen
+
+    plan = replace(SCHEDULE, warmup_from_lr=6e-6)
+    scheduler = OptimizerParamScheduler(
+        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0),
+        init_lr=6e-6, max_lr=6e-5, min_lr=6e-6, lr_warmup_steps=100, lr_decay_steps=1100, lr_decay_style="cosine",
+        start_wd=0.0, end_wd=0.0, wd_incr_steps=1, wd_incr_style="constant",
+    )  # fmt: skip
+    for seen in range(1, 1200):
+        scheduler.step(1)
+        assert learning_rate(plan, samples_seen=seen) == pytest.approx(scheduler.optimizer.param_groups[0]["lr"], rel=1e-12)
+
+
+def test_the_scale_of_embedding_rows_is_of_the_schedule_and_not_of_the_new_rows_stage() -> None:
+    staged = schedule("constant", new_rows_samples=16, new_rows_lr=7.0)
+    assert [embedding_learning_rate(staged, samples_seen=seen, scale=0.25) for seen in (8, 16, 24)] == [7.0, 7.0, pytest.approx(0.02)]
 
 
 @pytest.mark.parametrize("shape", ["linear", "cosine", "minus_sqrt", "exponential"])
