@@ -12,6 +12,7 @@ from megatron_cpt.backend import adam
 from megatron_cpt.backend.base import Backend
 from megatron_cpt.backend.layers import FUSIONS_OFF, load_megatron_quietly, local_layer_spec
 from megatron_cpt.errors import ConfigError
+from megatron_cpt.plan.run_plan import Layout
 
 # Module whose presence proves the package: PyPI's `apex` is another project, and only NVIDIA's compiles `amp_C`.
 _PROOF = {"transformer_engine": "transformer_engine", "apex": "amp_C", "flash_attn": "flash_attn"}
@@ -47,6 +48,15 @@ def in_use(found: dict[str, str | None]) -> dict[str, str]:
     return named
 
 
+def fp8_problems(found: dict[str, str | None], layout: Layout) -> list[str]:
+    """Say why FP8 cannot run with the packages that were found."""
+    if layout.fp8 == "none" or found["transformer_engine"]:
+        return []
+    return [
+        f"parallel.fp8={layout.fp8}: Transformer Engine is not installed here, and nothing else multiplies FP8 matrices for megatron-core."
+    ]
+
+
 class CudaBackend(Backend):
     """One process per CUDA device, NCCL between them."""
 
@@ -80,6 +90,9 @@ class CudaBackend(Backend):
 
     def config_overrides(self) -> dict[str, Any]:
         return {} if self.found["transformer_engine"] else dict(FUSIONS_OFF)
+
+    def problems_of(self, layout: Layout) -> list[str]:
+        return fp8_problems(self.found, layout)
 
     def use_local_device(self, local_rank: int) -> None:
         torch.cuda.set_device(local_rank)
