@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import torch
 
+from megatron_cpt.plan.run_plan import Layout
+
 
 class Backend(abc.ABC):
     """A kind of device, the collectives that fit it, and the layers and optimizer that megatron builds on it.
@@ -32,6 +34,10 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def config_overrides(self, *, has_experts: bool = False) -> dict[str, Any]:
         """Return the TransformerConfig fields that this backend decides; with experts also how tokens reach them."""
+
+    @abc.abstractmethod
+    def problems_of(self, layout: Layout) -> list[str]:
+        """Return what of a layout this backend cannot do here, each as one sentence that names the key."""
 
     @abc.abstractmethod
     def use_local_device(self, local_rank: int) -> None:

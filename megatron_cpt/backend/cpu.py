@@ -10,6 +10,7 @@ import torch
 from megatron_cpt.backend import adam, kernels, shim
 from megatron_cpt.backend.base import Backend
 from megatron_cpt.backend.layers import FUSIONS_OFF, LOCAL_EXPERTS, load_megatron_quietly, local_layer_spec
+from megatron_cpt.plan.run_plan import Layout
 
 # Warnings that megatron and torch repeat on every rank and that a user of the CPU backend can do nothing about.
 _ABOUT_OTHER_MACHINES = (
@@ -46,6 +47,9 @@ class CpuBackend(Backend):
 
     def layer_spec(self, config: Any) -> Any:
         return local_layer_spec(config)
+
+    def problems_of(self, layout: Layout) -> list[str]:
+        return [] if layout.fp8 == "none" else [f"parallel.fp8={layout.fp8}: no CPU kernel multiplies FP8 matrices."]
 
     def use_local_device(self, local_rank: int) -> None:
         pass  # every rank of a host shares its one CPU

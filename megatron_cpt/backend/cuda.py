@@ -12,6 +12,7 @@ from megatron_cpt.backend import adam
 from megatron_cpt.backend.base import Backend
 from megatron_cpt.backend.layers import FUSIONS_OFF, load_megatron_quietly, local_layer_spec, make_gemma
 from megatron_cpt.errors import ConfigError
+from megatron_cpt.plan.run_plan import Layout
 
 # Module whose presence proves the package: PyPI's `apex` is another project, and only NVIDIA's compiles `amp_C`.
 _PROOF = {"transformer_engine": "transformer_engine", "apex": "amp_C", "flash_attn": "flash_attn"}
@@ -45,6 +46,15 @@ def in_use(found: dict[str, str | None]) -> dict[str, str]:
     if found["flash_attn"] and not engine:
         named["flash_attn"] = f"{found['flash_attn']}, not used without Transformer Engine: torch's scaled_dot_product_attention"
     return named
+
+
+def fp8_problems(found: dict[str, str | None], layout: Layout) -> list[str]:
+    """Say why FP8 cannot run with the packages that were found."""
+    if layout.fp8 == "none" or found["transformer_engine"]:
+        return []
+    return [
+        f"parallel.fp8={layout.fp8}: Transformer Engine is not installed here, and nothing else multiplies FP8 matrices for megatron-core."
+    ]
 
 
 class CudaBackend(Backend):
@@ -89,6 +99,9 @@ class CudaBackend(Backend):
         engine = bool(self.found["transformer_engine"])
         experts = {"moe_grouped_gemm": engine, "moe_token_dispatcher_type": "alltoall"} if has_experts else {}
         return {**({} if engine else FUSIONS_OFF), **experts}
+
+    def problems_of(self, layout: Layout) -> list[str]:
+        return fp8_problems(self.found, layout)
 
     def use_local_device(self, local_rank: int) -> None:
         torch.cuda.set_device(local_rank)

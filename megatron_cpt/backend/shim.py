@@ -46,7 +46,7 @@ class NoStream:
 
 
 class CudaMeansCpu(TorchFunctionMode):
-    """Turns `device="cuda"` (also `cuda:0` and torch.device) into `cpu` in every torch call."""
+    """Turns `device="cuda"` (also `cuda:0` and torch.device) into `cpu` in every torch call, and pinned memory into plain memory."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -55,6 +55,8 @@ class CudaMeansCpu(TorchFunctionMode):
         device = kwargs.get("device")
         if device is not None and _names_cuda(device):
             kwargs = {**kwargs, "device": "cpu"}
+        if kwargs.get("pin_memory"):  # megatron pins the positions of a context rank, for a copy to a device that is not there
+            kwargs = {**kwargs, "pin_memory": False}
         return func(*args, **kwargs)
 
 

@@ -113,6 +113,11 @@ class ParallelConfig:
     """How to split model and batch. The data-parallel size is what the cluster's ranks leave over.
 
     `virtual_pipeline` is the number of chunks of layers that each pipeline rank holds; above 1 the schedule is interleaved.
+    `context` is the number of ranks that share a sequence. `recompute` trades time for memory: `none`; `selective`, the MLP of
+    every layer; `full`, every layer. `overlap_grad_reduce` sends gradients while the backward pass goes on, and
+    `overlap_param_gather` the updated weights during the next forward pass, in buckets of `bucket_size` parameters (null:
+    megatron-core's own). `fp8` is the format of the layers' matrix products, `fp8_recipe` how their scales are found: both in
+    Transformer Engine's words. `fsdp` is here to be refused with its reason.
     `recompute` trades time for memory: `none`; `selective`, the MLP of every layer; `full`, every layer.
     `expert` data-parallel ranks share the experts of a mixture of experts, each holding its part of them.
     """
@@ -128,6 +133,13 @@ class ParallelConfig:
     recompute: str = "none"
     expert: int = 1
     dtype: str = MISSING
+    context: int = 1
+    overlap_grad_reduce: bool = False
+    overlap_param_gather: bool = False
+    bucket_size: int | None = None
+    fp8: str = "none"
+    fp8_recipe: str = "delayed"
+    fsdp: bool = False
 
 
 @dataclass
@@ -146,7 +158,7 @@ class ClusterConfig:
 
 @dataclass
 class GpuConfig:
-    """A device: dense peak per second, memory, power; `null` is unknown and stays unknown."""
+    """A device: dense peak per second, memory, power; `null` is unknown and stays unknown. `mfu_*` are shares of the bf16 peak."""
 
     name: str = MISSING
     dense_tflops: float | None = None
@@ -156,6 +168,10 @@ class GpuConfig:
     mfu_likely: float | None = None
     mfu_high: float | None = None
     source: str = MISSING
+    dense_fp8_tflops: float | None = None
+    fp8_mfu_low: float | None = None
+    fp8_mfu_likely: float | None = None
+    fp8_mfu_high: float | None = None
 
 
 @dataclass

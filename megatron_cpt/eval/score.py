@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -14,9 +15,11 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import distributed
 
 from megatron_cpt.eval.windows import Window, WindowBatch, share_of_rank
+from megatron_cpt.model.context import part_of_rank
 
 BATCHES_PER_CALL = 8  # pipeline stages fill up within a call; between calls progress can be told
 SECONDS_BETWEEN_REPORTS = 5.0
+FP8_ROWS = 32  # rows of a matrix in FP8 come in multiples of 16, or of 32 with block scales
 
 Progress = Callable[[str], None]
 
@@ -37,7 +40,6 @@ def nats_by_document(
     Every window starts from `prefix_id`; padding follows the tokens, is never attended to by them and never scored.
     The chunks keep their weights and their training mode.
     """
-    sequence_parallel = chunks[0].config.sequence_parallel
     # Ranks that share experts meet in every layer, so they walk through the same windows, and one of them counts.
     expert, data_rank = parallel_state.get_expert_model_parallel_world_size(), parallel_state.get_data_parallel_rank()
     batches = share_of_rank(
@@ -46,7 +48,7 @@ def nats_by_document(
         micro_batch_size=micro_batch_size,
         data_rank=data_rank // expert,
         data_size=parallel_state.get_data_parallel_world_size() // expert,
-        multiple=parallel_state.get_tensor_model_parallel_world_size() if sequence_parallel else 1,
+        multiple=length_unit(chunks[0].config),
     )
     was_training = [chunk.training for chunk in chunks]
     for chunk in chunks:
@@ -63,6 +65,14 @@ def nats_by_document(
     total = sums.to(device)
     distributed.all_reduce(total)
     return total.tolist()
+
+
+def length_unit(config: Any) -> int:
+    """Return what the length of a window must divide by, so that ranks can share it and the kernels in use can run it."""
+    tensor = config.tensor_model_parallel_size if config.sequence_parallel else 1
+    context = config.context_parallel_size
+    pieces = 2 * context if context > 1 else 1
+    return math.lcm(pieces, context * tensor * (FP8_ROWS if config.fp8 else 1))
 
 
 def _run(
@@ -117,12 +127,9 @@ def _tensors(batch: WindowBatch, *, prefix_id: int, device: torch.device) -> dic
         labels_BS[row, : len(ids)] = ids
         mask_BS[row, : len(ids)] = 1.0
     positions_BS = torch.arange(batch.length).expand(shape).contiguous()
-    return {
-        "inputs": inputs_BS.to(device),
-        "labels": labels_BS.to(device),
-        "mask": mask_BS.to(device),
-        "positions": positions_BS.to(device),
-    }
+    rank, num_ranks = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
+    whole = {"inputs": inputs_BS, "labels": labels_BS, "mask": mask_BS, "positions": positions_BS}
+    return {name: part_of_rank(tensor, dim=1, rank=rank, num_ranks=num_ranks).to(device) for name, tensor in whole.items()}
 
 
 def _forward_step(tensors: Any, model: Any) -> tuple[torch.Tensor, Any]:

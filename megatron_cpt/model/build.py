@@ -21,7 +21,7 @@ from megatron_cpt.backend import Backend
 from megatron_cpt.backend.local_global import TwoRotaries
 from megatron_cpt.errors import ConfigError, raise_all
 from megatron_cpt.model.frequencies import rotary_frequencies
-from megatron_cpt.plan.checks import batch_problems, expert_problems, stage_problems
+from megatron_cpt.plan.checks import batch_problems, context_problems, expert_problems, stage_problems
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.run_plan import Layout
 from megatron_cpt.record.vocab_layout import VocabLayout
@@ -117,6 +117,12 @@ def check_layout(shape: ModelShape, vocab: VocabLayout, layout: Layout) -> None:
         problems.append(f"parallel.sequence_length={layout.sequence_length} is longer than the model's {shape.max_position} positions")
     if layout.sequence_parallel and layout.sequence_length % layout.tensor:
         problems.append(f"parallel.tensor={layout.tensor} does not divide sequence_length={layout.sequence_length} (sequence_parallel)")
+    problems += context_problems(
+        layout.sequence_length,
+        context=layout.context,
+        tensor=layout.tensor,
+        sequence_parallel=layout.sequence_parallel and layout.tensor > 1,
+    )
     if not vocab.num_base_ids <= vocab.num_ids <= vocab.num_padded_rows:
         problems.append(f"vocabulary sizes do not grow: {vocab.num_base_ids} base ids, {vocab.num_ids} ids, {vocab.num_padded_rows} rows")
     raise_all(ConfigError, problems, where="parallel", next_step="Choose degrees that divide the model (conf/parallel/).")
@@ -156,12 +162,16 @@ def transformer_config(shape: ModelShape, layout: Layout, *, backend: Backend, *
         "overlap_p2p_comm": layout.virtual_pipeline > 1,
         "batch_p2p_comm": layout.virtual_pipeline == 1,
         "sequence_parallel": layout.sequence_parallel and layout.tensor > 1,
+        "context_parallel_size": layout.context,
+        # Transformer Engine's: keys and values go round the ranks beside the products. CausalAttention gathers them at once.
+        "cp_comm_type": "p2p" if layout.context > 1 else None,
         "params_dtype": params_dtype,
         "pipeline_dtype": params_dtype,
         "bf16": layout.dtype == "bf16",
         "calculate_per_token_loss": True,
         **RECOMPUTE[layout.recompute],
         **(_expert_fields(shape, layout) if shape.num_experts else {}),
+        **({"fp8": layout.fp8, "fp8_recipe": layout.fp8_recipe} if layout.fp8 != "none" else {}),
     }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="full scope is deprecated")  # a default of megatron's own, about CUDA graphs
@@ -223,6 +233,7 @@ def build_chunks(
         ConfigError: the model does not divide over the layout.
     """
     check_layout(shape, vocab, layout)
+    raise_all(ConfigError, backend.problems_of(layout), where="parallel", next_step="Change the named keys, or the environment.")
     balancing = {"moe_router_load_balancing_type": "aux_loss", "moe_aux_loss_coeff": router_aux_loss} if router_aux_loss else {}
     config = transformer_config(shape, layout, backend=backend, perform_initialization=initialise_weights, **balancing)
     logging.getLogger("megatron.core.models.gpt.gpt_model").addFilter(_not_the_deprecation)

@@ -42,7 +42,8 @@ def start_ranks(layout: Layout, *, backend: Backend, seed: int, timeout: timedel
             "The number of started processes is not the layout's.",
             where="parallel",
             value=f"{num_started} processes",
-            rule=f"tensor {layout.tensor} x pipeline {layout.pipeline} x data {layout.data} = {layout.num_ranks}",
+            rule=f"tensor {layout.tensor} x pipeline {layout.pipeline} x context {layout.context} x data {layout.data}"
+            f" = {layout.num_ranks}",
             next_step=f"Start {layout.num_ranks} with torchrun --nproc-per-node, or plan for {num_started}.",
         )
     torch.set_num_threads(max(1, layout.threads_per_rank))
@@ -56,6 +57,7 @@ def start_ranks(layout: Layout, *, backend: Backend, seed: int, timeout: timedel
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
         virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
+        context_parallel_size=layout.context,
         expert_model_parallel_size=layout.expert,
         distributed_timeout_minutes=max(1, round(timeout.total_seconds() / 60)),
     )

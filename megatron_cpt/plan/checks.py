@@ -21,6 +21,8 @@ BACKENDS = ("cpu", "cuda")
 DTYPES = ("fp32", "bf16")
 EXPORT_DTYPES = ("fp32", "bf16", "fp16")
 RECOMPUTE = ("none", "selective", "full")
+FP8_FORMATS = ("none", "hybrid", "e4m3")
+FP8_UNITS = {"delayed": 16, "tensorwise": 16, "blockwise": 16, "mxfp8": 32}  # what each side of a product must divide by, by recipe
 RULE_KINDS = ("must_improve", "may_not_worsen")
 WANDB_MODES = ("offline", "online", "disabled")
 
@@ -44,6 +46,8 @@ def literal_problems(config: ExperimentConfig) -> list[str]:
     problems = _choice("cluster.backend", config.cluster.backend, BACKENDS)
     problems += _choice("parallel.dtype", config.parallel.dtype, DTYPES)
     problems += _choice("parallel.recompute", config.parallel.recompute, RECOMPUTE)
+    problems += _choice("parallel.fp8", config.parallel.fp8, FP8_FORMATS)
+    problems += _choice("parallel.fp8_recipe", config.parallel.fp8_recipe, tuple(FP8_UNITS))
     problems += _choice("monitor.wandb_mode", config.monitor.wandb_mode, WANDB_MODES)
     problems += _at_least(size_keys(config), 1)
     problems += _at_least(
@@ -117,6 +121,8 @@ def size_keys(config: ExperimentConfig) -> dict[str, float]:
         "parallel.tensor": config.parallel.tensor,
         "parallel.pipeline": config.parallel.pipeline,
         "parallel.virtual_pipeline": config.parallel.virtual_pipeline,
+        "parallel.context": config.parallel.context,
+        "parallel.bucket_size": 1 if config.parallel.bucket_size is None else config.parallel.bucket_size,
         "parallel.expert": config.parallel.expert,
         "parallel.micro_batch_size": config.parallel.micro_batch_size,
         "parallel.global_batch_size": config.parallel.global_batch_size,
@@ -145,8 +151,8 @@ def sizes_are_positive(config: ExperimentConfig) -> bool:
 def layout_problems(config: ExperimentConfig, shape: ModelShape, vocab: VocabLayout) -> list[str]:
     """Check that the model divides by the tensor and pipeline degrees, and the ranks and the batch by what they leave over."""
     parallel, cluster = config.parallel, config.cluster
-    tensor, pipeline = parallel.tensor, parallel.pipeline
-    problems = []
+    tensor, pipeline, context = parallel.tensor, parallel.pipeline, parallel.context
+    problems = overlap_problems(config) + fp8_problems(config, shape) + fsdp_problems(config)
     split = {
         "the model's attention heads": shape.num_attention_heads,
         "the model's key/value heads": shape.num_query_groups,
@@ -162,15 +168,21 @@ def layout_problems(config: ExperimentConfig, shape: ModelShape, vocab: VocabLay
         problems.append("parallel.sequence_parallel needs parallel.tensor above 1. Set it to false, or raise parallel.tensor.")
     if parallel.sequence_parallel and parallel.sequence_length % tensor:
         problems.append(f"parallel.sequence_length={parallel.sequence_length} does not divide by parallel.tensor={tensor}.")
+    if context > 1 and (shape.window or shape.num_experts):
+        what = "a window of attention" if shape.window else "experts"
+        problems.append(f"parallel.context={context} is not proven with {what}, which this model has. Use 1.")
+    problems += context_problems(
+        parallel.sequence_length, context=context, tensor=tensor, sequence_parallel=parallel.sequence_parallel and tensor > 1
+    )
     for key, length in (("parallel.sequence_length", parallel.sequence_length), ("eval.window_tokens", config.eval.window_tokens)):
         if length > shape.max_position:
             problems.append(f"{key}={length} is longer than the model's {shape.max_position} positions.")
     num_ranks = cluster.num_nodes * cluster.ranks_per_node
-    if num_ranks % (tensor * pipeline):
+    if num_ranks % (tensor * pipeline * context):
         return [
             *problems,
             f"cluster has {num_ranks} ranks ({cluster.num_nodes} nodes x {cluster.ranks_per_node}), which do not divide by parallel.tensor"
-            f" x parallel.pipeline = {tensor * pipeline}.",
+            f" x parallel.pipeline x parallel.context = {tensor * pipeline * context}.",
         ]
     if config.optim.router_aux_loss and not shape.num_experts:
         problems.append(
@@ -186,10 +198,89 @@ def layout_problems(config: ExperimentConfig, shape: ModelShape, vocab: VocabLay
     return problems + batch_problems(
         parallel.global_batch_size,
         micro_batch_size=parallel.micro_batch_size,
-        data=num_ranks // (tensor * pipeline),
+        data=num_ranks // (tensor * pipeline * context),
         pipeline=pipeline,
         virtual_pipeline=parallel.virtual_pipeline,
     )
+
+
+def context_problems(sequence_length: int, *, context: int, tensor: int, sequence_parallel: bool) -> list[str]:
+    """Check that a sequence divides into two pieces a context rank, and the pieces over tensor ranks under sequence parallelism."""
+    if context == 1:
+        return []
+    unit = math.lcm(2 * context, context * tensor if sequence_parallel else 1)
+    if sequence_length % unit == 0:
+        return []
+    below = sequence_length // unit * unit
+    nearest = " or ".join(str(value) for value in (below, below + unit) if value)
+    return [
+        f"parallel.sequence_length={sequence_length} does not divide into two pieces for each of parallel.context={context} ranks"
+        + (f" and over parallel.tensor={tensor} of each" if sequence_parallel else "")
+        + f": it must divide by {unit}. Nearest legal: {nearest}."
+    ]
+
+
+def overlap_problems(config: ExperimentConfig) -> list[str]:
+    """Check that what is overlapped is there to be overlapped."""
+    parallel = config.parallel
+    problems = []
+    if parallel.overlap_param_gather and not parallel.distributed_optimizer:
+        problems.append(
+            "parallel.overlap_param_gather needs parallel.distributed_optimizer=true: a replicated optimizer gathers no weights."
+        )
+    if parallel.overlap_param_gather and not parallel.overlap_grad_reduce:
+        problems.append("parallel.overlap_param_gather needs parallel.overlap_grad_reduce=true: both use the same buckets.")
+    if parallel.bucket_size is not None and not parallel.overlap_grad_reduce:
+        problems.append(
+            f"parallel.bucket_size={parallel.bucket_size} has no effect without parallel.overlap_grad_reduce. Set it to null, or overlap."
+        )
+    return problems
+
+
+def fp8_problems(config: ExperimentConfig, shape: ModelShape) -> list[str]:
+    """Check that FP8 can run where it is wanted, and that every side of a layer's matrix products has a size that its kernels take."""
+    parallel = config.parallel
+    if parallel.fp8 == "none":
+        if parallel.fp8_recipe != "delayed":
+            return [f"parallel.fp8_recipe={parallel.fp8_recipe!r} has no effect with parallel.fp8=none."]
+        return []
+    if parallel.fp8 not in FP8_FORMATS or parallel.fp8_recipe not in FP8_UNITS:
+        return []  # said already
+    problems = []
+    if config.cluster.backend == "cpu":
+        problems.append(
+            f"parallel.fp8={parallel.fp8} needs cluster.backend=cuda and Transformer Engine: no CPU kernel multiplies FP8 matrices."
+            " Use parallel.fp8=none."
+        )
+    if parallel.dtype != "bf16":
+        problems.append(f"parallel.fp8={parallel.fp8} needs parallel.dtype=bf16 (it is {parallel.dtype}): what is not FP8 stays bf16.")
+    unit, tensor = FP8_UNITS[parallel.fp8_recipe], parallel.tensor
+    tokens = parallel.micro_batch_size * parallel.sequence_length // parallel.context
+    sides = {
+        "the model's hidden_size": shape.hidden_size,
+        "a tensor rank's part of the model's ffn_hidden_size": shape.ffn_hidden_size // tensor,
+        "a tensor rank's attention heads x their size": shape.num_attention_heads * shape.head_dim // tensor,
+        "a tensor rank's query, key and value columns": (shape.num_attention_heads + 2 * shape.num_query_groups) * shape.head_dim // tensor,
+        "the tokens of a rank's micro-batch": tokens // (tensor if parallel.sequence_parallel else 1),
+    }
+    problems += [
+        f"parallel.fp8={parallel.fp8}: {what} ({size}) is no multiple of {unit} (parallel.fp8_recipe={parallel.fp8_recipe})."
+        for what, size in sides.items()
+        if size % unit
+    ]
+    return problems
+
+
+def fsdp_problems(config: ExperimentConfig) -> list[str]:
+    """Refuse fully sharded weights with the reason (docs/parallelism.md, docs/decisions.md)."""
+    if not config.parallel.fsdp:
+        return []
+    return [
+        "parallel.fsdp=true is not offered: Megatron-FSDP keeps weights and optimizer state in a checkpoint format of its own"
+        " (fsdp_dtensor), which megatron-core 0.16 can neither write nor read without Megatron-LM's training scripts, so that such a run"
+        " could not start from an initial checkpoint, resume on another layout or be exported here. Use"
+        " parallel.distributed_optimizer=true, which shards the optimizer, and split the weights by parallel.tensor and parallel.pipeline."
+    ]
 
 
 def stage_problems(num_layers: int, *, pipeline: int, virtual_pipeline: int) -> list[str]:
@@ -279,17 +370,22 @@ def device_problems(config: ExperimentConfig) -> list[str]:
         f"{key}={value} is not above 0. Use null when it is not known."
         for key, value in {
             "gpu.dense_tflops": gpu.dense_tflops,
+            "gpu.dense_fp8_tflops": gpu.dense_fp8_tflops,
             "gpu.memory_gb": gpu.memory_gb,
             "gpu.node_watts_per_device": gpu.node_watts_per_device,
         }.items()
         if value is not None and not (value > 0 and math.isfinite(value))
     ]
-    shares = (gpu.mfu_low, gpu.mfu_likely, gpu.mfu_high)
-    given = [share for share in shares if share is not None]
-    if given and (len(given) != len(shares) or not 0 < given[0] <= given[1] <= given[2] <= 1):
-        problems.append(
-            f"gpu.mfu_low, mfu_likely, mfu_high = {shares} are not an interval. Use 0 < low <= likely <= high <= 1, or null for all."
-        )
+    for prefix, shares in {
+        "": (gpu.mfu_low, gpu.mfu_likely, gpu.mfu_high),
+        "fp8_": (gpu.fp8_mfu_low, gpu.fp8_mfu_likely, gpu.fp8_mfu_high),
+    }.items():
+        given = [share for share in shares if share is not None]
+        if given and (len(given) != len(shares) or not 0 < given[0] <= given[1] <= given[2] <= 1):
+            problems.append(
+                f"gpu.{prefix}mfu_low, {prefix}mfu_likely, {prefix}mfu_high = {shares} are not an interval."
+                " Use 0 < low <= likely <= high <= 1, or null for all."
+            )
     if tariff.pue is not None and not tariff.pue >= 1:
         problems.append(f"tariff.pue={tariff.pue} is below 1: a site cannot draw less than its machines.")
     for key, value in (("usd_per_device_hour", tariff.usd_per_device_hour), ("grid_g_co2e_per_kwh", tariff.grid_g_co2e_per_kwh)):

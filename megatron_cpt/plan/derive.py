@@ -39,6 +39,8 @@ from megatron_cpt.record.vocab_layout import VocabLayout
 
 WandbMode = Literal["offline", "online", "disabled"]
 Recompute = Literal["none", "selective", "full"]
+Fp8 = Literal["none", "hybrid", "e4m3"]
+Fp8Recipe = Literal["delayed", "tensorwise", "blockwise", "mxfp8"]
 _NEXT_STEP = "Change the named keys in conf/ or on the command line, then run the plan again."
 
 
@@ -145,7 +147,7 @@ def layout_of(config: ExperimentConfig) -> Layout:
     return Layout(
         tensor=parallel.tensor,
         pipeline=parallel.pipeline,
-        data=cluster.num_nodes * cluster.ranks_per_node // (parallel.tensor * parallel.pipeline),
+        data=cluster.num_nodes * cluster.ranks_per_node // (parallel.tensor * parallel.pipeline * parallel.context),
         micro_batch_size=parallel.micro_batch_size,
         global_batch_size=parallel.global_batch_size,
         sequence_length=parallel.sequence_length,
@@ -156,6 +158,12 @@ def layout_of(config: ExperimentConfig) -> Layout:
         threads_per_rank=cluster.threads_per_rank,
         virtual_pipeline=parallel.virtual_pipeline,
         recompute=cast(Recompute, parallel.recompute),
+        context=parallel.context,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
+        bucket_size=parallel.bucket_size,
+        fp8=cast(Fp8, parallel.fp8),
+        fp8_recipe=cast(Fp8Recipe, parallel.fp8_recipe),
         expert=parallel.expert,
     )
 
@@ -193,8 +201,22 @@ def gate_plan_of(config: ExperimentConfig) -> GatePlan:
     )
 
 
-def utilization_of(gpu: GpuConfig) -> Interval | Unavailable:
-    """Return the expected share of the device's peak, or which keys would set it."""
+def peak_of(config: ExperimentConfig, host: HostFacts) -> Figure:
+    """Return the dense peak of one device in TFLOP/s, in the format that the run multiplies in, or which key would set it."""
+    gpu = config.gpu
+    if config.parallel.fp8 != "none":
+        return known(gpu.dense_fp8_tflops, key="gpu.dense_fp8_tflops", reason="parallel.fp8 is not measured by the bf16 peak")
+    if config.cluster.backend == "cpu" and gpu.dense_tflops is None:
+        return host.matrix_tflops
+    return known(gpu.dense_tflops, key="gpu.dense_tflops")
+
+
+def utilization_of(gpu: GpuConfig, *, fp8: bool = False) -> Interval | Unavailable:
+    """Return the expected share of the device's peak, or which keys would set it; bf16's share says nothing about FP8's."""
+    if fp8:
+        if gpu.fp8_mfu_low is None or gpu.fp8_mfu_likely is None or gpu.fp8_mfu_high is None:
+            return Unavailable("set gpu.fp8_mfu_low, gpu.fp8_mfu_likely and gpu.fp8_mfu_high: shares of the FP8 peak that you measured")
+        return Interval(low=gpu.fp8_mfu_low, likely=gpu.fp8_mfu_likely, high=gpu.fp8_mfu_high)
     if gpu.mfu_low is None or gpu.mfu_likely is None or gpu.mfu_high is None:
         return Unavailable("set gpu.mfu_low, gpu.mfu_likely and gpu.mfu_high")
     return Interval(low=gpu.mfu_low, likely=gpu.mfu_likely, high=gpu.mfu_high)
@@ -208,9 +230,11 @@ def estimate_run(
     on_cpu = config.cluster.backend == "cpu"
     tokens = num_steps * layout.tokens_per_step
     flops = flops_per_token(shape, num_rows=num_rows, sequence_length=layout.sequence_length)
-    peak = host.matrix_tflops if on_cpu and gpu.dense_tflops is None else known(gpu.dense_tflops, key="gpu.dense_tflops")
+    peak, fp8 = peak_of(config, host), config.parallel.fp8 != "none"
     repeated = recomputed_flops_per_token(shape, sequence_length=layout.sequence_length, recompute=layout.recompute)
-    seconds = training_seconds(total_flops=(flops + repeated) * tokens, layout=layout, dense_tflops=peak, utilization=utilization_of(gpu))
+    seconds = training_seconds(
+        total_flops=(flops + repeated) * tokens, layout=layout, dense_tflops=peak, utilization=utilization_of(gpu, fp8=fp8)
+    )
     likely: Figure = seconds if isinstance(seconds, Unavailable) else seconds.likely
     device_hours = combine(lambda value: value * layout.num_ranks / 3600, likely)
     kwh = run_energy_kwh(device_hours, tariff)
@@ -243,12 +267,13 @@ def memory_limit_bytes(config: ExperimentConfig, host: HostFacts) -> Figure:
 
 
 def _basis(config: ExperimentConfig, peak: Figure) -> tuple[str, ...]:
-    measured = config.cluster.backend == "cpu" and config.gpu.dense_tflops is None
-    rate = str(peak) if isinstance(peak, Unavailable) else f"{peak:.4g} TFLOP/s"
+    gpu, fp8 = config.gpu, config.parallel.fp8 != "none"
+    measured = config.cluster.backend == "cpu" and gpu.dense_tflops is None
+    rate = str(peak) if isinstance(peak, Unavailable) else f"{peak:.4g} TFLOP/s" + (" in FP8" if fp8 else "")
+    shares = (gpu.fp8_mfu_low, gpu.fp8_mfu_likely, gpu.fp8_mfu_high) if fp8 else (gpu.mfu_low, gpu.mfu_likely, gpu.mfu_high)
     return (
-        f"peak of one device: {rate} ({'fp32 matrix rate measured on this host' if measured else config.gpu.source})",
-        f"share of peak: {config.gpu.mfu_low} low, {config.gpu.mfu_likely} likely, {config.gpu.mfu_high} high, before the pipeline bubble"
-        " and recomputation",
+        f"peak of one device: {rate} ({'fp32 matrix rate measured on this host' if measured else gpu.source})",
+        "share of peak: {} low, {} likely, {} high, before the pipeline bubble and recomputation".format(*shares),
         "time is that of the training steps: no allowance for checkpoints, evaluation, waiting or failures",
         "carbon is location-based; energy is the node's share of a device x PUE",
         NOT_COUNTED,

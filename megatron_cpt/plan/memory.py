@@ -5,6 +5,8 @@ Adam, or 6 + 12/d when d data-parallel ranks share the optimizer; 16, or 8 + 8/d
 Activations follow the tensor list of Korthikanti et al. 2022 (arXiv 2205.05198, section 4.1), counted for grouped-query attention
 and a gated MLP, with attention that keeps no score matrix. The same paper gives what full recomputation keeps, a layer's input (2sbh
 in bf16, table 2), and the first stage's factor 1 + (p - 1)/(p v) under the interleaved schedule of v chunks a rank (section 4.2.3).
+Context parallelism gives each rank 1/c of the tokens, and the distributed optimizer d x c ranks to share its state among.
+FP8 is counted from above: activations as in bf16, and beside each matrix of a layer its FP8 copy and that one's transpose.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 from typing import Literal
 
 from megatron_cpt.plan.model_shape import ModelShape
-from megatron_cpt.plan.parameters import rank_expert_params, rank_params
+from megatron_cpt.plan.parameters import matrix_params_per_layer, rank_expert_params, rank_params
 from megatron_cpt.plan.run_plan import Layout, RankMemory
 
 NOT_COUNTED = "memory leaves out fragmentation, communication buffers, optimizer temporaries and the process itself (about 1 GB a rank)"
@@ -22,6 +24,7 @@ _ELEMENT_BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2}
 _GRADIENT_BYTES = 4  # Megatron-core accumulates gradients in fp32 for either dtype
 _OPTIMIZER_BYTES: dict[Dtype, int] = {"fp32": 8, "bf16": 12}  # two Adam moments; bf16 weights add an fp32 master copy
 _LOGIT_BYTES = 4  # the loss works in place on one fp32 copy of the logits
+_FP8_COPIES_BYTES = 2  # of a layer's matrix, one byte a number each: Hopper multiplies FP8 in one orientation only
 
 
 def activation_bytes_per_layer(
@@ -32,9 +35,11 @@ def activation_bytes_per_layer(
     sequence_parallel: bool,
     element_bytes: int,
     fused_swiglu: bool,
+    gathered: int = 1,
 ) -> float:
     """Count the bytes that one layer keeps for the backward pass of one micro-batch of `num_tokens` (= s x b) tokens.
 
+    Of other ranks' tokens it may keep the keys and values: `gathered` times its own.
     Whole on every tensor rank unless `sequence_parallel`: the inputs of both norms, of the query/key/value matrix and of the MLP.
     Split over tensor ranks: queries, keys, values, the attention's output, and the middle of the MLP, which keeps gate, up and
     product (3 x ffn), and the activated gate too when SwiGLU is not one fused operation (4 x ffn). An MLP that is not gated keeps
@@ -42,7 +47,7 @@ def activation_bytes_per_layer(
     counted as if the router spread the tokens evenly. Norms of queries and keys keep their inputs, as many as queries and keys.
     """
     whole = 4 * shape.hidden_size
-    heads = (2 * shape.num_attention_heads + 2 * shape.num_query_groups) * shape.head_dim
+    heads = (2 * shape.num_attention_heads + 2 * shape.num_query_groups * gathered) * shape.head_dim
     if shape.traits.qk_norm:
         heads += (shape.num_attention_heads + shape.num_query_groups) * shape.head_dim
     if shape.traits.gemma:
@@ -58,10 +63,15 @@ def mlp_middle(shape: ModelShape, *, fused_swiglu: bool) -> int:
     return shape.experts_per_token * (one + 2 * shape.hidden_size) if shape.num_experts else one
 
 
+def tokens_of_a_rank(layout: Layout) -> int:
+    """Return the tokens of one micro-batch that one rank holds."""
+    return layout.sequence_length * layout.micro_batch_size // layout.context
+
+
 def kept_bytes_per_layer(shape: ModelShape, layout: Layout, *, fused_swiglu: bool) -> tuple[float, float]:
     """Return what one layer keeps of one micro-batch until its backward pass, and what one layer adds while it is recomputed."""
     element_bytes = _ELEMENT_BYTES[layout.dtype]
-    num_tokens = layout.sequence_length * layout.micro_batch_size
+    num_tokens = tokens_of_a_rank(layout)
     everything = activation_bytes_per_layer(
         shape,
         num_tokens=num_tokens,
@@ -69,6 +79,8 @@ def kept_bytes_per_layer(shape: ModelShape, layout: Layout, *, fused_swiglu: boo
         sequence_parallel=layout.sequence_parallel,
         element_bytes=element_bytes,
         fused_swiglu=fused_swiglu,
+        # the attention that the CPU backend uses gathers them; Transformer Engine's sends them round again in the backward pass
+        gathered=1 if fused_swiglu else layout.context,
     )
     if layout.recompute == "none":
         return everything, 0.0
@@ -98,20 +110,21 @@ def rank_memory(shape: ModelShape, layout: Layout, *, num_rows: int, pipeline_ra
         shape, num_rows=num_rows, tensor=layout.tensor, pipeline=layout.pipeline, pipeline_rank=pipeline_rank, expert=layout.expert
     )
     of_experts = rank_expert_params(shape, tensor=layout.tensor, pipeline=layout.pipeline, expert=layout.expert)
-    num_tokens = layout.sequence_length * layout.micro_batch_size
+    num_tokens = tokens_of_a_rank(layout)
     layers_in_flight = chunks_in_flight(layout, pipeline_rank=pipeline_rank) * (
         shape.num_layers // (layout.pipeline * layout.virtual_pipeline)
     )
     per_layer, while_recomputed = kept_bytes_per_layer(shape, layout, fused_swiglu=fused_swiglu)
     is_last = pipeline_rank == layout.pipeline - 1
+    in_fp8 = shape.num_layers // layout.pipeline * matrix_params_per_layer(shape, expert=layout.expert) / layout.tensor if layout.fp8 != "none" else 0
     head_input = 2 * element_bytes * num_tokens * shape.hidden_size if is_last else 0  # of the final norm and the output matrix
     return RankMemory(
         pipeline_rank=pipeline_rank,
         num_params=params,
-        weights=float(element_bytes * params),
+        weights=float(element_bytes * params + _FP8_COPIES_BYTES * in_fp8),
         gradients=float(_GRADIENT_BYTES * params),
         optimizer=_OPTIMIZER_BYTES[layout.dtype]
-        * (((params - of_experts) + of_experts * layout.expert) / layout.data if layout.distributed_optimizer else params),
+        * (((params - of_experts) + of_experts * layout.expert) / (layout.data * layout.context) if layout.distributed_optimizer else params),
         activations=layers_in_flight * per_layer + while_recomputed + head_input,
         logits=_LOGIT_BYTES * num_tokens * num_rows / layout.tensor if is_last else 0.0,
     )

@@ -65,9 +65,14 @@ def _work(plan: RunPlan) -> list[str]:
         *_field(
             "ranks",
             f"{layout.num_ranks} on {layout.num_nodes} node(s), {plan.backend}, {layout.dtype}: tensor {layout.tensor}"
-            f" x pipeline {layout.pipeline} x data {layout.data}"
+            f" x pipeline {layout.pipeline}"
+            + (f" x context {layout.context}" if layout.context > 1 else "")
+            + f" x data {layout.data}"
             + (f", {layout.virtual_pipeline} chunks a rank" if layout.virtual_pipeline > 1 else "")
-            + (f", {layout.recompute} recompute" if layout.recompute != "none" else ""),
+            + (f", {layout.recompute} recompute" if layout.recompute != "none" else "")
+            + (", gradients overlapped" if layout.overlap_grad_reduce else "")
+            + (", weights overlapped" if layout.overlap_param_gather else "")
+            + (f", FP8 {layout.fp8} ({layout.fp8_recipe})" if layout.fp8 != "none" else ""),
         ),
         *_field(
             "work",

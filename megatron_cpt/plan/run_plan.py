@@ -30,11 +30,16 @@ def _decided(part: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the model and the batch are split over ranks. Ranks = tensor x pipeline x data.
+    """How the model and the batch are split over ranks. Ranks = tensor x pipeline x context x data.
 
     Attributes:
         virtual_pipeline: chunks of layers that each pipeline rank holds; above 1 the schedule is interleaved 1F1B.
         recompute: what the backward pass computes anew instead of keeping: nothing, each layer's MLP, or each layer.
+        context: ranks that share a sequence; each holds two pieces of it.
+        overlap_grad_reduce: sums of gradients run beside the backward pass.
+        overlap_param_gather: updated weights are gathered during the next forward pass, and not in the optimizer's step.
+        bucket_size: parameters that are sent together; None is megatron-core's own number.
+        fp8: format of the layers' matrix products, and `fp8_recipe` how their scales are found.
         expert: data-parallel ranks that share the experts of a mixture of experts; it adds no ranks.
     """
 
@@ -51,11 +56,17 @@ class Layout:
     threads_per_rank: int
     virtual_pipeline: int = 1
     recompute: Literal["none", "selective", "full"] = "none"
+    context: int = 1
+    overlap_grad_reduce: bool = False
+    overlap_param_gather: bool = False
+    bucket_size: int | None = None
+    fp8: Literal["none", "hybrid", "e4m3"] = "none"
+    fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = "delayed"
     expert: int = 1
 
     @property
     def num_ranks(self) -> int:
-        return self.tensor * self.pipeline * self.data
+        return self.tensor * self.pipeline * self.context * self.data
 
     @property
     def num_microbatches(self) -> int:
@@ -315,6 +326,8 @@ class RunPlan:
         ]  # fmt: skip
         if self.blend_stages or self.packing != PackingPlan():  # a plan without them keeps the digest that its checkpoints name
             decides.append([to_plain(self.blend_stages), to_plain(self.packing)])
+        if layout.fp8 != "none":
+            decides.append([layout.fp8, layout.fp8_recipe])
         return sha256_plain(decides)
 
     def save(self, folder: Path) -> Path:

@@ -36,6 +36,7 @@ from megatron_cpt.train.checkpoint_files import (
 )
 from megatron_cpt.train.collectives import barrier, from_first, highest
 from megatron_cpt.train.metrics import METRICS_NAME
+from megatron_cpt.train.optimizer import gather_weights
 from megatron_cpt.train.runtime import is_first_rank
 from megatron_cpt.train.state import TrainState
 from megatron_cpt.train.tracking import RUN_ID_NAME
@@ -213,6 +214,7 @@ class Checkpoints:
         if state.step in (self._saved_step, 0) or self._saving is not None:
             return
         started = time.monotonic()
+        gather_weights(self._chunks)
         self._require_finite_weights(state)
         final, partial = self._folder / final_name(state.step), self._folder / partial_name(state.step, self._attempt)
         if is_first_rank():

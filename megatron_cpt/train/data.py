@@ -5,6 +5,7 @@ Shapes: B micro-batch, S sequence.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 from megatron_cpt.errors import ConfigError
+from megatron_cpt.model.context import part_of_rank
 from megatron_cpt.plan.run_plan import RunPlan
 from megatron_cpt.record.hashing import sha256_plain
 from megatron_cpt.record.store import read_json, write_json
@@ -55,6 +57,8 @@ class Microbatch:
     """One micro-batch of one rank; `source_ids_B` number the plan's blend entries.
 
     `attention_mask_B1SS` is True where a query (second to last) must not see a key, and None where every earlier token is seen.
+    Of a sequence that context-parallel ranks share, each holds the tokens of `model/context.py`: S is their number, except for the
+    keys of the mask, which are those of the whole sequence.
     """
 
     tokens_BS: torch.Tensor
@@ -68,6 +72,19 @@ class Microbatch:
         parts: list[Any] = [None if part is None else part.to(device) for part in vars(self).values()]
         return Microbatch(*parts)
 
+    def part(self, *, rank: int, num_ranks: int) -> Microbatch:
+        """Return what a context-parallel rank holds of the micro-batch."""
+        cut = functools.partial(part_of_rank, rank=rank, num_ranks=num_ranks)
+        mask = self.attention_mask_B1SS
+        return Microbatch(
+            cut(self.tokens_BS, dim=1),
+            cut(self.labels_BS, dim=1),
+            cut(self.loss_mask_BS, dim=1),
+            cut(self.position_ids_BS, dim=1),
+            self.source_ids_B,
+            None if mask is None else cut(mask, dim=2),
+        )
+
 
 @dataclass(frozen=True)
 class StepBatch:
@@ -80,8 +97,10 @@ class StepBatch:
 class TrainingData:
     """Samples by number; sample i is the same on every rank, layout and attempt."""
 
-    def __init__(self, dataset: Any, *, plan: RunPlan, data_rank: int, device: torch.device) -> None:
+    def __init__(self, dataset: Any, *, plan: RunPlan, data_rank: int, device: torch.device, context_rank: int = 0) -> None:
+        assert context_rank < plan.layout.context, "the layout has fewer context-parallel ranks"
         self._dataset, self._plan, self._data_rank, self._device = dataset, plan, data_rank, device
+        self._context_rank = context_rank
 
     def from_sample(self, first_sample: int) -> Iterator[StepBatch]:
         """Yield the batches of the steps from `first_sample` to the plan's end."""
@@ -97,7 +116,8 @@ class TrainingData:
         sources = torch.tensor([int(row.get("dataset_id", 0)) for row in rows])
         tokens_BS = stack("tokens")
         mask = None if self._plan.packing.cross_document_attention else document_mask(tokens_BS, end=self._plan.vocab.end_of_document_id)
-        return Microbatch(tokens_BS, stack("labels"), stack("loss_mask"), stack("position_ids"), sources, mask)
+        whole = Microbatch(tokens_BS, stack("labels"), stack("loss_mask"), stack("position_ids"), sources, mask)
+        return whole.part(rank=self._context_rank, num_ranks=self._plan.layout.context)
 
 
 def needed_surplus(shares: Sequence[float], *, num_samples: int) -> float:

@@ -46,7 +46,8 @@ class Instruments:
         flops = self._plan.estimate.flops_per_token * sum(step.source_tokens)
         utilization = flops / (step.seconds * self._plan.layout.num_ranks * peak * 1e12)
         if utilization > 1 and not self._told_of_peak:
-            logger.warning("MFU is %.0f %%: gpu.dense_tflops=%g is not the dense peak of this device.", 100 * utilization, peak)
+            key = "gpu.dense_tflops" if self._plan.layout.fp8 == "none" else "gpu.dense_fp8_tflops"
+            logger.warning("MFU is %.0f %%: %s=%g is not the dense peak of this device.", 100 * utilization, key, peak)
             self._told_of_peak = True
         return utilization
 

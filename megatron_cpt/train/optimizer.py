@@ -11,7 +11,7 @@ from megatron.core.optimizer import OptimizerConfig, ParamKey, get_megatron_opti
 from megatron.core.transformer.module import Float16Module
 
 from megatron_cpt.backend.kernels import accumulate_in_place
-from megatron_cpt.plan.run_plan import RunPlan
+from megatron_cpt.plan.run_plan import Layout, RunPlan
 
 
 def wrap_and_optimize(chunks: list[Any], plan: RunPlan) -> tuple[list[Any], Any]:
@@ -21,24 +21,64 @@ def wrap_and_optimize(chunks: list[Any], plan: RunPlan) -> tuple[list[Any], Any]
     model's config has `calculate_per_token_loss`.
     """
     bf16 = plan.layout.dtype == "bf16"
-    ddp = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True,
-        use_distributed_optimizer=plan.layout.distributed_optimizer,
-        overlap_grad_reduce=False,
-        check_for_nan_in_grad=False,  # it would stop one rank alone; step.py looks at figures that all ranks share
-    )
+    ddp = ddp_config(plan.layout)
     config = chunks[0].config
     assert config.calculate_per_token_loss, "set when the model is built, or DDP scales gradients a second time"
     if bf16:
         chunks = [Float16Module(config, chunk) for chunk in chunks]
-    wrapped = [DistributedDataParallel(config, ddp, chunk) for chunk in chunks]
+    # Only the first chunk's gradients come so late that smaller buckets help; megatron's own loop bundles the others' likewise.
+    wrapped = [DistributedDataParallel(config, ddp, chunk, disable_bucketing=number > 0) for number, chunk in enumerate(chunks)]
     if plan.backend == "cpu":
         accumulate_in_place(wrapped)
+    set_overlap(config, wrapped, plan.layout)
     wanted = optimizer_config(plan)
     optimizer = get_megatron_optimizer(wanted, wrapped, config_overrides=group_overrides(wanted, plan))
     config.finalize_model_grads_func = finalize_model_grads
     config.grad_scale_func = optimizer.scale_loss if bf16 else None
     return wrapped, optimizer
+
+
+def ddp_config(layout: Layout) -> DistributedDataParallelConfig:
+    """Return megatron's configuration of data parallelism; ranks that share a sequence sum their gradients as those that do not."""
+    return DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=layout.distributed_optimizer,
+        overlap_grad_reduce=layout.overlap_grad_reduce,
+        overlap_param_gather=layout.overlap_param_gather,
+        align_param_gather=_aligns_gathers(layout),
+        bucket_size=layout.bucket_size,
+        check_for_nan_in_grad=False,  # it would stop one rank alone; step.py looks at figures that all ranks share
+    )
+
+
+def set_overlap(config: Any, wrapped: list[Any], layout: Layout) -> None:
+    """Give the schedules what they call so that gradients are sent in a step's last micro-batch only, and weights ahead of their use."""
+    if layout.overlap_grad_reduce:
+        config.no_sync_func = _each_or_one([chunk.no_sync for chunk in wrapped])
+        config.grad_sync_func = _each_or_one([chunk.start_grad_sync for chunk in wrapped])
+    if _aligns_gathers(layout):
+        config.param_sync_func = [chunk.start_param_sync for chunk in wrapped]
+
+
+def _aligns_gathers(layout: Layout) -> bool:
+    # of the schedules only the interleaved one starts the gathers; otherwise a module's own gather starts when the one before is used
+    return layout.overlap_param_gather and layout.virtual_pipeline > 1
+
+
+def _each_or_one(functions: list[Any]) -> Any:
+    return functions[0] if len(functions) == 1 else functions
+
+
+def gather_weights(chunks: list[Any]) -> None:
+    """Bring the weights that other ranks updated to this one, before anything but the next step reads them. Collective.
+
+    With `overlap_param_gather` they come in the next forward pass; one that only some ranks make, in an evaluation, would wait for
+    the others for ever. Without it they are here already.
+    """
+    for chunk in chunks:
+        if chunk.ddp_config.overlap_param_gather:
+            with torch.no_grad():
+                chunk.start_param_sync(force_sync=True)
 
 
 def optimizer_config(plan: RunPlan) -> OptimizerConfig:
@@ -56,6 +96,7 @@ def optimizer_config(plan: RunPlan) -> OptimizerConfig:
         bf16=plan.layout.dtype == "bf16",
         params_dtype=torch.bfloat16 if plan.layout.dtype == "bf16" else torch.float32,
         use_distributed_optimizer=plan.layout.distributed_optimizer,
+        overlap_param_gather=plan.layout.overlap_param_gather,
     )
 
 

@@ -43,10 +43,12 @@ class PlacedRotary(torch.nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return angles of shape (S, 1, 1, D), or (S, B, 1, D) inside `at`."""
-        angles_S11D: torch.Tensor = self.inner(*args, **kwargs)
         if self._positions_BS is None:
+            angles_S11D: torch.Tensor = self.inner(*args, **kwargs)
             return angles_S11D
-        return angles_S11D[:, 0, 0][self._positions_BS.T][:, :, None]
+        # those of every position of a sequence: a context-parallel rank holds only some, which its positions name
+        angles_T11D: torch.Tensor = self.inner.get_emb(*args)  # type: ignore[operator]
+        return angles_T11D[:, 0, 0][self._positions_BS.T][:, :, None]
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -59,19 +61,11 @@ def prepare(chunks: Sequence[Any], packing: PackingPlan) -> None:
     """Make this rank's bare chunks (before any wrapper) follow the plan's packing.
 
     Raises:
-        ConfigError: attention must stay within documents, and the attention kernel in use reads no mask; or positions must
-            restart, and each rank holds a part of the sequence.
+        ConfigError: attention must stay within documents, and the attention kernel in use reads no mask.
     """
     from megatron_cpt.backend.attention import CausalAttention  # noqa: PLC0415
 
     for chunk in chunks:
-        if packing.reset_positions and chunk.config.context_parallel_size > 1:
-            raise ConfigError(
-                "Positions cannot restart where ranks share a sequence.",
-                where="blend.reset_positions",
-                value=f"true with context parallelism over {chunk.config.context_parallel_size} ranks",
-                next_step="Set blend.reset_positions=false, or train without context parallelism.",
-            )
         if packing.reset_positions and hasattr(chunk, "rotary_pos_emb"):  # learned positions go by the ids that they are given
             chunk.rotary_pos_emb = PlacedRotary(chunk.rotary_pos_emb)
         if packing.cross_document_attention:

@@ -158,7 +158,13 @@ class Attempt:
         model = build_chunks(plan.shape, plan.vocab, plan.layout, backend=backend, router_aux_loss=plan.optimizer.router_aux_loss)
         prepare(model, plan.packing)
         chunks, optimizer = wrap_and_optimize(model, plan)
-        data = TrainingData(dataset, plan=plan, data_rank=parallel_state.get_data_parallel_rank(), device=backend.device)
+        data = TrainingData(
+            dataset,
+            plan=plan,
+            data_rank=parallel_state.get_data_parallel_rank(),
+            device=backend.device,
+            context_rank=parallel_state.get_context_parallel_rank(),
+        )
         self._checkpoint = Checkpoints(self._run_dir, plan=plan, chunks=chunks, optimizer=optimizer, device=backend.device)
         return Parts(chunks, optimizer, data, self._checkpoint, stop)
 
@@ -183,8 +189,14 @@ class Attempt:
             hooks += [*trackers, metrics, progress]
             record, compare = metrics.write, self._compare
         if self._evaluate is not None:
+            from megatron_cpt.train.optimizer import gather_weights  # noqa: PLC0415  -- megatron
+
             evaluate = self._evaluate
-            score = lambda: evaluate(plan, self._run_dir, parts.chunks)  # noqa: E731
+
+            def score() -> Scores:
+                gather_weights(parts.chunks)
+                return evaluate(plan, self._run_dir, parts.chunks)
+
             hooks.append(hook.InLoopEvaluation(score, every_steps=plan.eval_every_steps, record=record, compare=compare))
         saves = parts.checkpoint
         every_steps = plan.checkpoint.every_steps

@@ -94,7 +94,7 @@ def gradient_norm(optimizer: Any) -> float:
 def forward_backward(chunks: list[Any], optimizer: Any, batch: StepBatch, plan: RunPlan) -> list[list[float]]:
     """Fill the gradients from this rank's micro-batches and return each sample's loss in nats, by micro-batch.
 
-    The list is empty on ranks before the last pipeline stage.
+    The list is empty on ranks before the last pipeline stage. Of a sequence that ranks share, the loss is that of this rank's tokens.
     """
     for chunk in chunks:
         chunk.zero_grad_buffer()
@@ -136,18 +136,22 @@ class _Sums:
 
 
 def _agree(nats: list[list[float]], batch: StepBatch, plan: RunPlan, *, suspect: bool) -> _Sums:
-    """Return the sums over the global batch in one exchange; each sample is counted by one rank alone.
+    """Return the sums over the global batch in one exchange.
+
+    Each sample is counted by one rank alone. Its nats and its tokens with a loss are those of the context-parallel ranks that share
+    it, each of which knows its own part.
 
     Args:
         suspect: this rank holds the update for bad; one such rank is enough.
     """
     num = len(plan.blend)
     samples, by_source, tokens = [0.0] * num, [0.0] * num, [0.0] * num
+    counts_samples = parallel_state.get_context_parallel_rank() == 0
     if parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0:
         for microbatch, nats_B in zip(batch.microbatches, nats, strict=True):
             unmasked_B = microbatch.loss_mask_BS.sum(dim=1).tolist()
             for source, sum_of_nats, unmasked in zip(microbatch.source_ids_B.tolist(), nats_B, unmasked_B, strict=True):
-                samples[source] += 1
+                samples[source] += counts_samples
                 by_source[source] += sum_of_nats
                 tokens[source] += unmasked
     whole = totals([*samples, *by_source, *tokens, float(suspect)], device=batch.microbatches[0].tokens_BS.device)

@@ -98,6 +98,8 @@ def test_base_and_extension_are_scored_over_the_same_bytes_with_their_own_tokeni
         pytest.param({"data": 2}, id="dp2"),
         pytest.param({"tensor": 2, "data": 2}, id="tp2-dp2", marks=pytest.mark.long),
         pytest.param({"pipeline": 2, "data": 2}, id="pp2-dp2"),
+        pytest.param({"context": 2}, id="cp2"),
+        pytest.param({"context": 2, "tensor": 2, "sequence_parallel": True}, id="tp2-cp2-sequence-parallel", marks=pytest.mark.long),
     ],
 )
 def test_scores_do_not_depend_on_batch_or_layout(changes: dict, one_rank: dict, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from tiny_run import make_layout, make_plan, make_run, step_records, train_in_tu
 # Summing in another order moves fp32 losses by some units in the last place (6e-8); the steps of AdamW amplify it.
 TOLERANCE = 1e-5
 ONE_RANK = "one-rank"
+# Buckets of 20,000 of the model's 140,000 parameters: some are on their way while others are still computed.
+OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True, "bucket_size": 20_000}
 LAYOUTS: dict[str, dict] = {
     "tp2": {"tensor": 2},
     "tp2-sequence-parallel": {"tensor": 2, "sequence_parallel": True},
@@ -27,6 +29,8 @@ LAYOUTS: dict[str, dict] = {
     "tp2-pp2": {"tensor": 2, "pipeline": 2},
     "tp2-dp2": {"tensor": 2, "data": 2},
     "pp2-dp2": {"pipeline": 2, "data": 2},
+    "dp2-overlap": {"data": 2, **OVERLAP},
+    "cp2": {"context": 2},
 }
 # Beside the above: options whose paths cross in megatron-core.
 CROSSED: dict[str, dict] = {
@@ -35,6 +39,15 @@ CROSSED: dict[str, dict] = {
     "tp2-dp2-selective": {"tensor": 2, "sequence_parallel": True, "data": 2, "recompute": "selective"},
     "dp2-micro-batch-1": {"micro_batch_size": 1, "data": 2},
     "micro-batch-8": {"micro_batch_size": 8},
+    "dp2-overlap-of-gradients": {"data": 2, "distributed_optimizer": False, "overlap_grad_reduce": True, "bucket_size": 20_000},
+    "pp2-dp2-overlap": {"pipeline": 2, "data": 2, **OVERLAP},
+    "pp2-vpp2-dp2-overlap": {"pipeline": 2, "virtual_pipeline": 2, "data": 2, **OVERLAP},
+    "tp2-dp2-overlap": {"tensor": 2, "sequence_parallel": True, "data": 2, "recompute": "full", **OVERLAP},
+    "cp4": {"context": 4},
+    "cp2-dp2-overlap": {"context": 2, "data": 2, **OVERLAP},
+    "tp2-cp2": {"tensor": 2, "sequence_parallel": True, "context": 2},
+    "pp2-vpp2-cp2": {"pipeline": 2, "virtual_pipeline": 2, "context": 2},
+    "cp2-full": {"context": 2, "recompute": "full"},
 }
 pytestmark = pytest.mark.slow
 

@@ -19,8 +19,9 @@ pytestmark = pytest.mark.slow
 BATCH, STAGE, STEPS = 8, 4, 7  # four steps of new rows, three of everything
 STAGE_RATE, RATES, SCALE, DECAY = 1e-2, (2e-3, 1.1e-3, 2e-4), 0.5, 0.1
 SCHEDULE = SchedulePlan("linear", 2e-3, 2e-4, BATCH, 3 * BATCH, new_rows_samples=STAGE * BATCH, new_rows_lr=STAGE_RATE)
-LAYOUTS = {"tp2": {"tensor": 2}, "pp2": {"pipeline": 2}, "dp2": {"data": 2}}
-TIED = {"tp2": False, "pp2": True, "dp2": True}
+OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True, "bucket_size": 20_000}
+LAYOUTS = {"tp2": {"tensor": 2}, "pp2": {"pipeline": 2}, "dp2": {"data": 2}, "dp2-overlap": {"data": 2, **OVERLAP}}
+TIED = {"tp2": False, "pp2": True, "dp2": True, "dp2-overlap": False}
 EMBEDDING, OUTPUT = "embedding.word_embeddings.weight", "output_layer.weight"
 
 
@@ -34,7 +35,7 @@ def plan_of(run_dir: Path, layout: str) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Train the three layouts in the same two processes and read what their checkpoints hold."""
+    """Train all layouts in the same two processes and read what their checkpoints hold."""
     folder = tmp_path_factory.mktemp("new-rows")
     plans = [plan_of(make_run(folder, layout, tied=TIED[layout]), layout) for layout in LAYOUTS]
     return {**dict(zip(LAYOUTS, train_and_read(plans), strict=True)), "folder": folder}

@@ -55,7 +55,7 @@ def test_the_seed_decides_what_torch_draws() -> None:
 
 def test_another_number_of_processes_than_the_layout_says_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(ConfigError, match=r"3 processes[\s\S]*tensor 2 x pipeline 1 x data 1 = 2"):
+    with pytest.raises(ConfigError, match=r"3 processes[\s\S]*tensor 2 x pipeline 1 x context 1 x data 1 = 2"):
         start_ranks(replace(ONE, tensor=2), backend=BACKEND, seed=1)
     assert not distributed.is_initialized()
 
