@@ -21,7 +21,7 @@ class _Rotation(torch.autograd.Function):
         return _turn(t_SBND, cos_S11D, sin_S11D, sign=1)
 
     @staticmethod
-    def backward(ctx: Any, grad_SBND: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_SBND: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return _turn(grad_SBND, *ctx.saved_tensors, sign=-1), None, None
 
 
@@ -53,7 +53,8 @@ def put_into_megatron() -> None:
     ) -> Any:
         if rotary_interleaved or any(args) or any(kwargs.values()) or freqs.shape[-1] != t.shape[-1]:
             return plain(t, freqs, rotary_interleaved, *args, mscale=mscale, **kwargs)
-        return _Rotation.apply(t, (torch.cos(freqs) * mscale).to(t.dtype), (torch.sin(freqs) * mscale).to(t.dtype))
+        turn: Any = _Rotation.apply
+        return turn(t, (torch.cos(freqs) * mscale).to(t.dtype), (torch.sin(freqs) * mscale).to(t.dtype))
 
     rope_utils._apply_rotary_pos_emb_bshd = rotate
     layers.fused_weight_gradient_mlp_cuda = SimpleNamespace(wgrad_gemm_accum_fp32=accumulate_weight_gradient)

@@ -110,21 +110,22 @@ def rank_memory(shape: ModelShape, layout: Layout, *, num_rows: int, pipeline_ra
         shape, num_rows=num_rows, tensor=layout.tensor, pipeline=layout.pipeline, pipeline_rank=pipeline_rank, expert=layout.expert
     )
     of_experts = rank_expert_params(shape, tensor=layout.tensor, pipeline=layout.pipeline, expert=layout.expert)
+    sharded = ((params - of_experts) + of_experts * layout.expert) / (layout.data * layout.context)
     num_tokens = tokens_of_a_rank(layout)
     layers_in_flight = chunks_in_flight(layout, pipeline_rank=pipeline_rank) * (
         shape.num_layers // (layout.pipeline * layout.virtual_pipeline)
     )
     per_layer, while_recomputed = kept_bytes_per_layer(shape, layout, fused_swiglu=fused_swiglu)
     is_last = pipeline_rank == layout.pipeline - 1
-    in_fp8 = shape.num_layers // layout.pipeline * matrix_params_per_layer(shape, expert=layout.expert) / layout.tensor if layout.fp8 != "none" else 0
+    in_matrices = shape.num_layers // layout.pipeline * matrix_params_per_layer(shape, expert=layout.expert) / layout.tensor
+    in_fp8 = in_matrices if layout.fp8 != "none" else 0
     head_input = 2 * element_bytes * num_tokens * shape.hidden_size if is_last else 0  # of the final norm and the output matrix
     return RankMemory(
         pipeline_rank=pipeline_rank,
         num_params=params,
         weights=float(element_bytes * params + _FP8_COPIES_BYTES * in_fp8),
         gradients=float(_GRADIENT_BYTES * params),
-        optimizer=_OPTIMIZER_BYTES[layout.dtype]
-        * (((params - of_experts) + of_experts * layout.expert) / (layout.data * layout.context) if layout.distributed_optimizer else params),
+        optimizer=_OPTIMIZER_BYTES[layout.dtype] * (sharded if layout.distributed_optimizer else params),
         activations=layers_in_flight * per_layer + while_recomputed + head_input,
         logits=_LOGIT_BYTES * num_tokens * num_rows / layout.tensor if is_last else 0.0,
     )
