@@ -171,6 +171,11 @@ def layout_problems(config: ExperimentConfig, shape: ModelShape, vocab: VocabLay
     if context > 1 and (shape.window or shape.num_experts):
         what = "a window of attention" if shape.window else "experts"
         problems.append(f"parallel.context={context} is not proven with {what}, which this model has. Use 1.")
+    if parallel.overlap_grad_reduce and shape.num_experts:
+        problems.append(
+            "parallel.overlap_grad_reduce cannot be had with experts: it waits for every weight's gradient, and an expert without a token has"
+            " none. Set it to false."
+        )
     problems += context_problems(
         parallel.sequence_length, context=context, tensor=tensor, sequence_parallel=parallel.sequence_parallel and tensor > 1
     )

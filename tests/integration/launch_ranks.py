@@ -15,6 +15,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from megatron_cpt.launch_ranks import tie_helpers_to_this_process
+
 # What the others report when one rank leaves: a consequence, never the cause.
 CONSEQUENCES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
 GRACE_S = 5.0  # for the cause to be written when a consequence was written first
@@ -94,6 +96,7 @@ def _torchrun_variables(num_ranks: int) -> dict[str, str]:
 
 def _run_rank(rank: int, function: Callable[..., Any], args: tuple[Any, ...], variables: dict[str, str], folder: Path) -> None:
     os.environ |= {**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    tie_helpers_to_this_process()  # megatron's checkpoint writer leaves a manager, which would outlive the end below and hold the terminal
     try:
         result = function(*args)
     except BaseException:

@@ -55,6 +55,23 @@ def test_an_option_that_cannot_be_is_refused_with_its_reason(changes: dict[str, 
         derive(with_parallel(**changes), **facts())
 
 
+@pytest.mark.parametrize(
+    ("model", "changes", "message"),
+    [
+        ({"window": 4096}, {"context": 2}, r"parallel.context=2 is not proven with a window of attention"),
+        ({"num_experts": 8, "experts_per_token": 2}, {"context": 2}, r"parallel.context=2 is not proven with experts"),
+        (
+            {"num_experts": 8, "experts_per_token": 2},
+            {"overlap_grad_reduce": True},
+            r"parallel.overlap_grad_reduce cannot be had with experts",
+        ),
+    ],
+)
+def test_a_pair_that_nobody_has_proven_is_refused(model: dict[str, int], changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        derive(with_parallel(**changes), **{**facts(), "shape": dataclasses.replace(LLAMA3_8B, **model)})
+
+
 def test_fp8_on_a_cpu_is_refused_when_the_plan_is_made() -> None:
     config = with_parallel(fp8="e4m3")
     config.cluster.backend = "cpu"
