@@ -173,8 +173,8 @@ def layout_problems(config: ExperimentConfig, shape: ModelShape, vocab: VocabLay
         problems.append(f"parallel.context={context} is not proven with {what}, which this model has. Use 1.")
     if parallel.overlap_grad_reduce and shape.num_experts:
         problems.append(
-            "parallel.overlap_grad_reduce cannot be had with experts: it waits for every weight's gradient, and an expert without a token has"
-            " none. Set it to false."
+            "parallel.overlap_grad_reduce cannot be had with experts: it waits for every weight's gradient, and an expert without a"
+            " token has none. Set it to false."
         )
     problems += context_problems(
         parallel.sequence_length, context=context, tensor=tensor, sequence_parallel=parallel.sequence_parallel and tensor > 1
