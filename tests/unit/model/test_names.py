@@ -64,11 +64,14 @@ def test_no_tensor_that_counts_is_taken_for_one_that_follows_from_the_config(fam
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_two_pipeline_ranks_cover_the_model_once(tied: bool) -> None:
+@pytest.mark.parametrize("stages", [[[0, 1], [2]], [[0], [1], [2]]])
+def test_pipeline_ranks_cover_the_model_once(tied: bool, stages: list[list[int]]) -> None:
     shape = shape_of(num_heads=4, num_groups=2, head_dim=2, tied=tied)
-    first = rules_for_chunk(shape, layer_ids=[0, 1], expert_ids=range(0), has_embedding=True, has_output=False)
-    last = rules_for_chunk(shape, layer_ids=[2], expert_ids=range(0), has_embedding=False, has_output=True)
-    names = [name for chunk in (first, last) for _, _, hf_names in chunk for name in hf_names]
+    chunks = [
+        rules_for_chunk(shape, layer_ids=layers, expert_ids=range(0), has_embedding=layers[0] == 0, has_output=layers[-1] == 2)
+        for layers in stages
+    ]
+    names = [name for chunk in chunks for _, _, hf_names in chunk for name in hf_names]
     expected = list(expected_shapes(shape, num_rows=10))
     if tied:  # the last rank computes logits with its own copy of the embedding
         expected.append("model.embed_tokens.weight")
