@@ -35,6 +35,7 @@ class CpuBackend(Backend):
         for message in _ABOUT_OTHER_MACHINES:
             warnings.filterwarnings("ignore", message=message)
         shim.redirect_rng_tracker()
+        shim.redirect_device_mesh()
         adam.put_into_megatron()
 
     def describe(self) -> dict[str, str]:

@@ -163,6 +163,7 @@ def layout_of(config: ExperimentConfig) -> Layout:
         bucket_size=parallel.bucket_size,
         fp8=cast(Fp8, parallel.fp8),
         fp8_recipe=cast(Fp8Recipe, parallel.fp8_recipe),
+        fsdp=parallel.fsdp,
     )
 
 

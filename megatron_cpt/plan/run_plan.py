@@ -40,6 +40,7 @@ class Layout:
         overlap_param_gather: updated weights are gathered during the next forward pass, and not in the optimizer's step.
         bucket_size: parameters that are sent together; None is megatron-core's own number.
         fp8: format of the layers' matrix products, and `fp8_recipe` how their scales are found.
+        fsdp: weights and gradients are shared out among the data-parallel ranks, as the optimizer's state is (ZeRO-3).
     """
 
     tensor: int
@@ -61,6 +62,7 @@ class Layout:
     bucket_size: int | None = None
     fp8: Literal["none", "hybrid", "e4m3"] = "none"
     fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = "delayed"
+    fsdp: bool = False
 
     @property
     def num_ranks(self) -> int:
