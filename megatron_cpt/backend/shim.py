@@ -172,8 +172,8 @@ def redirect_rng_tracker() -> None:
     tracker._set_cuda_rng_state = _set_rng_state
 
 
-def redirect_device_mesh() -> None:
-    """Let Megatron-FSDP build its meshes of devices, which it calls CUDA's, of this process's CPUs."""
+def stand_in_for_fsdp() -> None:
+    """Let Megatron-FSDP build its meshes of devices, which it calls CUDA's, of this process's CPUs, without Transformer Engine."""
     from megatron.core.distributed.fsdp import mcore_fsdp_adapter  # noqa: PLC0415  # only after `install`
     from torch.distributed.device_mesh import DeviceMesh  # noqa: PLC0415
 
@@ -185,3 +185,6 @@ def redirect_device_mesh() -> None:
             return DeviceMesh.from_group(group, "cpu", *args, **kwargs)
 
     mcore_fsdp_adapter.DeviceMesh = MeshOfCpus
+    # 0.16 compares modules with it under tensor parallelism; without Transformer Engine it is no type
+    if not isinstance(getattr(mcore_fsdp_adapter, "TELinear", object), type):
+        mcore_fsdp_adapter.TELinear = type("TELinear", (), {})
