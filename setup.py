@@ -12,6 +12,7 @@ CORE = [
     # 0.16: first release tested here and the last for Python 3.11; 0.20 may drop GPTModel, which 0.19 calls deprecated
     "megatron-core>=0.16.1,<0.20",
     "psutil>=5.9,<8",  # megatron-core's checkpoint writer needs it and does not declare it; 5.9: first with cp311 wheels
+    "einops>=0.8,<1",  # megatron-core's FSDP needs it and does not declare it; 0.8: the first whose torch rules need no registration
     "torch>=2.6,<2.16",  # 2.6: loads with weights_only by default, and megatron-core's own floor; 2.15 is the newest that exists
     "numpy>=1.26,<3",  # 1.26: first for Python 3.12; 2.x is what the tests run on
     "hydra-core>=1.3.2,<1.4",  # 1.3: version_base and structured composition as used; 1.4 is not released

@@ -35,6 +35,7 @@ class CpuBackend(Backend):
         for message in _ABOUT_OTHER_MACHINES:
             warnings.filterwarnings("ignore", message=message)
         shim.redirect_rng_tracker()
+        shim.stand_in_for_fsdp()
         adam.put_into_megatron()
         kernels.put_into_megatron()
 

@@ -22,6 +22,7 @@ _CUDA_TYPE_NAMES = {
     torch.float16: "torch.cuda.HalfTensor",
 }
 _ASKS_FOR_CUDA_NAME = "megatron.core.optimizer"
+_CURRENT_DEVICE = "cuda:cpu"  # what becomes of f"cuda:{torch.cuda.current_device()}"
 
 
 class NoStream:
@@ -39,7 +40,10 @@ class NoStream:
     def _nothing(self, *_: Any, **__: Any) -> None:
         pass
 
-    wait_stream = wait_event = record_event = record = wait = synchronize = _nothing
+    wait_stream = wait_event = record = wait = synchronize = _nothing
+
+    def record_event(self, event: Any = None) -> Any:
+        return NoEvent() if event is None else event
 
     def query(self) -> bool:
         return True
@@ -57,6 +61,8 @@ class CudaMeansCpu(TorchFunctionMode):
             kwargs = {**kwargs, "device": "cpu"}
         if kwargs.get("pin_memory"):  # megatron pins the positions of a context rank, for a copy to a device that is not there
             kwargs = {**kwargs, "pin_memory": False}
+        if func is torch.device and args[0] == _CURRENT_DEVICE:
+            args = ("cpu",)
         return func(*args, **kwargs)
 
 
@@ -164,3 +170,21 @@ def redirect_rng_tracker() -> None:
 
     tracker._get_cuda_rng_state = _get_rng_state
     tracker._set_cuda_rng_state = _set_rng_state
+
+
+def stand_in_for_fsdp() -> None:
+    """Let Megatron-FSDP build its meshes of devices, which it calls CUDA's, of this process's CPUs, without Transformer Engine."""
+    from megatron.core.distributed.fsdp import mcore_fsdp_adapter  # noqa: PLC0415  # only after `install`
+    from torch.distributed.device_mesh import DeviceMesh  # noqa: PLC0415
+
+    class MeshOfCpus(DeviceMesh):
+        """A mesh whose devices are CPUs, whatever it is told."""
+
+        @staticmethod
+        def from_group(group: Any, device_type: str, *args: Any, **kwargs: Any) -> Any:
+            return DeviceMesh.from_group(group, "cpu", *args, **kwargs)
+
+    mcore_fsdp_adapter.DeviceMesh = MeshOfCpus
+    # 0.16 compares modules with it under tensor parallelism; without Transformer Engine it is no type
+    if not isinstance(getattr(mcore_fsdp_adapter, "TELinear", object), type):
+        mcore_fsdp_adapter.TELinear = type("TELinear", (), {})

@@ -117,7 +117,7 @@ class ParallelConfig:
     every layer; `full`, every layer. `overlap_grad_reduce` sends gradients while the backward pass goes on, and
     `overlap_param_gather` the updated weights during the next forward pass, in buckets of `bucket_size` parameters (null:
     megatron-core's own). `fp8` is the format of the layers' matrix products, `fp8_recipe` how their scales are found: both in
-    Transformer Engine's words. `fsdp` is here to be refused with its reason.
+    Transformer Engine's words. `fsdp` shares weights and gradients out among the data-parallel ranks too (Megatron-FSDP, ZeRO-3).
     `recompute` trades time for memory: `none`; `selective`, the MLP of every layer; `full`, every layer.
     `expert` data-parallel ranks share the experts of a mixture of experts, each holding its part of them.
     """

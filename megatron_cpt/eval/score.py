@@ -16,6 +16,7 @@ from torch import distributed
 
 from megatron_cpt.eval.windows import Window, WindowBatch, share_of_rank
 from megatron_cpt.model.context import part_of_rank
+from megatron_cpt.model.fsdp import is_fully_sharded
 
 BATCHES_PER_CALL = 8  # pipeline stages fill up within a call; between calls progress can be told
 SECONDS_BETWEEN_REPORTS = 5.0
@@ -40,6 +41,7 @@ def nats_by_document(
     Every window starts from `prefix_id`; padding follows the tokens, is never attended to by them and never scored.
     The chunks keep their weights and their training mode.
     """
+    multiple = length_unit(chunks[0].config)
     # Ranks that share experts meet in every layer, so they walk through the same windows, and one of them counts.
     expert, data_rank = parallel_state.get_expert_model_parallel_world_size(), parallel_state.get_data_parallel_rank()
     batches = share_of_rank(
@@ -48,8 +50,11 @@ def nats_by_document(
         micro_batch_size=micro_batch_size,
         data_rank=data_rank // expert,
         data_size=parallel_state.get_data_parallel_world_size() // expert,
-        multiple=length_unit(chunks[0].config),
+        multiple=multiple,
     )
+    spare: list[WindowBatch] = []
+    if is_fully_sharded(chunks):  # every pass gathers weights from all ranks, so all make as many as the one with the most
+        spare = [WindowBatch(multiple, (Window(0, (prefix_id,)),))] * (_most(len(batches), device=device) - len(batches))
     was_training = [chunk.training for chunk in chunks]
     for chunk in chunks:
         chunk.eval()
@@ -58,6 +63,8 @@ def nats_by_document(
         for batch, window_nats in _run(chunks, batches, prefix_id=prefix_id, device=device, progress=progress):
             for window, nats in zip(batch.windows, window_nats, strict=True):
                 sums[window.document] += nats
+        for _ in _run(chunks, spare, prefix_id=prefix_id, device=device, progress=progress):
+            pass
     for chunk, training in zip(chunks, was_training, strict=True):
         chunk.train(training)
     if parallel_state.get_tensor_model_parallel_rank() != 0 or data_rank % expert != 0:
@@ -65,6 +72,12 @@ def nats_by_document(
     total = sums.to(device)
     distributed.all_reduce(total)
     return total.tolist()
+
+
+def _most(number: int, *, device: torch.device) -> int:
+    box = torch.tensor([number], dtype=torch.int64, device=device)
+    distributed.all_reduce(box, op=distributed.ReduceOp.MAX)
+    return int(box.item())
 
 
 def length_unit(config: Any) -> int:

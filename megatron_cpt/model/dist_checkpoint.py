@@ -41,6 +41,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from megatron_cpt.errors import CheckpointError, CptError, FollowsAnotherRank
 from megatron_cpt.model.build import CptModel, inner_model
 from megatron_cpt.model.expert_state import state_for
+from megatron_cpt.model.fsdp import WholeTensors, whole_tensors
 from megatron_cpt.model.optimizer_kind import OPTIMIZER_PREFIX, change_of_kind
 from megatron_cpt.model.safe_metadata import check_metadata, weights_only
 from megatron_cpt.model.tied import check_tied_copies
@@ -269,7 +270,8 @@ def _request(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: Any,
     if distributed.get_rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
     distributed.barrier()
-    state = {**_sharded_state(chunks, optimizer, is_loading=False), _COMMON: common}
+    with whole_tensors(chunks, gathered=True) as whole:
+        state = {**_sharded_state(chunks, optimizer, whole=whole, is_loading=False), _COMMON: common}
     # 0.19 prefers a writer from another package, and warns that it is not there
     own_writer = {"async_strategy": "mcore"} if "async_strategy" in inspect.signature(dist_checkpointing.save).parameters else {}
     request = dist_checkpointing.save(state, str(folder), async_sharded_save=True, **own_writer)
@@ -343,7 +345,12 @@ def load_model(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: An
             embedding rows of real ids that are zero or not finite.
     """
     _require_checkpoint(folder)
-    state = _sharded_state(chunks, optimizer, is_loading=True)
+    with whole_tensors(chunks, gathered=False) as whole:
+        return _load(folder, chunks, optimizer=optimizer, whole=whole)
+
+
+def _load(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: Any, whole: WholeTensors | None) -> dict[str, Any]:
+    state = _sharded_state(chunks, optimizer, whole=whole, is_loading=True)
     wanted_keys = _group_keys(state.get(_OPTIMIZER, {}))
     with _reading(folder), weights_only():
         saved = _check_against(folder, state)
@@ -371,9 +378,14 @@ def load_model(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: An
     for key, chunk in zip(_chunk_keys(chunks), chunks, strict=True):
         inner_model(chunk).load_state_dict(loaded[key], strict=True)
         check_rows(inner_model(chunk), where=folder)
+    if whole is not None:
+        whole.take_weights()
     if optimizer is not None:
         try:
-            optimizer.load_state_dict(loaded[_OPTIMIZER])
+            if whole is not None:
+                whole.take_optimizer(optimizer, loaded[_OPTIMIZER])
+            else:
+                optimizer.load_state_dict(loaded[_OPTIMIZER])
         except KeyError as error:  # megatron-core 0.19 pairs parameter groups by their settings, and looks for one that is not there
             raise CheckpointError(
                 "The optimizer's parameter groups in the checkpoint are others than this run's.",
@@ -419,7 +431,7 @@ def check_row_values(weight_VH: torch.Tensor, vocab: VocabLayout, *, first_id: i
         )
 
 
-def _sharded_state(chunks: Sequence[torch.nn.Module], optimizer: Any, *, is_loading: bool) -> dict[str, Any]:
+def _sharded_state(chunks: Sequence[torch.nn.Module], optimizer: Any, *, whole: WholeTensors | None, is_loading: bool) -> dict[str, Any]:
     metadata = {
         "distrib_optim_sharding_type": "fully_reshardable",
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
@@ -428,6 +440,10 @@ def _sharded_state(chunks: Sequence[torch.nn.Module], optimizer: Any, *, is_load
     state: dict[str, Any] = {
         key: inner_model(chunk).sharded_state_dict(metadata=metadata) for key, chunk in zip(_chunk_keys(chunks), chunks, strict=True)
     }
+    if whole is not None:
+        if optimizer is not None:
+            state[_OPTIMIZER] = whole.optimizer_state(state, optimizer, is_loading=is_loading)
+        return state if is_loading else {key: part if key == _OPTIMIZER else whole.only_own(part) for key, part in state.items()}
     if optimizer is not None:
         with _places_without_padding(optimizer):
             state[_OPTIMIZER] = optimizer.sharded_state_dict(state, is_loading=is_loading, metadata=metadata)

@@ -171,6 +171,8 @@ def layout_problems(config: ExperimentConfig, shape: ModelShape, vocab: VocabLay
     if context > 1 and (shape.window or shape.num_experts):
         what = "a window of attention" if shape.window else "experts"
         problems.append(f"parallel.context={context} is not proven with {what}, which this model has. Use 1.")
+    if parallel.fsdp and shape.num_experts:
+        problems.append("parallel.fsdp=true is not proven with experts, which this model has. Set it to false.")
     if parallel.overlap_grad_reduce and shape.num_experts:
         problems.append(
             "parallel.overlap_grad_reduce cannot be had with experts: it waits for every weight's gradient, and an expert without a"
@@ -277,15 +279,27 @@ def fp8_problems(config: ExperimentConfig, shape: ModelShape) -> list[str]:
 
 
 def fsdp_problems(config: ExperimentConfig) -> list[str]:
-    """Refuse fully sharded weights with the reason (docs/parallelism.md, docs/decisions.md)."""
-    if not config.parallel.fsdp:
+    """Check that weights in shards stand beside nothing that they were not proven with, and with nothing that has no meaning then."""
+    parallel = config.parallel
+    if not parallel.fsdp:
         return []
-    return [
-        "parallel.fsdp=true is not offered: Megatron-FSDP keeps weights and optimizer state in a checkpoint format of its own"
-        " (fsdp_dtensor), which megatron-core 0.16 can neither write nor read without Megatron-LM's training scripts, so that such a run"
-        " could not start from an initial checkpoint, resume on another layout or be exported here. Use"
-        " parallel.distributed_optimizer=true, which shards the optimizer, and split the weights by parallel.tensor and parallel.pipeline."
+    problems = []
+    if parallel.pipeline > 1:
+        problems.append(
+            f"parallel.fsdp=true does not go with parallel.pipeline={parallel.pipeline}: every micro-batch of every stage would gather the"
+            " weights anew, and tied rows on two stages were never proven equal. Use parallel.pipeline=1, or parallel.fsdp=false."
+        )
+    if parallel.fp8 != "none":
+        problems.append(f"parallel.fsdp=true does not go with parallel.fp8={parallel.fp8}: gathered FP8 copies were never proven here.")
+    if not parallel.distributed_optimizer:
+        problems.append("parallel.fsdp=true needs parallel.distributed_optimizer=true: weights in shards have their optimizer in shards.")
+    named = [name for name in ("overlap_grad_reduce", "overlap_param_gather") if getattr(parallel, name)]
+    named += ["bucket_size"] if parallel.bucket_size is not None else []
+    problems += [
+        f"parallel.{name} has no effect with parallel.fsdp=true, which overlaps both and sends a layer at once. Leave it out."
+        for name in named
     ]
+    return problems
 
 
 def stage_problems(num_layers: int, *, pipeline: int, virtual_pipeline: int) -> list[str]:

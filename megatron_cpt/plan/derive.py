@@ -165,6 +165,7 @@ def layout_of(config: ExperimentConfig) -> Layout:
         fp8=cast(Fp8, parallel.fp8),
         fp8_recipe=cast(Fp8Recipe, parallel.fp8_recipe),
         expert=parallel.expert,
+        fsdp=parallel.fsdp,
     )
 
 

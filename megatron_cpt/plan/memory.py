@@ -6,6 +6,8 @@ Activations follow the tensor list of Korthikanti et al. 2022 (arXiv 2205.05198,
 and a gated MLP, with attention that keeps no score matrix. The same paper gives what full recomputation keeps, a layer's input (2sbh
 in bf16, table 2), and the first stage's factor 1 + (p - 1)/(p v) under the interleaved schedule of v chunks a rank (section 4.2.3).
 Context parallelism gives each rank 1/c of the tokens, and the distributed optimizer d x c ranks to share its state among.
+Fully sharded, each of d x c ranks keeps that part of weights, gradients and optimizer state (Rajbhandari et al. 2020, arXiv 1910.02054,
+section 5: all three are divided by the number of ranks), and beside it what is gathered at the moment.
 FP8 is counted from above: activations as in bf16, and beside each matrix of a layer its FP8 copy and that one's transpose.
 """
 
@@ -14,7 +16,7 @@ from __future__ import annotations
 from typing import Literal
 
 from megatron_cpt.plan.model_shape import ModelShape
-from megatron_cpt.plan.parameters import matrix_params_per_layer, rank_expert_params, rank_params
+from megatron_cpt.plan.parameters import layer_params, matrix_params_per_layer, rank_expert_params, rank_params
 from megatron_cpt.plan.run_plan import Layout, RankMemory
 
 NOT_COUNTED = "memory leaves out fragmentation, communication buffers, optimizer temporaries and the process itself (about 1 GB a rank)"
@@ -23,6 +25,7 @@ Dtype = Literal["fp32", "bf16"]
 _ELEMENT_BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2}
 _GRADIENT_BYTES = 4  # Megatron-core accumulates gradients in fp32 for either dtype
 _OPTIMIZER_BYTES: dict[Dtype, int] = {"fp32": 8, "bf16": 12}  # two Adam moments; bf16 weights add an fp32 master copy
+_SHARDED_OPTIMIZER_BYTES = 12  # Megatron-FSDP keeps a master copy beside fp32 weights too
 _LOGIT_BYTES = 4  # the loss works in place on one fp32 copy of the logits
 _FP8_COPIES_BYTES = 2  # of a layer's matrix, one byte a number each: Hopper multiplies FP8 in one orientation only
 
@@ -103,6 +106,17 @@ def chunks_in_flight(layout: Layout, *, pipeline_rank: int) -> int:
     return min(wanted, virtual * layout.num_microbatches)
 
 
+def whole_params(shape: ModelShape, layout: Layout, *, num_rows: int) -> int:
+    """Count the parameters that a rank holds whole at the peak though they are in shards: two layers, and all that is in no layer.
+
+    The layer at work and the one whose weights come next (or whose gradients leave); embedding, output matrix and final norm stay
+    gathered for a whole pass, and their gradients too.
+    """
+    in_layers = shape.num_layers * layer_params(shape).on_rank(tensor=layout.tensor, expert=layout.expert)
+    params = rank_params(shape, num_rows=num_rows, tensor=layout.tensor, pipeline=1, pipeline_rank=0)
+    return params - in_layers + min(2, shape.num_layers) * in_layers // shape.num_layers
+
+
 def rank_memory(shape: ModelShape, layout: Layout, *, num_rows: int, pipeline_rank: int, fused_swiglu: bool) -> RankMemory:
     """Estimate the peak of one rank of a stage under the 1F1B schedule, plain or interleaved, with what recomputation leaves out."""
     element_bytes = _ELEMENT_BYTES[layout.dtype]
@@ -110,22 +124,29 @@ def rank_memory(shape: ModelShape, layout: Layout, *, num_rows: int, pipeline_ra
         shape, num_rows=num_rows, tensor=layout.tensor, pipeline=layout.pipeline, pipeline_rank=pipeline_rank, expert=layout.expert
     )
     of_experts = rank_expert_params(shape, tensor=layout.tensor, pipeline=layout.pipeline, expert=layout.expert)
-    sharded = ((params - of_experts) + of_experts * layout.expert) / (layout.data * layout.context)
     num_tokens = tokens_of_a_rank(layout)
     layers_in_flight = chunks_in_flight(layout, pipeline_rank=pipeline_rank) * (
         shape.num_layers // (layout.pipeline * layout.virtual_pipeline)
     )
     per_layer, while_recomputed = kept_bytes_per_layer(shape, layout, fused_swiglu=fused_swiglu)
     is_last = pipeline_rank == layout.pipeline - 1
+    sharers = layout.data * layout.context
+    weights, gradients = float(element_bytes * params), float(_GRADIENT_BYTES * params)
+    if layout.fsdp:
+        whole = whole_params(shape, layout, num_rows=num_rows)
+        weights = weights / sharers + element_bytes * whole
+        gradients = gradients / sharers + _GRADIENT_BYTES * whole
+    sharded = ((params - of_experts) + of_experts * layout.expert) / sharers
     in_matrices = shape.num_layers // layout.pipeline * matrix_params_per_layer(shape, expert=layout.expert) / layout.tensor
     in_fp8 = in_matrices if layout.fp8 != "none" else 0
     head_input = 2 * element_bytes * num_tokens * shape.hidden_size if is_last else 0  # of the final norm and the output matrix
     return RankMemory(
         pipeline_rank=pipeline_rank,
         num_params=params,
-        weights=float(element_bytes * params + _FP8_COPIES_BYTES * in_fp8),
-        gradients=float(_GRADIENT_BYTES * params),
-        optimizer=_OPTIMIZER_BYTES[layout.dtype] * (sharded if layout.distributed_optimizer else params),
+        weights=weights + _FP8_COPIES_BYTES * in_fp8,
+        gradients=gradients,
+        optimizer=(_SHARDED_OPTIMIZER_BYTES if layout.fsdp else _OPTIMIZER_BYTES[layout.dtype])
+        * (sharded if layout.distributed_optimizer else params),
         activations=layers_in_flight * per_layer + while_recomputed + head_input,
         logits=_LOGIT_BYTES * num_tokens * num_rows / layout.tensor if is_last else 0.0,
     )

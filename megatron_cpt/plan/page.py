@@ -70,6 +70,7 @@ def _work(plan: RunPlan) -> list[str]:
             + f" x data {layout.data}"
             + (f", {layout.virtual_pipeline} chunks a rank" if layout.virtual_pipeline > 1 else "")
             + (f", {layout.recompute} recompute" if layout.recompute != "none" else "")
+            + (", weights in shards (FSDP)" if layout.fsdp else "")
             + (", gradients overlapped" if layout.overlap_grad_reduce else "")
             + (", weights overlapped" if layout.overlap_param_gather else "")
             + (f", FP8 {layout.fp8} ({layout.fp8_recipe})" if layout.fp8 != "none" else ""),

@@ -41,6 +41,7 @@ class Layout:
         bucket_size: parameters that are sent together; None is megatron-core's own number.
         fp8: format of the layers' matrix products, and `fp8_recipe` how their scales are found.
         expert: data-parallel ranks that share the experts of a mixture of experts; it adds no ranks.
+        fsdp: weights and gradients are shared out among the data-parallel ranks, as the optimizer's state is (ZeRO-3).
     """
 
     tensor: int
@@ -63,6 +64,7 @@ class Layout:
     fp8: Literal["none", "hybrid", "e4m3"] = "none"
     fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = "delayed"
     expert: int = 1
+    fsdp: bool = False
 
     @property
     def num_ranks(self) -> int:

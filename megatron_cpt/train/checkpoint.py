@@ -16,6 +16,7 @@ import torch
 
 from megatron_cpt.errors import CheckpointError, CptError, FollowsAnotherRank
 from megatron_cpt.model.dist_checkpoint import PendingSave, load_model, save_model
+from megatron_cpt.model.fsdp import is_fully_sharded, shards_of
 from megatron_cpt.plan.run_plan import RunPlan
 from megatron_cpt.record.manifest import Manifest
 from megatron_cpt.record.store import append_line, read_lines, require_free_space, write_text
@@ -288,7 +289,8 @@ class Checkpoints:
                 next_step="Use a new run_name.",
             )
         load_model(init / "checkpoint", self._chunks)
-        self._optimizer.reload_model_params()
+        if not is_fully_sharded(self._chunks):  # sharded weights are the optimizer's own
+            self._optimizer.reload_model_params()
         logger.info("Starting from %s.", init / "checkpoint")
 
     def _check_plan(self, record: CheckpointRecord, folder: Path) -> None:
@@ -302,7 +304,11 @@ class Checkpoints:
             )
 
     def _require_finite_weights(self, state: TrainState) -> None:
-        spoilt = any(not bool(torch.isfinite(parameter).all()) for chunk in self._chunks for parameter in chunk.parameters())
+        if is_fully_sharded(self._chunks):
+            weights = [rows for chunk in self._chunks for _, _, rows in shards_of(chunk)]
+        else:
+            weights = [parameter for chunk in self._chunks for parameter in chunk.parameters()]
+        spoilt = any(not bool(torch.isfinite(weight).all()) for weight in weights)
         if highest(int(spoilt), device=self._device):
             raise CheckpointError("A weight is not a finite number; no checkpoint was written.", where=f"step {state.step}")
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from megatron.core import parallel_state
 
+from megatron_cpt.model.fsdp import first_row, is_fully_sharded, shards_of
 from megatron_cpt.record.vocab_layout import VocabLayout
 
 
@@ -27,6 +28,9 @@ def keep_gradients_of_new_rows(chunks: Sequence[torch.nn.Module], vocab: VocabLa
     distributed optimizer the buffers hold this rank's share of the sums, and the rest is read by nobody.
     """
     for chunk in chunks:
+        if is_fully_sharded([chunk]):
+            _keep_in_shards(chunk, vocab)
+            continue
         for parameter in chunk.parameters():
             gradient: torch.Tensor = parameter.main_grad  # type: ignore[attr-defined]  # megatron's DDP puts it there
             if not getattr(parameter, "is_embedding_or_output_parameter", False):
@@ -35,6 +39,20 @@ def keep_gradients_of_new_rows(chunks: Sequence[torch.nn.Module], vocab: VocabLa
             new = rows_of_new_ids(vocab, num_rows_here=gradient.shape[0])
             gradient[: new.start].zero_()
             gradient[new.stop :].zero_()
+
+
+def _keep_in_shards(chunk: torch.nn.Module, vocab: VocabLayout) -> None:
+    for _, parameter, rows_here in shards_of(chunk):
+        if parameter.grad is None:  # no row of it is here
+            continue
+        gradient = parameter.grad._local_tensor
+        if not getattr(parameter, "is_embedding_or_output_parameter", False):
+            gradient.zero_()
+            continue
+        new = rows_of_new_ids(vocab, num_rows_here=parameter.orig_param.shape[0])
+        start, stop = (min(max(row - first_row(parameter), 0), len(rows_here)) for row in (new.start, new.stop))
+        gradient[:start].zero_()
+        gradient[stop:].zero_()
 
 
 def rows_of_new_ids(vocab: VocabLayout, *, num_rows_here: int) -> range:

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.distributed.fsdp.mcore_fsdp_adapter import FullyShardedDataParallel
 from megatron.core.optimizer import OptimizerConfig, ParamKey, get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.transformer.module import Float16Module
 
 from megatron_cpt.backend.kernels import accumulate_in_place
+from megatron_cpt.model.fsdp import Called, params_by_layer
 from megatron_cpt.plan.run_plan import Layout, RunPlan
 
 
@@ -26,10 +28,16 @@ def wrap_and_optimize(chunks: list[Any], plan: RunPlan) -> tuple[list[Any], Any]
     assert config.calculate_per_token_loss, "set when the model is built, or DDP scales gradients a second time"
     if bf16:
         chunks = [Float16Module(config, chunk) for chunk in chunks]
-    # Only the first chunk's gradients come so late that smaller buckets help; megatron's own loop bundles the others' likewise.
-    wrapped = [DistributedDataParallel(config, ddp, chunk, disable_bucketing=number > 0) for number, chunk in enumerate(chunks)]
-    if plan.backend == "cpu":
-        accumulate_in_place(wrapped)
+    if plan.layout.fsdp:
+        # the layer at work and the next one; megatron's own number is half a billion weights, gathered ahead of their use
+        ddp.suggested_communication_unit_size = 2 * max(params_by_layer(chunk) for chunk in chunks)
+        called = chunks if bf16 else [Called(chunk) for chunk in chunks]
+        wrapped = [FullyShardedDataParallel(config, ddp, chunk, device=next(chunk.parameters()).device) for chunk in called]
+    else:
+        # Only the first chunk's gradients come so late that smaller buckets help; megatron's own loop bundles the others' likewise.
+        wrapped = [DistributedDataParallel(config, ddp, chunk, disable_bucketing=number > 0) for number, chunk in enumerate(chunks)]
+        if plan.backend == "cpu":
+            accumulate_in_place(wrapped)
     set_overlap(config, wrapped, plan.layout)
     wanted = optimizer_config(plan)
     optimizer = get_megatron_optimizer(wanted, wrapped, config_overrides=group_overrides(wanted, plan))
@@ -40,6 +48,16 @@ def wrap_and_optimize(chunks: list[Any], plan: RunPlan) -> tuple[list[Any], Any]
 
 def ddp_config(layout: Layout) -> DistributedDataParallelConfig:
     """Return megatron's configuration of data parallelism; ranks that share a sequence sum their gradients as those that do not."""
+    if layout.fsdp:
+        return DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True,
+            use_distributed_optimizer=True,
+            use_megatron_fsdp=True,
+            data_parallel_sharding_strategy="optim_grads_params",
+            overlap_grad_reduce=True,  # a layer's gradients leave when they are there, and its weights come when they are wanted:
+            overlap_param_gather=True,  # with weights in shards there is no other way
+            check_for_nan_in_grad=False,
+        )
     return DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=layout.distributed_optimizer,
@@ -52,7 +70,12 @@ def ddp_config(layout: Layout) -> DistributedDataParallelConfig:
 
 
 def set_overlap(config: Any, wrapped: list[Any], layout: Layout) -> None:
-    """Give the schedules what they call so that gradients are sent in a step's last micro-batch only, and weights ahead of their use."""
+    """Give the schedules what they call so that gradients are sent in a step's last micro-batch only, and weights ahead of their use.
+
+    With weights in shards megatron's own hooks do both, for every micro-batch.
+    """
+    if layout.fsdp:
+        return
     if layout.overlap_grad_reduce:
         config.no_sync_func = _each_or_one([chunk.no_sync for chunk in wrapped])
         config.grad_sync_func = _each_or_one([chunk.start_grad_sync for chunk in wrapped])
@@ -72,11 +95,12 @@ def _each_or_one(functions: list[Any]) -> Any:
 def gather_weights(chunks: list[Any]) -> None:
     """Bring the weights that other ranks updated to this one, before anything but the next step reads them. Collective.
 
+    Weights in shards are gathered by every forward pass, for its time only, so that nothing is brought before.
     With `overlap_param_gather` they come in the next forward pass; one that only some ranks make, in an evaluation, would wait for
     the others for ever. Without it they are here already.
     """
     for chunk in chunks:
-        if chunk.ddp_config.overlap_param_gather:
+        if chunk.ddp_config.overlap_param_gather and not chunk.ddp_config.use_megatron_fsdp:
             with torch.no_grad():
                 chunk.start_param_sync(force_sync=True)
 

@@ -24,6 +24,7 @@ def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
         "fp32": make_layout(),
         "bf16": make_layout(dtype="bf16"),
         "bf16-dp2": make_layout(dtype="bf16", data=2),
+        "bf16-dp2-fsdp": make_layout(dtype="bf16", data=2, fsdp=True),
     }.items():
         run_dir = make_run(folder, name)
         plan_path = make_plan(run_dir, layout, num_steps=NUM_STEPS, eval_every_steps=1)
@@ -42,14 +43,18 @@ def train_and_look(plan_path: str) -> set[tuple[str, str]]:
 
     def look(_plan: Any, _run_dir: Path, chunks: list[Any]) -> dict[str, float]:
         for chunk in chunks:
-            seen.update((str(each.dtype)[6:], str(each.main_grad.dtype)[6:]) for each in chunk.parameters())
+            if chunk.ddp_config.use_megatron_fsdp:
+                groups = chunk.param_and_grad_buffer.parameter_groups
+                seen.update((str(group.model_weight_buffer.dtype)[6:], str(group.main_grad_buffer.dtype)[6:]) for group in groups)
+            else:
+                seen.update((str(each.dtype)[6:], str(each.main_grad.dtype)[6:]) for each in chunk.parameters())
         return {}
 
     assert run(Path(plan_path), evaluate=look) == 0
     return seen
 
 
-@pytest.mark.parametrize("name", ["bf16", "bf16-dp2"])
+@pytest.mark.parametrize("name", ["bf16", "bf16-dp2", "bf16-dp2-fsdp"])
 def test_bf16_trains_as_fp32_does_within_its_precision(name: str, losses: dict[str, list[float]]) -> None:
     worst = max(abs(a / b - 1) for a, b in zip(losses[name], losses["fp32"], strict=True))
     print(f"{name}: largest relative difference of the loss from fp32 over {NUM_STEPS} steps: {worst:.1e}")

@@ -44,6 +44,7 @@ def train(folder: Path, **layout: Any) -> list[dict]:
         pytest.param({"data": 2, "distributed_optimizer": False}, 1e-5, id="dp2-replicated-optimizer"),
         pytest.param({"data": 2, "overlap_grad_reduce": True, "overlap_param_gather": True}, 1e-5, id="dp2-overlap"),
         pytest.param({"context": 2}, 1e-5, id="cp2"),
+        pytest.param({"data": 2, "fsdp": True}, 1e-5, id="dp2-fsdp"),
         # bf16 has 8 bits: a loss of 6 from weights and activations that are each off by 2e-3 at most
         pytest.param({"data": 2, "dtype": "bf16"}, 1e-2, id="dp2-bf16"),
     ],

@@ -31,6 +31,7 @@ LAYOUTS: dict[str, dict] = {
     "pp2-dp2": {"pipeline": 2, "data": 2},
     "dp2-overlap": {"data": 2, **OVERLAP},
     "cp2": {"context": 2},
+    "dp2-fsdp": {"data": 2, "fsdp": True},
 }
 # Beside the above: options whose paths cross in megatron-core.
 CROSSED: dict[str, dict] = {
@@ -48,6 +49,11 @@ CROSSED: dict[str, dict] = {
     "tp2-cp2": {"tensor": 2, "sequence_parallel": True, "context": 2},
     "pp2-vpp2-cp2": {"pipeline": 2, "virtual_pipeline": 2, "context": 2},
     "cp2-full": {"context": 2, "recompute": "full"},
+    "dp4-fsdp": {"data": 4, "micro_batch_size": 1, "fsdp": True},
+    "dp2-fsdp-selective": {"data": 2, "fsdp": True, "recompute": "selective"},
+    "dp2-fsdp-full": {"data": 2, "fsdp": True, "recompute": "full"},
+    "tp2-dp2-fsdp": {"tensor": 2, "sequence_parallel": True, "data": 2, "fsdp": True},
+    "cp2-dp2-fsdp": {"context": 2, "data": 2, "fsdp": True},
 }
 pytestmark = pytest.mark.slow
 

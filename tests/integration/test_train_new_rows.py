@@ -20,8 +20,14 @@ BATCH, STAGE, STEPS = 8, 4, 7  # four steps of new rows, three of everything
 STAGE_RATE, RATES, SCALE, DECAY = 1e-2, (2e-3, 1.1e-3, 2e-4), 0.5, 0.1
 SCHEDULE = SchedulePlan("linear", 2e-3, 2e-4, BATCH, 3 * BATCH, new_rows_samples=STAGE * BATCH, new_rows_lr=STAGE_RATE)
 OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True, "bucket_size": 20_000}
-LAYOUTS = {"tp2": {"tensor": 2}, "pp2": {"pipeline": 2}, "dp2": {"data": 2}, "dp2-overlap": {"data": 2, **OVERLAP}}
-TIED = {"tp2": False, "pp2": True, "dp2": True, "dp2-overlap": False}
+LAYOUTS = {
+    "tp2": {"tensor": 2},
+    "pp2": {"pipeline": 2},
+    "dp2": {"data": 2},
+    "dp2-overlap": {"data": 2, **OVERLAP},
+    "dp2-fsdp": {"data": 2, "fsdp": True},
+}
+TIED = {"tp2": False, "pp2": True, "dp2": True, "dp2-overlap": False, "dp2-fsdp": False}
 EMBEDDING, OUTPUT = "embedding.word_embeddings.weight", "output_layer.weight"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from plan_examples import LLAMA3_8B, ONE_RANK, experiment, facts, shape
+from plan_examples import LLAMA3_8B, ONE_RANK, SMOLLM2_135M, experiment, facts, shape
 
 from megatron_cpt.config.schema import ExperimentConfig
 from megatron_cpt.errors import ConfigError
@@ -47,7 +47,10 @@ def with_parallel(**changes: object) -> ExperimentConfig:
         ({"fp8": "hybrid", "fp8_recipe": "fast"}, r"fp8_recipe='fast' is not one of delayed, tensorwise, blockwise, mxfp8"),
         ({"fp8_recipe": "mxfp8"}, r"fp8_recipe='mxfp8' has no effect with parallel.fp8=none"),
         ({"fp8": "hybrid", "dtype": "fp32"}, r"fp8=hybrid needs parallel.dtype=bf16 \(it is fp32\)"),
-        ({"fsdp": True}, r"parallel.fsdp=true is not offered: Megatron-FSDP keeps .* a checkpoint format of its own \(fsdp_dtensor\)"),
+        ({"fsdp": True, "tensor": 1, "pipeline": 2}, r"fsdp=true does not go with parallel.pipeline=2: every micro-batch of every stage"),
+        ({"fsdp": True, "fp8": "hybrid"}, r"fsdp=true does not go with parallel.fp8=hybrid"),
+        ({"fsdp": True, "distributed_optimizer": False}, r"fsdp=true needs parallel.distributed_optimizer=true"),
+        ({"fsdp": True, "overlap_grad_reduce": True, "bucket_size": 9}, r"overlap_grad_reduce has no effect with parallel.fsdp=true"),
     ],
 )
 def test_an_option_that_cannot_be_is_refused_with_its_reason(changes: dict[str, object], message: str) -> None:
@@ -60,6 +63,7 @@ def test_an_option_that_cannot_be_is_refused_with_its_reason(changes: dict[str, 
     [
         ({"window": 4096}, {"context": 2}, r"parallel.context=2 is not proven with a window of attention"),
         ({"num_experts": 8, "experts_per_token": 2}, {"context": 2}, r"parallel.context=2 is not proven with experts"),
+        ({"num_experts": 8, "experts_per_token": 2}, {"fsdp": True}, r"parallel.fsdp=true is not proven with experts"),
         (
             {"num_experts": 8, "experts_per_token": 2},
             {"overlap_grad_reduce": True},
@@ -176,3 +180,18 @@ def test_a_plan_from_before_these_options_means_none_of_them(tmp_path: Path) -> 
         del data["layout"][key]
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(data), encoding="utf-8")
     assert RunPlan.load(tmp_path / "plan.yaml") == plan
+
+
+def test_fully_sharded_state_is_divided_by_the_ranks_but_for_two_layers_and_what_is_in_no_layer() -> None:
+    plan = derive(with_parallel(fsdp=True), **facts())
+    assert plan.layout.fsdp
+    assert "weights in shards (FSDP)" in " ".join(page(plan).split())
+    layout = dataclasses.replace(ONE_RANK, fsdp=True, distributed_optimizer=True, data=4, context=2)
+    (rank,) = memory_of_stages(SMOLLM2_135M, layout, num_rows=49152, fused_swiglu=True)
+    # SmolLM2-135M: 134,515,008 parameters, of which 49,152 rows of 576 and the last norm are in no layer, the rest in 30 equal ones
+    params, outside = 134_515_008, 49_152 * 576 + 576
+    whole = outside + 2 * (params - outside) / 30
+    # Rajbhandari et al. 2020, section 5: states of 2 + 4 + 12 bytes a parameter here, each divided by the number of ranks
+    assert rank.weights == pytest.approx(2 * params / 8 + 2 * whole)
+    assert rank.gradients == pytest.approx(4 * params / 8 + 4 * whole)
+    assert rank.optimizer == pytest.approx(12 * params / 8)
