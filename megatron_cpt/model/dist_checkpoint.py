@@ -139,7 +139,7 @@ class StreamedLoad:
         self._folder = folder
         self._one_at_a_time = threading.Lock()  # the reader is not made for threads
         _require_checkpoint(folder)
-        self._state = _sharded_state([model], None, is_loading=True)[_MODEL]
+        self._state = _sharded_state([model], None, whole=None, is_loading=True)[_MODEL]
         with _reading(folder), weights_only():
             _check_against(folder, {_MODEL: self._state})
             self._reader = FileSystemReader(folder)
