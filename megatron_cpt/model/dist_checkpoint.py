@@ -270,8 +270,36 @@ def _sharded_state(chunks: Sequence[torch.nn.Module], optimizer: Any, *, whole: 
             state[_OPTIMIZER] = whole.optimizer_state(state, optimizer, is_loading=is_loading)
         return state if is_loading else {key: part if key == _OPTIMIZER else whole.only_own(part) for key, part in state.items()}
     if optimizer is not None:
-        state[_OPTIMIZER] = optimizer.sharded_state_dict(state, is_loading=is_loading, metadata=metadata)
+        with _places_without_padding(optimizer):
+            state[_OPTIMIZER] = optimizer.sharded_state_dict(state, is_loading=is_loading, metadata=metadata)
     return state
+
+
+@contextlib.contextmanager
+def _places_without_padding(optimizer: Any) -> Iterator[None]:
+    """Let megatron cut each parameter's state out of where it lies.
+
+    The distributed optimizer gathers its buffers without the padding at the ends of buckets, and then cuts at places that count it
+    (0.16 and 0.19, `sharded_param_state_fully_reshardable`). With several buckets, as `overlap_grad_reduce` makes them, every
+    parameter behind a padded one was saved, and loaded again, with numbers of its neighbours and without a word.
+    """
+    parts = getattr(optimizer, "chained_optimizers", [optimizer])
+    buffers = {id(buffer): buffer for part in parts for buffer in getattr(part, "buffers", [])}
+    padded = {key: buffer.param_index_map for key, buffer in buffers.items()}
+    for buffer in buffers.values():
+        paddings, end = [], 0
+        for bucket in buffer.buckets:
+            paddings.append(bucket.offset - end)
+            end += bucket.numel_unpadded
+        buffer.param_index_map = {
+            parameter: (start - paddings[bucket_id], stop - paddings[bucket_id], bucket_id)
+            for parameter, (start, stop, bucket_id) in buffer.param_index_map.items()
+        }
+    try:
+        yield
+    finally:
+        for key, buffer in buffers.items():
+            buffer.param_index_map = padded[key]
 
 
 def _check_optimizer_kind(folder: Path, saved: dict[str, Any], state: dict[str, Any]) -> None:

@@ -1,38 +1,48 @@
-"""Ranks that share a sequence: what each holds, what its attention gives, and what they agree on."""
+"""Ranks that share a sequence: what each holds, what its attention gives, and what they agree on.
+
+Each is looked at alone here; that the whole agrees with one rank is what `test_train_layouts.py` and `test_eval_bits_per_byte.py` show.
+"""
 
 # ruff: noqa: PLC0415  -- ranks import torch and megatron in their own process, after the backend is chosen
 from __future__ import annotations
 
 import inspect
-import os
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from launch_ranks import free_port, launch_ranks
+from launch_ranks import launch_ranks
 from tiny_run import make_layout
 
 SEQUENCES, TOKENS, HEADS, GROUPS, COLUMNS = 3, 16, 4, 2, 8
 SOURCES = [0, 1, 1]
+CONTEXTS = [2, 4]
+pytestmark = pytest.mark.long
+
+
+class Ranks:
+    """What each rank found, by the number of ranks that share a sequence; started on demand."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, list[dict[str, Any]]] = {}
+
+    def __getitem__(self, context: int) -> list[dict[str, Any]]:
+        if context not in self._found:
+            self._found[context] = launch_ranks(_look, context, context)
+        return self._found[context]
 
 
 @pytest.fixture(scope="module")
-def ranks_of() -> dict[int, list[dict[str, Any]]]:
-    """Return what each of four ranks found, by the number of ranks that share a sequence."""
-    found = launch_ranks(_look, 4, [free_port(), free_port()])
-    return {2: [rank[0] for rank in found], 4: [rank[1] for rank in found]}
+def ranks_of() -> Ranks:
+    return Ranks()
 
 
-def _look(ports: list[int]) -> list[dict[str, Any]]:
+def _look(context: int) -> dict[str, Any]:
     from megatron_cpt.backend import choose
     from megatron_cpt.model.parallel import ranks
 
-    found = []
-    for context, port in zip((2, 4), ports, strict=True):
-        os.environ["MASTER_PORT"] = str(port)
-        with ranks(make_layout(context=context, data=4 // context), backend=choose("cpu"), seed=3):
-            found.append({"cut": _cut(context), "attention": _attention(context), "agreed": _agreed(context)})
-    return found
+    with ranks(make_layout(context=context), backend=choose("cpu"), seed=3):
+        return {"cut": _cut(context), "attention": _attention(context), "agreed": _agreed(context)}
 
 
 def _batch() -> dict[str, Any]:
@@ -128,9 +138,9 @@ def _agreed(context: int) -> dict[str, Any]:
     return {**vars(sums), "num_tokens_here": int(num_tokens)}
 
 
-@pytest.mark.parametrize("context", [2, 4])
-def test_every_token_is_on_one_rank_of_its_context_and_the_parts_are_megatron_cores(context: int, ranks_of: dict[int, Any]) -> None:
-    sharing = ranks_of[context][:context]  # the first ranks that share sequences; the others hold the same parts
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_every_token_is_on_one_rank_of_its_context_and_the_parts_are_megatron_cores(context: int, ranks_of: Ranks) -> None:
+    sharing = ranks_of[context]
     assert [rank["cut"]["rank"] for rank in sharing] == list(range(context))
     for sequence in range(SEQUENCES):
         held = [token for rank in sharing for token in rank["cut"]["tokens"][sequence]]
@@ -141,25 +151,22 @@ def test_every_token_is_on_one_rank_of_its_context_and_the_parts_are_megatron_co
         assert rank["cut"]["as_megatron"] == dict.fromkeys(("tokens", "labels", "loss_mask", "attention_mask"), True)
 
 
-@pytest.mark.parametrize("context", [2, 4])
+@pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("mask", ["causal", "masked"])
-def test_attention_across_ranks_and_its_gradients_are_those_of_the_whole_softmax(context: int, mask: str, ranks_of: dict[int, Any]) -> None:
+def test_attention_across_ranks_and_its_gradients_are_those_of_the_whole_softmax(context: int, mask: str, ranks_of: Ranks) -> None:
     worst = max(rank["attention"][mask] for rank in ranks_of[context])
     print(f"{context} ranks, {mask}: {worst:.1e}")
     assert worst < 1e-5  # fp32 sums of at most 16 terms of size 1
 
 
-@pytest.mark.parametrize("context", [2, 4])
-def test_losses_and_counts_are_summed_over_the_ranks_that_share_a_sample_and_the_sample_counts_once(
-    context: int, ranks_of: dict[int, Any]
-) -> None:
-    copies = 4 // context  # data-parallel ranks, which hold the same batch here
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_losses_and_counts_are_summed_over_the_ranks_that_share_a_sample_and_the_sample_counts_once(context: int, ranks_of: Ranks) -> None:
     with_loss = [[t for t in range(TOKENS) if (b * TOKENS + t) % 5] for b in range(SEQUENCES)]
     nats = [sum(t + 100.0 * b for t in tokens) for b, tokens in enumerate(with_loss)]
     for rank in ranks_of[context]:
         agreed = rank["agreed"]
-        assert agreed["samples"] == (copies, 2 * copies)
-        assert agreed["loss_tokens"] == (copies * len(with_loss[0]), copies * (len(with_loss[1]) + len(with_loss[2])))
-        assert agreed["nats"] == (copies * nats[0], copies * (nats[1] + nats[2]))
+        assert agreed["samples"] == (1, 2)
+        assert agreed["loss_tokens"] == (len(with_loss[0]), len(with_loss[1]) + len(with_loss[2]))
+        assert agreed["nats"] == (nats[0], nats[1] + nats[2])
         assert agreed["loss"] == pytest.approx(sum(nats) / sum(map(len, with_loss)), rel=1e-12)
-    assert sum(rank["agreed"]["num_tokens_here"] for rank in ranks_of[context]) == copies * sum(map(len, with_loss))
+    assert sum(rank["agreed"]["num_tokens_here"] for rank in ranks_of[context]) == sum(map(len, with_loss))

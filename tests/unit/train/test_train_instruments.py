@@ -31,7 +31,7 @@ class Readings:
 def plan(peak: Figure = 2.0) -> Any:
     """Return what the instruments read of a plan: 10 GFLOP a token on 4 devices."""
     estimate = types.SimpleNamespace(dense_tflops=peak, flops_per_token=1e10, flops_convention="as counted")
-    return types.SimpleNamespace(estimate=estimate, layout=types.SimpleNamespace(num_ranks=4))
+    return types.SimpleNamespace(estimate=estimate, layout=types.SimpleNamespace(num_ranks=4, fp8="none"))
 
 
 def test_more_than_the_peak_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
