@@ -58,7 +58,7 @@ def test_the_last_evaluation_and_the_distance_from_the_base_stand_below_the_bar(
 
 
 def test_a_log_says_how_far_each_text_is_from_the_base(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = {name: {"bits_per_byte": value} for name, value in EVALUATION["bits_per_byte"].items()}  # type: ignore[attr-defined]
+    scores = {name: {"bits_per_byte": value, "nats": 1.0, "tokens": 2} for name, value in EVALUATION["bits_per_byte"].items()}  # type: ignore[attr-defined]
     hook = InLoopEvaluation(lambda: scores, every_steps=1, record=lambda _: None, compare=lambda _scores, _step: FORGETTING)
     monkeypatch.setattr(logging.getLogger("megatron_cpt"), "propagate", True)  # a rank's own log setup ends it
     with caplog.at_level(logging.INFO, logger="megatron_cpt"):
