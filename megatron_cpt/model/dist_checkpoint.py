@@ -354,7 +354,7 @@ def _load(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: Any, wh
     wanted_keys = _group_keys(state.get(_OPTIMIZER, {}))
     with _reading(folder), weights_only():
         saved = _check_against(folder, state)
-        change = change_of_kind(state.get(_OPTIMIZER), saved, optimizer, where=folder)
+        change = change_of_kind(state.get(_OPTIMIZER), saved, optimizer, is_fully_sharded=whole is not None, where=folder)
         loaded, missing, unexpected = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RETURN_ALL)
     if change is not None:
         missing = {key for key in missing if not change.expects_left_over(key)}

@@ -73,12 +73,15 @@ class ChangeOfKind:
                 loaded["param_state"][number]["param"] = parameter.detach()
 
 
-def change_of_kind(wanted: dict[str, Any] | None, saved: Mapping[str, Any], optimizer: Any, *, where: object) -> ChangeOfKind | None:
+def change_of_kind(
+    wanted: dict[str, Any] | None, saved: Mapping[str, Any], optimizer: Any, *, is_fully_sharded: bool, where: object
+) -> ChangeOfKind | None:
     """Have the wanted sharded state ask for the tensors that another kind of optimizer saved; None when it is the same kind.
 
     Args:
         wanted: the optimizer's sharded state for loading, changed in place.
         saved: the checkpoint's tensors by key.
+        is_fully_sharded: the optimizer is Megatron-FSDP's, which reads the distributed kind's checkpoints and no other's.
 
     Raises:
         CheckpointError: this change cannot be made.
@@ -90,6 +93,8 @@ def change_of_kind(wanted: dict[str, Any] | None, saved: Mapping[str, Any], opti
     if here == there:
         return None
     assert wanted is not None
+    if is_fully_sharded:
+        raise refusal(where, "weights in shards (parallel.fsdp) and a replicated optimizer's checkpoint")
     inner = getattr(optimizer, "chained_optimizers", [optimizer])
     if len(inner) != 1:
         raise refusal(where, f"{len(inner)} optimizers in a chain")

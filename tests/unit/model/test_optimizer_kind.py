@@ -1,0 +1,42 @@
+"""Which optimizer's checkpoint another kind takes over, and what it refuses; that moments arrive: tests/numerics/test_ranks_agree.py."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_cpt.errors import CheckpointError
+from megatron_cpt.model.optimizer_kind import change_of_kind
+
+
+def wanted(*keys: str) -> dict[str, Any]:
+    return {"state": {number: SimpleNamespace(key=key) for number, key in enumerate(keys)}}
+
+
+DISTRIBUTED = ("optimizer.state.exp_avg.w", "optimizer.state.param.w")
+REPLICATED = ("optimizer.state.exp_avg.w", "optimizer.state.fp32_param.w")
+ONE, CHAIN = SimpleNamespace(optimizer=None), SimpleNamespace(chained_optimizers=[None, None])
+
+
+def test_the_same_kind_needs_no_change() -> None:
+    assert change_of_kind(wanted(*DISTRIBUTED), dict.fromkeys(DISTRIBUTED), ONE, is_fully_sharded=True, where="x") is None
+    assert change_of_kind(None, dict.fromkeys(DISTRIBUTED), None, is_fully_sharded=False, where="x") is None  # weights only
+
+
+@pytest.mark.parametrize(
+    ("mine", "saved", "optimizer", "is_fully_sharded", "message"),
+    [
+        (DISTRIBUTED, REPLICATED, ONE, True, r"weights in shards \(parallel.fsdp\)"),
+        (DISTRIBUTED, REPLICATED, CHAIN, False, "2 optimizers in a chain"),
+        (DISTRIBUTED, REPLICATED, SimpleNamespace(optimizer=torch.optim.Adam([torch.zeros(1)])), False, "torch's Adam"),
+        (REPLICATED, REPLICATED[:1], ONE, False, "bf16 weights with fp32 ones beside them, and the checkpoint has none"),
+    ],
+)
+def test_a_change_that_cannot_be_made_is_refused(
+    mine: tuple[str, ...], saved: tuple[str, ...], optimizer: Any, is_fully_sharded: bool, message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        change_of_kind(wanted(*mine), dict.fromkeys(saved), optimizer, is_fully_sharded=is_fully_sharded, where="x")
