@@ -16,6 +16,7 @@ import pytest
 from launch_ranks import launch_ranks
 from test_eval_bits_per_byte import bits_per_byte_by_transformers
 from tiny_run import TEXTS, make_layout, make_plan, make_run, step_records, torchrun, train_on_ranks, write_index
+from tokenizers import Tokenizer
 
 from megatron_cpt.plan.run_plan import (
     BlendEntry,
@@ -29,6 +30,7 @@ from megatron_cpt.plan.run_plan import (
     StopConditions,
     Tariff,
 )
+from megatron_cpt.record.hashing import sha256_file
 from megatron_cpt.record.unknown import Unavailable
 from megatron_cpt.train.checkpoint_files import check_contents, read_record
 
@@ -148,9 +150,14 @@ def test_forgetting_is_the_difference_to_the_frozen_base_with_its_interval(watch
 
 
 @pytest.mark.slow
-def test_validation_loss_is_in_nats_a_token(watched: Path) -> None:
+def test_validation_loss_is_in_nats_a_token_of_the_extended_vocabulary(watched: Path) -> None:
+    wanted = RunPlan.load(watched / "plan" / "plan.yaml").vocab.tokenizer_sha256
+    (path,) = {path for path in (watched / "vocab").rglob("tokenizer.json") if sha256_file(path) == wanted}
+    tokenizer = Tokenizer.from_file(str(path))
     for name in ("law", "talk"):
-        _, num_bytes, num_tokens = bits_per_byte_by_transformers(watched.parent / "run-base", watched / "corpus" / f"{name}.test.jsonl")
+        texts = [json.loads(line)["text"] for line in (watched / "corpus" / f"{name}.test.jsonl").read_text(encoding="utf-8").splitlines()]
+        num_bytes = sum(len(text.encode()) for text in texts)
+        num_tokens = sum(len(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts)
         for evaluation in records(watched, "eval"):
             nats = evaluation["bits_per_byte"][name] * math.log(2) * num_bytes
             assert evaluation["loss"][name] == pytest.approx(nats / num_tokens)
