@@ -116,7 +116,7 @@ def terminate_launcher(run_dir: Path, process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize(
     ("ask", "asynchronous"),
     [
-        pytest.param(stop_file, False, id="stop-file"),
+        pytest.param(stop_file, False, id="stop-file", marks=pytest.mark.long),  # every stop of `megatron-cpt run` in test_line.py is one
         pytest.param(signal_to_one_rank, True, id="sigusr1-to-one-rank-while-a-save-is-under-way"),
         pytest.param(terminate_launcher, False, id="sigterm-to-the-launcher", marks=pytest.mark.long),
         pytest.param(terminate_one_rank, True, id="sigterm-to-one-rank", marks=pytest.mark.long),
@@ -182,6 +182,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_previous_checkpoint(asynchron
     assert_equal_runs(run_dir, uninterrupted)
 
 
+@pytest.mark.long
 def test_a_cut_newest_checkpoint_is_skipped_for_the_one_before(uninterrupted: Path, tmp_path: Path) -> None:
     run_dir = make_run(tmp_path)
     plan_path = plan_for(run_dir, every_steps=8)
@@ -206,7 +207,7 @@ DP2 = {"data": 2}
     [
         pytest.param(DP2, {}, id="dp2-to-one-rank", marks=pytest.mark.long),
         pytest.param({}, DP2, id="one-rank-to-dp2", marks=pytest.mark.long),
-        pytest.param(DP2, {"tensor": 2, "pipeline": 2}, id="dp2-to-tp2-pp2"),
+        pytest.param(DP2, {"tensor": 2, "pipeline": 2}, id="dp2-to-tp2-pp2", marks=pytest.mark.long),
     ],
 )
 def test_a_checkpoint_of_one_layout_goes_on_in_another(source: dict, layout: dict, uninterrupted: Path, tmp_path: Path) -> None:
