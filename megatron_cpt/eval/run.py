@@ -16,7 +16,7 @@ from megatron_cpt.backend import choose
 from megatron_cpt.errors import ConfigError
 from megatron_cpt.eval.alike import warn_of_equal_scores
 from megatron_cpt.eval.cache import CacheEntry
-from megatron_cpt.eval.report import SCHEMA_VERSION, EvalReport, SubjectScore
+from megatron_cpt.eval.report import SCHEMA_VERSION, EvalReport, SubjectScore, TaskScore
 from megatron_cpt.eval.subjects import Subject, find_subject, hf_subject, train_checkpoint
 from megatron_cpt.plan.run_plan import HarnessPlan, RunPlan
 from megatron_cpt.record.hashing import sha256_file
@@ -71,8 +71,13 @@ def run(
     from megatron_cpt.model.parallel import ranks  # noqa: PLC0415
 
     texts = read_texts(plan.eval, run_dir)
+    harness_tasks = None
+    if plan.eval.harness is not None:
+        from megatron_cpt.eval.harness import HarnessTasks  # noqa: PLC0415  -- the harness is an extra
+
+        harness_tasks = HarnessTasks.load(plan.eval.harness)
     with ranks(plan.layout, backend=backend, seed=plan.seed):
-        scores = {subject.name: _score_or_take(subject, texts, plan, run_dir, backend=backend) for subject in found}
+        scores = {subject.name: _score_or_take(subject, texts, plan, run_dir, backend=backend, harness=harness_tasks) for subject in found}
     if _is_first_rank():
         report = EvalReport(SCHEMA_VERSION, scores, time.time() - started)
         report.save(out)
@@ -85,12 +90,12 @@ def _subjects_of(path: Path) -> dict[str, Any]:
     return dict(read_json(path)["subjects"]) if path.is_file() else {}
 
 
-def _score_or_take(subject: Subject, texts: Any, plan: RunPlan, run_dir: Path, *, backend: Any) -> SubjectScore:
+def _score_or_take(subject: Subject, texts: Any, plan: RunPlan, run_dir: Path, *, backend: Any, harness: Any) -> SubjectScore:
     """Return the subject's scores, the base's from the cache where they are kept. Collective: the first rank reads for all."""
     from torch import distributed  # noqa: PLC0415
 
     if not (plan.eval.cache and subject.name == "base"):
-        return score_subject(subject, texts, plan, backend=backend)
+        return score_subject(subject, texts, plan, backend=backend, harness=harness)
     entry = CacheEntry.of(subject, plan, run_dir)
     kept: list[Any] = [entry.read() if _is_first_rank() else None]
     distributed.broadcast_object_list(kept, src=0)
@@ -98,13 +103,13 @@ def _score_or_take(subject: Subject, texts: Any, plan: RunPlan, run_dir: Path, *
         logger.info("%s: scores of the same weights, items and settings are taken from %s.", subject.name, entry.path)
         taken: SubjectScore = replace(kept[0], checkpoint=subject.checkpoint)
         return taken
-    score = score_subject(subject, texts, plan, backend=backend)
+    score = score_subject(subject, texts, plan, backend=backend, harness=harness)
     if _is_first_rank():
         entry.write(score)
     return score
 
 
-def score_subject(subject: Subject, texts: Any, plan: RunPlan, *, backend: Any) -> SubjectScore:
+def score_subject(subject: Subject, texts: Any, plan: RunPlan, *, backend: Any, harness: Any = None) -> SubjectScore:
     """Load one subject into the plan's layout and score it. Collective."""
     from megatron_cpt.eval.bits_per_byte import score_texts  # noqa: PLC0415
 
@@ -127,9 +132,30 @@ def score_subject(subject: Subject, texts: Any, plan: RunPlan, *, backend: Any) 
         num_ids=subject.vocab.num_ids,
         prefix_id=subject.vocab.end_of_document_id,
         texts=scores,
-        tasks={},
+        tasks=_score_harness(harness, chunks, subject, plan, device=backend.device) if harness is not None else {},
         nats_by_start=_compare_starts(subject, chunks, texts, tokenizer, plan, device=backend.device),
     )
+
+
+def _score_harness(harness: Any, chunks: list[Any], subject: Subject, plan: RunPlan, *, device: Any) -> dict[str, TaskScore]:
+    from tokenizers import Tokenizer  # noqa: PLC0415
+
+    from megatron_cpt.eval.harness_model import RanksLM  # noqa: PLC0415
+
+    model = RanksLM(
+        chunks,
+        Tokenizer.from_file(str(subject.tokenizer_path)),  # as the harness's Hugging Face backend has it, special tokens included
+        end_id=subject.vocab.end_of_document_id,
+        window_tokens=plan.eval.window_tokens,
+        micro_batch_size=plan.eval.micro_batch_size,
+        seed=plan.seed,
+        torch_device=device,
+        progress=lambda line: logger.info("  %s", line),
+    )
+    scores: dict[str, TaskScore] = harness.score(model)
+    for name, score in scores.items():
+        logger.info("  %s: %s", name, ", ".join(f"{metric} {value:.4f}" for metric, value in score.metrics.items()))
+    return scores
 
 
 def _compare_starts(subject: Subject, chunks: list[Any], texts: Any, tokenizer: Any, plan: RunPlan, *, device: Any) -> dict[str, float]:
