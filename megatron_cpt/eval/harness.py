@@ -9,7 +9,6 @@ import atexit
 import logging
 import math
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_cpt.errors import ConfigError, DataError, raise_all
+from megatron_cpt.errors import ConfigError, DataError
+from megatron_cpt.eval.harness_files import refuse_code
 from megatron_cpt.eval.report import ItemScore, TaskScore
 from megatron_cpt.plan.run_plan import HarnessPlan
 from megatron_cpt.record.hashing import sha256_folder
 
-# `!function module.name` and `class:` name Python of the folder; a metric of the `evaluate` library is a script
-CODE = re.compile(r"!function|^\s*class\s*:|^\s*(-\s*)?hf_evaluate\s*:\s*true", re.MULTILINE | re.IGNORECASE)
 FEW_SHOT_SEED = 1234  # the harness's own default
 
 logger = logging.getLogger(__name__)
@@ -119,21 +117,6 @@ class HarnessTasks:
         if left_out := sorted(set(better) - kept):
             logger.warning("%s: %s left out, for it is no mean over items or better when lower.", name, ", ".join(left_out))
         return kept
-
-
-def refuse_code(folder: Path) -> None:
-    """Raise for every task file that names Python.
-
-    Raises:
-        ConfigError: listing the files.
-    """
-    naming = [path for path in sorted(folder.rglob("*.yaml")) if CODE.search(path.read_text(encoding="utf-8", errors="replace"))]
-    raise_all(
-        ConfigError,
-        [f"{path.relative_to(folder)} names Python that would run as you" for path in naming],
-        where=folder,
-        next_step="Read those files, then set eval.harness_runs_code=true, or take them out.",
-    )
 
 
 def items_of(samples: Sequence[Mapping[str, Any]], *, wanted: set[str]) -> tuple[ItemScore, ...]:

@@ -197,23 +197,16 @@ def keep_and_take(plan_path_text: str) -> dict[str, Any]:
     return said
 
 
-def test_kept_scores_are_served_for_the_same_weights_alone(tmp_path: Path) -> None:
+def test_kept_scores_are_served_for_the_same_weights_alone(two_ranks: dict[str, Any], tmp_path: Path) -> None:
+    """And the first of them, in batches of 5 on one rank, are those of batches of 2 on two ranks."""
     made = make_run(tmp_path)
     (said,) = launch_ranks(keep_and_take, 1, str(plan_of(made, micro_batch_size=5, cache=True)))
     assert {name: each["scored"] for name, each in said.items()} == {"first": 1, "second": 0, "damaged": 1, "mended": 0, "replaced": 1}
+    for kind, score in said["first"]["base"]["texts"].items():
+        again = two_ranks["base"]["texts"][kind]
+        assert [each["nats"] for each in score["documents"]] == pytest.approx([each["nats"] for each in again["documents"]], rel=2e-6)
     assert said["second"]["base"] == said["first"]["base"] == said["damaged"]["base"] == said["mended"]["base"]
     assert "do not agree" in said["damaged"]["warned"][0]
     assert said["first"]["warned"] == said["mended"]["warned"] == []
     assert said["replaced"]["base"]["weights_sha256"] != said["first"]["base"]["weights_sha256"]
     assert said["replaced"]["base"]["texts"] != said["first"]["base"]["texts"]
-
-
-def test_sliding_scores_do_not_depend_on_batch_or_tensor_parallelism(two_ranks: dict[str, Any], tmp_path: Path, exported: Path) -> None:
-    made = make_run(tmp_path)
-    out = made / "eval" / "eval.json"
-    launch_ranks(evaluate_rank, 1, str(plan_of(made, micro_batch_size=3)), str(exported), str(out))
-    other = json.loads(out.read_text(encoding="utf-8"))["subjects"]
-    for name, subject in two_ranks.items():
-        for kind, score in subject["texts"].items():
-            again = other[name]["texts"][kind]
-            assert [each["nats"] for each in again["documents"]] == pytest.approx([each["nats"] for each in score["documents"]], rel=2e-6)
