@@ -209,7 +209,7 @@ class EvalTask:
 
 @dataclass(frozen=True)
 class ContaminationPlan:
-    """Length of the runs of words, or of characters, that are looked for in the training index, and from which share of them on it counts."""
+    """Length of the runs of words, or of characters, that are looked for in the training index, and the share from which it counts."""
 
     words: int = 13
     characters: int = 24
