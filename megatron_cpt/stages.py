@@ -238,7 +238,12 @@ def plan_body(run: Run, result: StageResult, _: Attempt) -> None:
 
 
 def baseline_body(run: Run, result: StageResult, _: Attempt) -> None:
+    from megatron_cpt.eval.contamination import find_contaminated  # noqa: PLC0415
+
+    contaminated = find_contaminated(run.plan, run.folder, say=_indented)  # before ranks are paid for
     _evaluate(run, result, subjects="base,init")
+    path = result.folder / "eval.json"
+    write_json(path, {**read_json(path), "contaminated": contaminated})
 
 
 def eval_body(run: Run, result: StageResult, _: Attempt) -> None:
@@ -611,6 +616,8 @@ def _evaluate(run: Run, result: StageResult, *, subjects: str) -> None:
     }
     for name, scores in result.facts.items():
         _indented(f"{name:<6}" + "  ".join(f"{text} {float(bits):.4f}" for text, bits in scores.items()) + "  bits per byte")
+        for task, score in report["subjects"][name].get("tasks", {}).items():
+            _indented(f"{'':<6}{task} " + "  ".join(f"{metric} {float(value):.4f}" for metric, value in score["metrics"].items()))
 
 
 def _failure_of_rank(exit_code: int, reason: str, folder: Path) -> CptError:

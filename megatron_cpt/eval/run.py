@@ -45,37 +45,41 @@ def run(plan_path: Path, *, subjects: Sequence[str], checkpoint: Path | None, ou
     backend = choose(plan.backend)
     # megatron and torch load only now: the CPU backend must be in place before
     from megatron_cpt.eval.bits_per_byte import read_texts  # noqa: PLC0415
+    from megatron_cpt.eval.tasks import read_tasks  # noqa: PLC0415
     from megatron_cpt.model.parallel import ranks  # noqa: PLC0415
 
-    texts = read_texts(plan.eval, run_dir)
+    texts, tasks = read_texts(plan.eval, run_dir), read_tasks(plan.eval, run_dir)
     with ranks(plan.layout, backend=backend, seed=plan.seed):
-        scores = {subject.name: score_subject(subject, texts, plan, backend=backend) for subject in found}
+        scores = {subject.name: score_subject(subject, texts, tasks, plan, backend=backend) for subject in found}
     if os.environ.get("RANK", "0") == "0":
         EvalReport(SCHEMA_VERSION, scores, time.time() - started).save(out)
         logger.info("Wrote %s.", out)
 
 
-def score_subject(subject: Subject, texts: Any, plan: RunPlan, *, backend: Any) -> SubjectScore:
+def score_subject(subject: Subject, texts: Any, tasks: Any, plan: RunPlan, *, backend: Any) -> SubjectScore:
     """Load one subject into the plan's layout and score it. Collective."""
     from megatron_cpt.eval.bits_per_byte import score_texts  # noqa: PLC0415
+    from megatron_cpt.eval.tasks import score_tasks  # noqa: PLC0415
 
     logger.info("Scoring %s (%s).", subject.name, subject.checkpoint)
-    scores = score_texts(
-        load_subject(subject, plan, backend=backend),
-        texts,
-        tokenizer=load_tokenizer(subject.tokenizer_path),
-        where=subject.tokenizer_path,
-        vocab=subject.vocab,
-        plan=plan.eval,
-        device=backend.device,
-        progress=lambda line: logger.info("  %s", line),
-    )
+    chunks, tokenizer = load_subject(subject, plan, backend=backend), load_tokenizer(subject.tokenizer_path)
+    with_what: Any = {
+        "tokenizer": tokenizer,
+        "where": subject.tokenizer_path,
+        "vocab": subject.vocab,
+        "plan": plan.eval,
+        "device": backend.device,
+        "progress": lambda line: logger.info("  %s", line),
+    }
+    scores = score_texts(chunks, texts, **with_what)
+    task_scores = score_tasks(chunks, tasks, seed=plan.seed, **with_what)
     return SubjectScore(
         checkpoint=subject.checkpoint,
         weights_sha256=subject.weights_sha256,
         tokenizer_sha256=sha256_file(subject.tokenizer_path),
         num_ids=subject.vocab.num_ids,
         texts=scores,
+        tasks=task_scores,
     )
 
 

@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import sys
+from typing import Any, NoReturn
 
 CANNOT_CONFINE = 113
 NOBODY = 65534
@@ -28,26 +29,26 @@ PREFIX = os.path.realpath(sys.base_prefix)
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The kernel refused a step."""
 
 
-def call(name, *arguments):
+def call(name: str, *arguments: object) -> None:
     """Call a function of the C library; it returns a negative number and sets errno when it fails."""
     if getattr(libc, name)(*arguments) < 0:
-        raise Refused(f"{name}: {os.strerror(ctypes.get_errno())}")
+        raise RefusedError(f"{name}: {os.strerror(ctypes.get_errno())}")
 
 
-def mount(source, target, kind, flags, options=""):
+def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
     call("mount", source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode())
 
 
-def write(path, text):
+def write(path: str, text: str) -> None:
     with open(path, "w") as file:
         file.write(text)
 
 
-def new_namespaces():
+def new_namespaces() -> None:
     """Leave the host's users, mounts, network, processes and shared memory behind.
 
     Started by root, the program gets the ids of nobody: root's processes are not counted by the limit on processes. Another user's
@@ -77,14 +78,14 @@ def new_namespaces():
     for end in unshared:
         os.close(end)
     if status:
-        raise Refused("the ids of a user namespace cannot be mapped")
+        raise RefusedError("the ids of a user namespace cannot be mapped")
     try:
         write("/proc/sys/user/max_user_namespaces", "0")  # the program makes no namespace of its own, in which it would be root again
     except OSError:
-        raise Refused("namespaces inside the namespace cannot be forbidden") from None
+        raise RefusedError("namespaces inside the namespace cannot be forbidden") from None
 
 
-def new_root(scratch, limits):
+def new_root(scratch: str, limits: dict[str, Any]) -> None:
     """Put a small file system in memory in the place of all files, with the interpreter's own to read and `/work` to write."""
     mount("none", "/", "", MS_REC | MS_PRIVATE)
     size = f"size={limits['disk_bytes']},nr_inodes={limits['files']},mode=0755"
@@ -106,10 +107,10 @@ def new_root(scratch, limits):
     os.rmdir("/old")
 
 
-def visible():
+def visible() -> list[str]:
     """Return what an interpreter needs: its libraries, its own folder, and nobody's data."""
     wanted = ["/usr", "/bin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", PREFIX, PROGRAM]
-    paths = []
+    paths: list[str] = []
     for path in wanted:
         covered = any(path == other or path.startswith(other + "/") for other in paths)
         if os.path.lexists(path) and not covered:
@@ -117,7 +118,7 @@ def visible():
     return paths
 
 
-def place(path, root):
+def place(path: str, root: str) -> None:
     target = root + path
     os.makedirs(os.path.dirname(target), exist_ok=True)
     if os.path.islink(path):
@@ -130,7 +131,7 @@ def place(path, root):
     mount(path, target, "", MS_BIND | MS_REC)
 
 
-def make_read_only(root):
+def make_read_only(root: str) -> None:
     """Take the right to write from every mount below the new root, those that came along with a folder too."""
     with open("/proc/self/mountinfo") as file:
         points = [line.split(" ")[4].encode().decode("unicode_escape") for line in file]
@@ -142,14 +143,14 @@ def make_read_only(root):
         mount("none", point, "", MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | (0 if device else MS_NODEV) | flags_of(kept))
 
 
-def flags_of(kept):
+def flags_of(kept: int) -> int:
     """Return mount's own flags for those of statvfs: the kernel keeps what a mount had, and wants to be told so."""
     pairs = ((os.ST_NOSUID, MS_NOSUID), (os.ST_NODEV, MS_NODEV), (os.ST_NOEXEC, MS_NOEXEC), (os.ST_NOATIME, 1024),
              (os.ST_NODIRATIME, 2048), (os.ST_RELATIME, 1 << 21))  # fmt: skip
     return sum(flag for have, flag in pairs if kept & have)
 
 
-def limit(limits):
+def limit(limits: dict[str, Any]) -> None:
     """Bound what one process may take; the number of processes is that of the namespace where there is one."""
     for kind, value in (
         (resource.RLIMIT_CPU, limits["cpu_s"]),
@@ -162,7 +163,7 @@ def limit(limits):
         resource.setrlimit(kind, (value, value))
 
 
-def start(work, request, confined):
+def start(work: str, request: dict[str, Any], *, confined: bool) -> NoReturn:
     """Become the program. Never returns."""
     with open(f"{work}/program.py", "w", encoding="utf-8") as file:
         file.write(request["program"])
@@ -178,10 +179,10 @@ def start(work, request, confined):
         if signum not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):
             signal.signal(signum, signal.SIG_DFL)
     environment = {"PATH": "/usr/bin:/bin", "HOME": work, "TMPDIR": work, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
-    os.execve(PROGRAM, [PROGRAM, "-I", "-B", "-X", "utf8", f"{work}/program.py"], environment)
+    os.execve(PROGRAM, [PROGRAM, "-I", "-B", "-X", "utf8", f"{work}/program.py"], environment)  # noqa: S606 - no shell is wanted
 
 
-def wait_for(child):
+def wait_for(child: int) -> int:
     """Return the child's exit code, the shell's way for a signal; orphans of the namespace are waited for on the way."""
     while True:
         ended, status = os.wait()
@@ -189,12 +190,12 @@ def wait_for(child):
             return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 
 
-def close_others():
+def close_others() -> None:
     """Keep the three standard streams; whatever else was inherited is closed."""
     os.closerange(3, 1 << 16)
 
 
-def main():
+def main() -> None:
     request = json.load(sys.stdin)
     confined, scratch = request["confined"], request["scratch"]
     close_others()
@@ -217,7 +218,7 @@ def main():
             if child == 0:
                 start(WORK, request, confined=True)
             os._exit(wait_for(child))
-        except (Refused, OSError) as error:
+        except (RefusedError, OSError) as error:
             os.write(2, f"{error}\n".encode())
             os._exit(CANNOT_CONFINE)
     os._exit(wait_for(init))
@@ -226,6 +227,6 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except (Refused, OSError) as error:
+    except (RefusedError, OSError) as error:
         os.write(2, f"{error}\n".encode())
         os._exit(CANNOT_CONFINE)

@@ -133,8 +133,10 @@ def file_problems(config: BenchConfig, bench: Bench) -> list[str]:
     ]
     if config.few_shot >= len(bench.items):
         problems.append(f".few_shot={config.few_shot} leaves none of {len(bench.items)} items to score.")
-    if config.few_shot and bench.kind == "pairs":
-        problems.append(f".few_shot={config.few_shot} has no meaning for sentence pairs. Use 0.")
+    if config.few_shot and bench.kind in ("pairs", "code"):
+        problems.append(f".few_shot={config.few_shot}: items of the kind {bench.kind} have no answer to show. Use 0.")
+    if config.few_shot and bench.metrics == ("regex",):
+        problems.append(f".few_shot={config.few_shot}: a pattern is no answer to show. Use 0.")
     if config.num_samples > 1 and bench.kind != "code":
         problems.append(f".num_samples={config.num_samples} is for code; {bench.path.name} is of the kind {bench.kind}. Use 1.")
     if config.temperature > 0 and bench.kind != "code":

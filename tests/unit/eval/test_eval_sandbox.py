@@ -7,7 +7,6 @@ import subprocess
 import sys
 import textwrap
 import time
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -187,5 +186,3 @@ def test_outcomes_keep_the_order_of_their_programs() -> None:
     sources = [f"import time; time.sleep({seconds}); assert {right}" for seconds, right in ((0.3, True), (0, False), (0.1, True))]
     outcomes = run_programs(sources, confined=why_not_confined() is None, limits=QUICK, workers=3)
     assert [outcome.status for outcome in outcomes] == ["passed", "failed", "passed"]
-
-
