@@ -255,6 +255,12 @@ class EvalConfig:
 
     `tasks` names benchmarks of `bench`; with `tasks_in_loop` they are scored while training too. Generated code runs in a sandbox
     (docs/evaluation.md); where the kernel offers none the evaluation stops, unless `run_code_unconfined` accepts the risk.
+
+    With `stride_tokens` windows overlap: each scores so many tokens, given the `window_tokens - stride_tokens` before them, at
+    `window_tokens / stride_tokens` times the cost; null cuts a document into windows side by side. `cache` keeps the base model's
+    scores in `<runs_dir>/.eval-cache`, for other runs that score the same weights on the same items in the same way.
+    `harness` names tasks of lm-evaluation-harness in the task files of `harness_tasks_path`, of which at most `harness_max_items`
+    are scored; `harness_runs_code: true` lets those files name Python functions, which run as you.
     """
 
     texts: list[str] = field(default_factory=list)
@@ -266,6 +272,12 @@ class EvalConfig:
     tasks_in_loop: bool = False
     run_code_unconfined: bool = False
     contamination: ContaminationConfig = field(default_factory=ContaminationConfig)
+    stride_tokens: int | None = None
+    cache: bool = True
+    harness: list[str] = field(default_factory=list)
+    harness_tasks_path: str | None = None
+    harness_max_items: int | None = None
+    harness_runs_code: bool = False
 
 
 @dataclass

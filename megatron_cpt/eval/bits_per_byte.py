@@ -51,7 +51,7 @@ def score_texts(
         ids = encode(tokenizer, documents, num_ids=vocab.num_ids, where=where)
         nats = nats_by_document(
             chunks,
-            cut_windows(ids, prefix_id=vocab.end_of_document_id, window_tokens=plan.window_tokens),
+            cut_windows(ids, prefix_id=vocab.end_of_document_id, window_tokens=plan.window_tokens, stride_tokens=plan.stride_tokens),
             num_documents=len(documents),
             window_tokens=plan.window_tokens,
             micro_batch_size=plan.micro_batch_size,

@@ -37,6 +37,8 @@ class TextScore:
 
 @dataclass(frozen=True)
 class ItemScore:
+    """One item of a task; `subgroup` is whom it is about, where the task compares groups."""
+
     id: str
     subgroup: str | None
     metrics: dict[str, float]
@@ -65,14 +67,19 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class SubjectScore:
-    """One model's scores; the digests say which weights and tokenizer they belong to."""
+    """One model's scores; the digests say which weights and tokenizer they belong to, `prefix_id` what every window starts with.
+
+    `nats_by_start` compares that start with others on a few windows, in nats per token; empty where no other is known.
+    """
 
     checkpoint: str
     weights_sha256: str
     tokenizer_sha256: str
     num_ids: int
+    prefix_id: int
     texts: dict[str, TextScore]
-    tasks: dict[str, TaskScore] = field(default_factory=dict)
+    tasks: dict[str, TaskScore]
+    nats_by_start: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,14 +90,15 @@ class EvalReport:
 
     def save(self, path: Path) -> None:
         """Write the report; a loss that is not a finite number, which JSON cannot hold, as the word `float()` reads back."""
-        write_json(path, _worded(to_plain(self)))
+        write_json(path, worded(to_plain(self)))
 
 
-def _worded(data: Any) -> Any:
+def worded(data: Any) -> Any:
+    """Return plain data with numbers that are not finite as words."""
     if isinstance(data, dict):
-        return {name: _worded(value) for name, value in data.items()}
+        return {name: worded(value) for name, value in data.items()}
     if isinstance(data, list):
-        return [_worded(value) for value in data]
+        return [worded(value) for value in data]
     return str(data) if isinstance(data, float) and not math.isfinite(data) else data
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from megatron_cpt.config.schema import ExperimentConfig, GateRuleConfig, GpuConfig
@@ -26,6 +27,7 @@ from megatron_cpt.plan.run_plan import (
     EvalText,
     GatePlan,
     GateRule,
+    HarnessPlan,
     Interval,
     Layout,
     OptimizerPlan,
@@ -37,6 +39,7 @@ from megatron_cpt.plan.run_plan import (
 )
 from megatron_cpt.plan.schedule import schedule_of
 from megatron_cpt.plan.throughput import FLOPS_CONVENTION, flops_per_token, recomputed_flops_per_token, training_seconds
+from megatron_cpt.record.hashing import sha256_folder
 from megatron_cpt.record.unknown import Figure, Unavailable, combine
 from megatron_cpt.record.vocab_layout import VocabLayout
 
@@ -194,6 +197,24 @@ def eval_plan_of(config: ExperimentConfig, benches: Benches) -> EvalPlan:
         tasks_in_loop=config.eval.tasks_in_loop,
         run_code_unconfined=config.eval.run_code_unconfined,
         contamination=ContaminationPlan(**asdict(config.eval.contamination)),
+        stride_tokens=config.eval.stride_tokens,
+        cache=config.eval.cache,
+        harness=harness_plan_of(config),
+    )
+
+
+def harness_plan_of(config: ExperimentConfig) -> HarnessPlan | None:
+    """Return the tasks of lm-evaluation-harness with the digest of their folder; None where none is named."""
+    if not config.eval.harness:
+        return None
+    assert config.eval.harness_tasks_path is not None, "eval_problems was asked before"
+    folder = Path(config.eval.harness_tasks_path).resolve()
+    return HarnessPlan(
+        path=str(folder),
+        sha256=sha256_folder(folder),
+        tasks=tuple(config.eval.harness),
+        runs_code=config.eval.harness_runs_code,
+        max_items=config.eval.harness_max_items,
     )
 
 

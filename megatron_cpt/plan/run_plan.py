@@ -218,7 +218,28 @@ class ContaminationPlan:
 
 
 @dataclass(frozen=True)
+class HarnessPlan:
+    """Tasks of lm-evaluation-harness, by name, from a folder of the user's own task files; a folder with another digest is refused.
+
+    `runs_code`: task files may name Python functions, which then run as this user. `max_items` of each task are scored, None is all.
+    """
+
+    path: str
+    sha256: str
+    tasks: tuple[str, ...]
+    runs_code: bool = False
+    max_items: int | None = None
+
+
+@dataclass(frozen=True)
 class EvalPlan:
+    """What is scored, and how.
+
+    Attributes:
+        stride_tokens: a window scores so many tokens after the ones that it shares with the window before; None is all of its own.
+        cache: scores of the base are kept beside the runs, and taken from there when everything that decides them is the same.
+    """
+
     texts: tuple[EvalText, ...]
     window_tokens: int
     micro_batch_size: int
@@ -226,6 +247,9 @@ class EvalPlan:
     tasks_in_loop: bool = False
     run_code_unconfined: bool = False
     contamination: ContaminationPlan = ContaminationPlan()
+    stride_tokens: int | None = None
+    cache: bool = False
+    harness: HarnessPlan | None = None
 
 
 RuleGroup = Literal["domain", "general", "bias", "safety"]

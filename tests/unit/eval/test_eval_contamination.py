@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -122,8 +121,8 @@ def test_words_forgotten_by_the_cache_have_the_same_hash(monkeypatch: pytest.Mon
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    yield make_run(tmp_path_factory.mktemp("contamination"))
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("contamination"))
 
 
 def test_a_run_s_own_index_is_searched_for_its_documents_and_items(run_dir: Path) -> None:

@@ -18,7 +18,7 @@ from megatron_cpt.record.store import read_json
 def report(path: Path, subject: str, nats: list[float]) -> Path:
     documents = [Document(id=f"d{number}", text="x" * 100) for number in range(len(nats))]
     score = text_score("domain", documents, tokens=[30] * len(nats), nats=nats)
-    EvalReport(SCHEMA_VERSION, {subject: SubjectScore("a", "b", "c", 7, {"law": score})}, 1.0).save(path)
+    EvalReport(SCHEMA_VERSION, {subject: SubjectScore("a", "b", "c", 7, 0, {"law": score}, {})}, 1.0).save(path)
     return path
 
 

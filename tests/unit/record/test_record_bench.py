@@ -69,7 +69,8 @@ def test_every_problem_is_named_at_once_with_row_and_field(tmp_path: Path) -> No
     for row, words in {
         3: "not JSON", 4: "choices: number 1: empty", 5: "choices: number 1 repeats number 0", 6: "did you mean 'choices'", 8: "surrogate",
         7: "did you mean 'subgroup'", 9: "question: a text in quotes is needed, this is 12", 10: "this is a list",
-        11: "the field 'question' stands twice", 12: "NaN", 13: "of the kind 'code'", 14: "choices: 1 of them", 15: "the same item as row 1",
+        11: "the field 'question' stands twice", 12: "NaN", 13: "of the kind 'code'", 14: "choices: 1 of them",
+        15: "the same item as row 1",
     }.items():  # fmt: skip
         line = next(line for line in said.splitlines() if f"row {row}:" in line)
         assert words in line
