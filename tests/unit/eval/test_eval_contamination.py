@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_run import END, make_layout, make_plan, make_run, make_tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from megatron_cpt.eval import contamination
-from megatron_cpt.eval.contamination import Probe, Runs, WordHashes, find_contaminated, run_hashes, training_units
+from megatron_cpt.eval.contamination import Probe, Runs, WordHashes, run_hashes, training_units
 from megatron_cpt.eval.units import units_of
 from megatron_cpt.index.format import IndexWriter
-from megatron_cpt.plan.run_plan import ContaminationPlan, EvalPlan, EvalTask, EvalText, RunPlan
-from megatron_cpt.record.hashing import sha256_file
+from megatron_cpt.plan.run_plan import ContaminationPlan
 
 PLAN = ContaminationPlan()
 WORDS = [f"w{number}" for number in range(300)]
@@ -92,13 +91,15 @@ def test_documents_are_streamed_in_slices_without_losing_a_run(
     monkeypatch.setattr(contamination, "SLICE_TOKENS", slice_tokens)
     monkeypatch.setattr(contamination, "BATCH_TOKENS", batch_tokens)
     monkeypatch.setattr(contamination, "TOKENS_PER_UNIT", 5)
-    tokenizer = make_tokenizer(tmp_path / "tokenizer.json", [])
-    end = tokenizer.token_to_id(END)
+    vocabulary = {piece: number for number, piece in enumerate(["<end>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<end>"])
     rng = random.Random(5)
     documents = [sentence(rng, count) for count in (400, 1, 13, 90)]
     with IndexWriter(tmp_path / "x", num_ids=300) as writer:
         for document in documents:
-            writer.add([*tokenizer.encode(document).ids, end])
+            writer.add([*tokenizer.encode(document).ids, 0])
         writer.finish()
     across = " ".join([*documents[0].split()[-6:], *documents[1].split(), *documents[2].split()[:6]])
     inside = [probe(" ".join(documents[0].split()[begin : begin + 13])) for begin in range(0, 388, 7)]
@@ -118,45 +119,3 @@ def test_words_forgotten_by_the_cache_have_the_same_hash(monkeypatch: pytest.Mon
     first = small.of(units)
     monkeypatch.setattr(contamination, "MAX_CACHED_WORDS", 1000)
     assert first.tolist() == large.of(units).tolist()
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("contamination"))
-
-
-def test_a_run_s_own_index_is_searched_for_its_documents_and_items(run_dir: Path) -> None:
-    """The talk source's held-out text gets a document that was trained on; a benchmark asks for a trained sentence."""
-    import json  # noqa: PLC0415
-
-    from tiny_run import sentences  # noqa: PLC0415
-
-    trained = sentences("talk", 60, seed=0)
-    long = next(text for text in trained if len(text.split()) > 30)
-    rows = [{"id": "seen", "text": long}, {"id": "new", "text": " ".join(f"x{number}" for number in range(50))}]
-    (run_dir / "corpus" / "talk.test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    bench = run_dir / "plan" / "bench" / "quiz.jsonl"
-    bench.parent.mkdir(parents=True)
-    words = long.split()
-    questions = [
-        {"id": "leaked", "question": " ".join(words[5:20]).upper() + "?", "choices": ["yes", "no"], "answer": "A"},
-        {"id": "leaked answer", "question": "And?", "choices": ["no", " ".join(words[3:17])], "answer": "B"},
-        {"id": "wrong choice", "question": "And then?", "choices": ["no", " ".join(words[3:17])], "answer": "A"},
-        {"id": "fresh", "question": " ".join(f"y{number}" for number in range(20)), "choices": ["yes", "no"], "answer": "A"},
-    ]
-    bench.write_text("".join(json.dumps(row) + "\n" for row in questions))
-    task = EvalTask(
-        "quiz", "plan/bench/quiz.jsonl", sha256_file(bench), "choice", "general", "CC0", "a test", ("accuracy",), 4, "{question}", " "
-    )
-    texts = (EvalText("talk", "general", "corpus/talk.test.jsonl", 100_000),)
-    plan = RunPlan.load(make_plan(run_dir, make_layout(), eval=EvalPlan(texts, 48, 2, tasks=(task,))))
-    said: list[str] = []
-    found = find_contaminated(plan, run_dir, say=said.append)
-    assert {name: [item["id"] for item in items] for name, items in found.items()} == {
-        "talk": ["seen"],
-        "quiz": ["leaked", "leaked answer"],
-    }
-    assert found["talk"][0]["share"] == 1.0
-    assert len(units_of(found["quiz"][0]["example"])) == 13
-    assert found["quiz"][0]["example"] in " ".join(units_of(long))
-    assert "quiz: 2 of 4 overlap with the training data, so the gate leaves them out; 1 too short to tell" in said

@@ -56,7 +56,7 @@ def test_a_program_passes_only_by_coming_to_its_end(source: str, status: str, co
         "import socket; socket.create_connection(('127.0.0.1', {port}), timeout=1)",
         "import socket; s = socket.socket(); s.settimeout(1); s.connect(('192.0.2.1', 80))",
         "import socket; socket.getaddrinfo('example.com', 80)",
-        "open({home!r}); raise SystemExit",
+        "open({home!r}).read()",
         "open({home!r}, 'a').write('x')",
         "open({run!r}, 'a').write('x')",
         "open({run!r}).read()",
@@ -65,13 +65,12 @@ def test_a_program_passes_only_by_coming_to_its_end(source: str, status: str, co
         "open('/etc/passwd').read()",
         "import os; os.listdir('/proc/1')",
         "open('/etc/hostname').read()",
-        "import os; os.kill(os.getppid(), 9); import time; time.sleep(0.2); os.kill(1, 15); os.setuid(0)",
         "import os; os.setuid(0)",
         "import ctypes; assert ctypes.CDLL(None).unshare(0x10000000) == 0",  # a user namespace, in which it would be root
         "import ctypes; assert ctypes.CDLL(None).mount(b'none', b'/', b'', 32 | 4096, b'') == 0",  # writable again
         "import os; os.mknod('/work/device', 0o20666, os.makedev(1, 1))",
         "import os; assert len(os.environ) > 6 or 'SECRET' in os.environ",
-        "import os; [os.read(fd, 1) for fd in range(3, 64)]",
+        "import os\nfor fd in range(3, 64):\n    try: os.fstat(fd); break\n    except OSError: pass\nelse: raise SystemExit(1)",
         "x = bytearray(2 << 30)",
         "x = []\nwhile True: x.append(bytearray(1 << 20))",
         "f = open('big', 'wb')\nwhile True: f.write(b'x' * (1 << 20)); f.flush()",
@@ -138,6 +137,15 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""
+
+
+@confined_only
+def test_killing_its_parent_does_not_free_a_program() -> None:
+    """Its parent is the first process of its own namespace, which the kernel protects from signals from inside."""
+    outcome = run("import os, signal\ntry:\n    os.kill(os.getppid(), 9)\nexcept PermissionError:\n    pass\nos.kill(-1, 0)")
+    assert outcome.status in ("passed", "failed")
+    assert outcome.seconds < 4
+    assert run("assert True").status == "passed"
 
 
 @confined_only
