@@ -68,7 +68,7 @@ def run(
     backend = choose(plan.backend)
     # megatron and torch load only now: the CPU backend must be in place before
     from megatron_cpt.eval.bits_per_byte import read_texts  # noqa: PLC0415
-    from megatron_cpt.eval.tasks import read_tasks  # noqa: PLC0415
+    from megatron_cpt.eval.task_items import read_tasks  # noqa: PLC0415
     from megatron_cpt.model.parallel import ranks  # noqa: PLC0415
 
     texts, tasks = read_texts(plan.eval, run_dir), read_tasks(plan.eval, run_dir)

@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,25 +24,14 @@ from megatron_cpt.eval.generate import generate_greedy
 from megatron_cpt.eval.metrics import EXACT_RULE, F1_RULE, PROGRAMS_RULE, REGEX_RULE, cut_at_stop, exact_match, f1, pass_at_k, pattern_found
 from megatron_cpt.eval.report import ItemScore, TaskScore, task_score
 from megatron_cpt.eval.sandbox import Limits, in_batches, require_confinement, run_programs
+from megatron_cpt.eval.task_items import QUESTION, LoadedTask, program_of, prompt_of
 from megatron_cpt.plan.run_plan import EvalPlan, EvalTask
-from megatron_cpt.record.bench import read_bench, split_examples
 from megatron_cpt.record.bench_item import Item
 from megatron_cpt.record.vocab_layout import VocabLayout
 
-QUESTION = "{question}"
-BETWEEN_EXAMPLES = "\n\n"
 BOUNDARY_RULE = "question and answer are encoded apart, spaces between them with the answer"
 MAX_WORKERS = 8
 PROGRAMS_PER_WORKER = 4  # a batch ends within 4 x 10 s, so that waiting ranks hear of it
-
-
-@dataclass(frozen=True)
-class LoadedTask:
-    """A task with its items: `examples` are shown, `items` are scored."""
-
-    plan: EvalTask
-    examples: tuple[Item, ...]
-    items: tuple[Item, ...]
 
 
 @dataclass(frozen=True)
@@ -114,31 +102,6 @@ class Scorer:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
 
-def read_tasks(plan: EvalPlan, run_dir: Path) -> list[LoadedTask]:
-    """Return the plan's tasks with their items.
-
-    Raises:
-        DataError: a file is missing, or is not the one that the plan was made with.
-        ConfigError: a task runs code, and programs cannot be shut in here.
-    """
-    tasks = []
-    for task in plan.tasks:
-        bench = read_bench(run_dir / task.path)
-        if bench.sha256 != task.sha256:
-            raise DataError(
-                "A benchmark file changed since the plan was made.",
-                where=run_dir / task.path,
-                value=bench.sha256,
-                rule=f"sha256 {task.sha256}",
-                next_step="Put the file back, or plan again under a new run_name.",
-            )
-        examples, items = split_examples(bench, few_shot=task.few_shot, max_items=task.max_items)
-        tasks.append(LoadedTask(task, tuple(examples), tuple(items)))
-    if any(task.kind == "code" for task in plan.tasks) and os.environ.get("RANK", "0") == "0":
-        require_confinement(unconfined=plan.run_code_unconfined)
-    return tasks
-
-
 def score_tasks(
     chunks: list[Any],
     tasks: Sequence[LoadedTask],
@@ -169,21 +132,6 @@ def score_tasks(
             + (f" ({joined} with a joined boundary)" if joined else "")
         )
     return scores
-
-
-# --- prompts ------------------------------------------------------------------------------------------------------
-
-
-def prompt_of(task: LoadedTask, item: Item) -> str:
-    """Return the examples with their answers, then the item's question."""
-    shown = [
-        task.plan.template.replace(QUESTION, example.prompt) + task.plan.separator + right_answer(example) for example in task.examples
-    ]
-    return BETWEEN_EXAMPLES.join([*shown, task.plan.template.replace(QUESTION, item.prompt)])
-
-
-def right_answer(item: Item) -> str:
-    return item.choices[item.right] if item.choices else item.answers[0]
 
 
 def encode_apart(scorer: Scorer, context: str, answer: str, *, item: Item) -> tuple[Continuation, bool]:
@@ -295,12 +243,6 @@ def score_code(scorer: Scorer, task: LoadedTask) -> TaskScore:
     drawn = f"{task.plan.num_samples} programs at temperature {task.plan.temperature:g}, up to {task.plan.max_new_tokens} tokens"
     rule = f"{PROGRAMS_RULE}; {drawn}"
     return task_score(task.plan, rule=rule, joined_boundaries=0, items=items)
-
-
-def program_of(item: Item, body: str) -> str:
-    """Return the whole program: what was asked, what was written, the tests, and their call where they define `check`."""
-    call = f"\ncheck({item.entry_point})" if item.entry_point else ""
-    return f"{item.prompt}{body}\n\n{item.tests}{call}\n"
 
 
 def run_all(programs: Sequence[str], scorer: Scorer) -> list[float]:

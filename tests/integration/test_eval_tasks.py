@@ -166,7 +166,7 @@ def test_sentences_are_compared_whole(on_two_ranks: dict[str, Any], run_dir: Pat
 
 
 def test_boundaries_that_a_vocabulary_joins_are_counted_and_the_answer_keeps_its_bytes(on_two_ranks: dict[str, Any], run_dir: Path) -> None:
-    """`co` and ` law` are pieces of the extended vocabulary alone; a space at a question's end goes to the answer, so ` law` joins nothing."""
+    """`co` and ` law` are pieces of the extended vocabulary alone; a question's last space goes to the answer: ` law` joins nothing."""
     joined = {name: on_two_ranks["subjects"][name]["tasks"]["joined"]["joined_boundaries"] for name in ("base", "init")}
     assert joined == {"base": 0, "init": 1}
     folder = run_dir.parent / "run-base"
@@ -194,7 +194,7 @@ def test_one_rank_says_the_same(on_two_ranks: dict[str, Any], tmp_path: Path) ->
 
 
 def test_a_benchmark_that_changed_since_the_plan_is_refused(run_dir: Path, tmp_path: Path) -> None:
-    from megatron_cpt.eval.tasks import read_tasks
+    from megatron_cpt.eval.task_items import read_tasks
 
     tasks = write_tasks(run_dir)
     plan = EvalPlan(TEXTS, WINDOW, 2, tasks=tasks[:1])
