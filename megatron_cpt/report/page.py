@@ -28,14 +28,6 @@ def html(records: RunRecords) -> str:
     name = escape(records.run_dir.name)
     parts = (_verdict, _tasks, _training, _texts, _completions, _bill, _stages)
     sections = [part(records) for part in parts]
-        _verdict(records),
-        _tasks(records),
-        _training(records),
-        _texts(records),
-        _completions(records),
-        _bill(records),
-        _stages(records),
-    ]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{name}</title><style>{STYLE}</style></head><body><h1>{name}</h1>{''.join(sections)}</body></html>\n"

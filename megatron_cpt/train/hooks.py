@@ -6,6 +6,7 @@ Hooks that write files or lines live on the first rank only; evaluation and chec
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -159,11 +160,7 @@ class InLoopEvaluation(BaseHook):
         started = time.monotonic()
         evaluated = self._evaluate()
         scores = {name: score for name, score in evaluated.items() if "bits_per_byte" in score}
-        tasks = {
-            name: {metric: float(value) for metric, value in score["metrics"].items()}
-            for name, score in evaluated.items()
-            if name not in scores
-        }
+        tasks = {name: _metrics(score) for name, score in evaluated.items() if name not in scores}
         bits_per_byte = {name: float(score["bits_per_byte"]) for name, score in scores.items()}
         for name, value in bits_per_byte.items():
             require_finite(f"loss on {name}", value, step=state.step)
@@ -173,7 +170,8 @@ class InLoopEvaluation(BaseHook):
         self._record({**record, "tasks": tasks} if tasks else record)
         logger.info("step %d: bits per byte %s", state.step, ", ".join(f"{name} {value:.4f}" for name, value in bits_per_byte.items()))
         for name, metrics in tasks.items():
-            logger.info("step %d: %s %s", state.step, name, ", ".join(f"{metric} {value:.4f}" for metric, value in metrics.items()))
+            shown = ", ".join(f"{metric} {'unknown' if value is None else f'{value:.4f}'}" for metric, value in metrics.items())
+            logger.info("step %d: %s %s", state.step, name, shown)
         compared = self._compare(scores, state.step)
         if compared is not None:
             self._record(compared)
@@ -181,6 +179,12 @@ class InLoopEvaluation(BaseHook):
                 "step %d: against the frozen base %s", state.step, ", ".join(_against_base(*text) for text in compared["texts"].items())
             )
         self._evaluated_step = state.step
+
+
+def _metrics(score: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return a task's means, None for one that is not a finite number, which JSON cannot hold."""
+    values = {metric: float(value) for metric, value in score["metrics"].items()}
+    return {metric: value if math.isfinite(value) else None for metric, value in values.items()}
 
 
 class PeriodicCheckpoint(BaseHook):

@@ -3,12 +3,14 @@
 # ruff: noqa: PLC0415  -- ranks import torch and megatron in their own process, after the backend is chosen
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launch_ranks import launch_ranks
+from launch_ranks import free_port, launch_ranks
 from tiny_run import END, TEXTS, make_layout, make_plan, make_run, sentences
 from tokenizers import Tokenizer
 
@@ -114,15 +116,25 @@ def evaluate(run_dir: Path, **layout: Any) -> dict[str, Any]:
     wanted = make_layout(**layout)
     plan_path = make_plan(run_dir, wanted, eval=EvalPlan(TEXTS, WINDOW, 2, tasks=write_tasks(run_dir)))
     out = run_dir / "eval" / "eval.json"
-    launch_ranks(_evaluate_rank, wanted.num_ranks, str(plan_path), str(out))
+    in_loop = launch_ranks(_evaluate_rank, wanted.num_ranks, str(plan_path), str(out), free_port())
     report: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-    return report
+    return {**report, "in_loop": in_loop}
 
 
-def _evaluate_rank(plan_path: str, out: str) -> None:
-    from megatron_cpt.eval.run import run
+def _evaluate_rank(plan_path: str, out: str, port: int) -> dict[str, Any]:
+    """Write the evaluation, and return what the training loop would see of the initial model with `tasks_in_loop`."""
+    from megatron_cpt.backend import choose
+    from megatron_cpt.eval.in_loop import scores_of
+    from megatron_cpt.eval.run import load_subject, run
+    from megatron_cpt.eval.subjects import find_subject
+    from megatron_cpt.model.parallel import ranks
 
     run(Path(plan_path), subjects=("base", "init"), checkpoint=None, out=Path(out))
+    os.environ["MASTER_PORT"] = str(port)  # the store of the run before may still hold its own
+    plan, run_dir = RunPlan.load(Path(plan_path)), Path(plan_path).parent.parent
+    plan, backend = dataclasses.replace(plan, eval=dataclasses.replace(plan.eval, tasks_in_loop=True)), choose("cpu")
+    with ranks(plan.layout, backend=backend, seed=plan.seed):
+        return scores_of(plan, run_dir, load_subject(find_subject("init", plan, run_dir), plan, backend=backend))
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +203,13 @@ def test_one_rank_says_the_same(on_two_ranks: dict[str, Any], tmp_path: Path) ->
     alone = evaluate(make_run(tmp_path))
     for name, subject in on_two_ranks["subjects"].items():
         assert alone["subjects"][name]["tasks"] == subject["tasks"]
+
+
+def test_the_loop_scores_tasks_as_the_evaluation_does(on_two_ranks: dict[str, Any]) -> None:
+    for seen in on_two_ranks["in_loop"]:  # by each rank
+        assert {name for name, score in seen.items() if "bits_per_byte" in score} == {"law", "talk"}
+        tasks = {name: score for name, score in seen.items() if "items" in score}
+        assert json.loads(json.dumps(tasks)) == on_two_ranks["subjects"]["init"]["tasks"]
 
 
 def test_a_benchmark_that_changed_since_the_plan_is_refused(run_dir: Path, tmp_path: Path) -> None:
