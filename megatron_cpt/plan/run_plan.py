@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -209,7 +210,7 @@ class EvalTask:
 
 @dataclass(frozen=True)
 class ContaminationPlan:
-    """Length of the runs of words, or of characters, that are looked for in the training index, and from which share of them on it counts."""
+    """Length of the runs of words, or of characters, that are looked for in the training index, and the share from which it counts."""
 
     words: int = 13
     characters: int = 24
@@ -405,3 +406,13 @@ class RunPlan:
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise DataError("The plan is not readable YAML.", where=path, value=str(error)) from None
         return from_plain(cls, data, where=path)
+
+
+def grace_window_steps(plan: RunPlan) -> int:
+    """Return the steps in which a loss on general text is expected and nothing is judged: as configured, or the warm-up.
+
+    Source: the stability gap, Guo et al. 2024, arXiv 2406.14833.
+    """
+    if plan.grace_steps is not None:
+        return plan.grace_steps
+    return math.ceil(plan.schedule.warmup_samples / plan.layout.global_batch_size)
