@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 
 from megatron_cpt.config.schema import ExperimentConfig, GateRuleConfig, GpuConfig
 from megatron_cpt.errors import ConfigError, raise_all
+from megatron_cpt.plan.benches import Benches, metrics_of, task_of, task_problems
 from megatron_cpt.plan.blend import blend_entries, blend_stages
 from megatron_cpt.plan.calibrate import HostFacts
 from megatron_cpt.plan.checks import estimate_problems, input_problems
@@ -17,9 +18,11 @@ from megatron_cpt.plan.memory import NOT_COUNTED, memory_of_stages
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.money import known, run_carbon_kg, run_cost_usd, run_energy_kwh, tariff_of
 from megatron_cpt.plan.parameters import num_params
+from megatron_cpt.plan.rules import Task, rule_problems
 from megatron_cpt.plan.run_plan import (
     PLAN_SCHEMA_VERSION,
     CheckpointPlan,
+    ContaminationPlan,
     Estimate,
     EvalPlan,
     EvalText,
@@ -58,6 +61,7 @@ def derive(
     vocab: VocabLayout,
     identity: dict[str, str],
     host: HostFacts,
+    benches: Benches | None = None,
 ) -> RunPlan:
     """Derive the plan of a run.
 
@@ -68,11 +72,16 @@ def derive(
         shape: the base model's shape; `vocab` gives the rows after extension.
         identity: fingerprints of the stages that the plan is derived from.
         host: figures of this host, used by CPU clusters only.
+        benches: the files of `eval.tasks`, as `plan.benches.read_benches` found them.
 
     Raises:
         ConfigError: listing everything that does not divide, fit, exist or stay within a limit.
     """
+    benches = benches or Benches()
     problems = input_problems(config, shape=shape, vocab=vocab, index_facts=index_facts, corpus_facts=corpus_facts)
+    problems += task_problems(config, benches, max_position=shape.max_position)
+    tasks = tasks_of_rules(config, benches)
+    problems += rule_problems(config.gate, texts=config.eval.texts, tasks=tasks)
     raise_all(ConfigError, problems, where="plan", next_step=_NEXT_STEP)
 
     layout = layout_of(config)
@@ -128,8 +137,8 @@ def derive(
         eval_every_steps=config.monitor.eval_every_steps,
         wandb_mode=cast(WandbMode, config.monitor.wandb_mode),
         wandb_project=config.monitor.wandb_project,
-        eval=eval_plan_of(config),
-        gate=gate_plan_of(config),
+        eval=eval_plan_of(config, benches),
+        gate=gate_plan_of(config, tasks),
         stop=stop,
         tariff=tariff,
         estimate=estimate,
@@ -173,7 +182,7 @@ def layout_of(config: ExperimentConfig) -> Layout:
     )
 
 
-def eval_plan_of(config: ExperimentConfig) -> EvalPlan:
+def eval_plan_of(config: ExperimentConfig, benches: Benches) -> EvalPlan:
     return EvalPlan(
         texts=tuple(
             EvalText(
@@ -187,6 +196,10 @@ def eval_plan_of(config: ExperimentConfig) -> EvalPlan:
         ),
         window_tokens=config.eval.window_tokens,
         micro_batch_size=config.eval.micro_batch_size,
+        tasks=tuple(task_of(name, config.bench[name], benches.found[name]) for name in config.eval.tasks),
+        tasks_in_loop=config.eval.tasks_in_loop,
+        run_code_unconfined=config.eval.run_code_unconfined,
+        contamination=ContaminationPlan(**asdict(config.eval.contamination)),
         stride_tokens=config.eval.stride_tokens,
         cache=config.eval.cache,
         harness=harness_plan_of(config),
@@ -208,15 +221,29 @@ def harness_plan_of(config: ExperimentConfig) -> HarnessPlan | None:
     )
 
 
-def group_of_rule(rule: GateRuleConfig, config: ExperimentConfig) -> RuleGroup:
-    """Return what a rule protects: what it says itself, else the role of its text."""
+def tasks_of_rules(config: ExperimentConfig, benches: Benches) -> dict[str, Task | None]:
+    """Return group and metrics of each task that a rule can be on; None for a file that cannot be read and for a harness's task."""
+    tasks: dict[str, Task | None] = dict.fromkeys(config.eval.harness)
+    for name in config.eval.tasks:
+        bench, settings = benches.found.get(name), config.bench.get(name)
+        tasks[name] = None
+        if bench is not None and settings is not None:
+            tasks[name] = (settings.group or bench.group or "general", metrics_of(bench, settings.pass_at))
+    return tasks
+
+
+def group_of_rule(rule: GateRuleConfig, config: ExperimentConfig, tasks: Mapping[str, Task | None]) -> RuleGroup:
+    """Return what a rule protects: what it says itself, else the role of its text or the group of its task."""
     if rule.group is not None:
         return cast(RuleGroup, rule.group)  # its words are checked before
+    task = tasks.get(rule.on)
+    if task is not None:
+        return cast(RuleGroup, task[0])
     source = config.source.get(rule.on)
     return "domain" if source is not None and source.role == "domain" else "general"
 
 
-def gate_plan_of(config: ExperimentConfig) -> GatePlan:
+def gate_plan_of(config: ExperimentConfig, tasks: Mapping[str, Task | None]) -> GatePlan:
     return GatePlan(
         rules=tuple(
             GateRule(
@@ -224,7 +251,7 @@ def gate_plan_of(config: ExperimentConfig) -> GatePlan:
                 kind="must_improve" if rule.kind == "must_improve" else "may_not_worsen",
                 margin=rule.margin,
                 metric=rule.metric,
-                group=group_of_rule(rule, config),
+                group=group_of_rule(rule, config, tasks),
                 required=rule.required,
                 confidence=rule.confidence,
             )
