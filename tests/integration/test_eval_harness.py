@@ -125,9 +125,7 @@ def request(arguments: tuple[Any, ...]) -> Any:
     return Instance("loglikelihood", {}, arguments, 0, ("a task", 0, 1))
 
 
-def harness_rank(
-    plan_path: str, tasks_path: str, arguments: list[tuple[str, str]], texts: list[str], out: str, port: int
-) -> dict[str, Any]:
+def harness_rank(command: list[str], arguments: list[tuple[str, str]], texts: list[str], port: int) -> dict[str, Any]:
     """Write the report of the tasks by the command line, then ask the model for single log-likelihoods."""
     from tokenizers import Tokenizer
 
@@ -135,7 +133,8 @@ def harness_rank(
     from megatron_cpt.eval.__main__ import main
     from megatron_cpt.eval.run import load_subject
 
-    assert main([f"plan={plan_path}", "subjects=init", f"harness={','.join(TASKS)}", f"tasks_path={tasks_path}", f"out={out}"]) == 0
+    assert main(command) == 0
+    plan_path = command[0].removeprefix("plan=")
     os.environ["MASTER_PORT"] = str(port)  # the store of the ranks before may still hold its own
 
     from megatron_cpt.eval.harness_model import RanksLM
@@ -168,7 +167,8 @@ def ours(run_dir: Path, reference: dict[str, Any]) -> dict[str, Any]:
     plan_path = make_plan(run_dir, make_layout(tensor=2), eval=EvalPlan(TEXTS, WINDOW, 3))
     arguments = [tuple(pair) for sample in reference["samples"]["law_choice"] for pair in sample["arguments"]]
     out = run_dir / "eval" / "eval.json"
-    answers = launch_ranks(harness_rank, 2, str(plan_path), str(reference["folder"]), arguments, reference["texts"], str(out), free_port())
+    command = [f"plan={plan_path}", "subjects=init", f"harness={','.join(TASKS)}", f"tasks_path={reference['folder']}", f"out={out}"]
+    answers = launch_ranks(harness_rank, 2, command, arguments, reference["texts"], free_port())
     assert answers[0] == answers[1]
     return {**answers[0], "tasks": json.loads(out.read_text(encoding="utf-8"))["subjects"]["init"]["tasks"]}
 
