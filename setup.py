@@ -38,6 +38,7 @@ EXTRAS = {
     "tensorboard": ["tensorboard>=2.15,<3"],  # monitor.tensorboard; 2.15: what torch 2.6 was released beside
     "dev": [
         "pytest>=8.2,<10",  # 8.2: current fixtures API; 9 is what CI runs
+        "pytest-xdist>=3.6,<4",  # two test processes; 3.6: the first for pytest 8.2
         "hypothesis>=6.100,<7",
         "ruff>=0.14,<0.17",  # formatting changes between minor releases
         "mypy>=1.16,<3",

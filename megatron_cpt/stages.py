@@ -590,6 +590,7 @@ def _ranks(
         launcher=launcher,
         stop_file=stop_file,
         attempt_id=attempt_id,
+        on_cpu=plan.backend == "cpu",
     )
 
 
