@@ -189,9 +189,19 @@ class TariffConfig:
 
 @dataclass
 class GateRuleConfig:
-    text: str = MISSING
+    """A rule on one metric of a held-out text or a task; the margin is in the metric's own unit.
+
+    `group: null` is the role of the text or the group of the task. An advisory rule (`required: false`) is shown and decides
+    nothing. `confidence: null` is that of the gate.
+    """
+
+    on: str = MISSING
     kind: str = MISSING
-    margin_bits_per_byte: float = MISSING
+    margin: float = MISSING
+    metric: str = "bits_per_byte"
+    group: str | None = None
+    required: bool = True
+    confidence: float | None = None
 
 
 @dataclass
@@ -203,13 +213,26 @@ class GateConfig:
 
 @dataclass
 class EvalConfig:
-    """Held-out texts: the test split of each named source, at most `max_bytes` of it and `max_document_bytes` of a document."""
+    """Held-out texts: the test split of each named source, at most `max_bytes` of it and `max_document_bytes` of a document.
+
+    With `stride_tokens` windows overlap: each scores so many tokens, given the `window_tokens - stride_tokens` before them, at
+    `window_tokens / stride_tokens` times the cost; null cuts a document into windows side by side. `cache` keeps the base model's
+    scores in `<runs_dir>/.eval-cache`, for other runs that score the same weights on the same items in the same way.
+    `harness` names tasks of lm-evaluation-harness in the task files of `harness_tasks_path`, of which at most `harness_max_items`
+    are scored; `harness_runs_code: true` lets those files name Python functions, which run as you.
+    """
 
     texts: list[str] = field(default_factory=list)
     max_bytes: int = 200_000
     max_document_bytes: int | None = None
     window_tokens: int = MISSING
     micro_batch_size: int = 1
+    stride_tokens: int | None = None
+    cache: bool = True
+    harness: list[str] = field(default_factory=list)
+    harness_tasks_path: str | None = None
+    harness_max_items: int | None = None
+    harness_runs_code: bool = False
 
 
 @dataclass

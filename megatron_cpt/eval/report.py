@@ -1,10 +1,10 @@
-"""`eval.json`: bits per byte by subject and text, with every document's figures for paired comparisons."""
+"""`eval.json`: scores by subject, text and task, with every document's and item's figures for paired comparisons."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from megatron_cpt.eval.texts import Document
 from megatron_cpt.record.store import write_json
 from megatron_cpt.record.typed import to_plain
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,49 @@ class TextScore:
 
 
 @dataclass(frozen=True)
+class ItemScore:
+    """One item of a task; `subgroup` is whom it is about, where the task compares groups."""
+
+    id: str
+    subgroup: str | None
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """A task's mean of each metric.
+
+    Attributes:
+        rule: how an answer is chosen and normalised, in words.
+        joined_boundaries: items whose tokenizer joins the end of the question with the beginning of an answer.
+    """
+
+    kind: str
+    group: str
+    licence: str
+    source: str
+    file_sha256: str
+    rule: str
+    metrics: dict[str, float]
+    joined_boundaries: int
+    items: tuple[ItemScore, ...]
+
+
+@dataclass(frozen=True)
 class SubjectScore:
-    """One model's scores; the digests say which weights and tokenizer they belong to."""
+    """One model's scores; the digests say which weights and tokenizer they belong to, `prefix_id` what every window starts with.
+
+    `nats_by_start` compares that start with others on a few windows, in nats per token; empty where no other is known.
+    """
 
     checkpoint: str
     weights_sha256: str
     tokenizer_sha256: str
     num_ids: int
+    prefix_id: int
     texts: dict[str, TextScore]
+    tasks: dict[str, TaskScore]
+    nats_by_start: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,14 +87,15 @@ class EvalReport:
 
     def save(self, path: Path) -> None:
         """Write the report; a loss that is not a finite number, which JSON cannot hold, as the word `float()` reads back."""
-        write_json(path, _worded(to_plain(self)))
+        write_json(path, worded(to_plain(self)))
 
 
-def _worded(data: Any) -> Any:
+def worded(data: Any) -> Any:
+    """Return plain data with numbers that are not finite as words."""
     if isinstance(data, dict):
-        return {name: _worded(value) for name, value in data.items()}
+        return {name: worded(value) for name, value in data.items()}
     if isinstance(data, list):
-        return [_worded(value) for value in data]
+        return [worded(value) for value in data]
     return str(data) if isinstance(data, float) and not math.isfinite(data) else data
 
 

@@ -24,6 +24,7 @@ RECOMPUTE = ("none", "selective", "full")
 FP8_FORMATS = ("none", "hybrid", "e4m3")
 FP8_UNITS = {"delayed": 16, "tensorwise": 16, "blockwise": 16, "mxfp8": 32}  # what each side of a product must divide by, by recipe
 RULE_KINDS = ("must_improve", "may_not_worsen")
+RULE_GROUPS = ("domain", "general", "bias", "safety")
 WANDB_MODES = ("offline", "online", "disabled")
 
 
@@ -135,6 +136,8 @@ def size_keys(config: ExperimentConfig) -> dict[str, float]:
         "eval.max_bytes": config.eval.max_bytes,
         "eval.max_document_bytes": config.eval.max_bytes if config.eval.max_document_bytes is None else config.eval.max_document_bytes,
         "eval.window_tokens": config.eval.window_tokens,
+        "eval.stride_tokens": 1 if config.eval.stride_tokens is None else config.eval.stride_tokens,
+        "eval.harness_max_items": 1 if config.eval.harness_max_items is None else config.eval.harness_max_items,
         "gate.bootstrap_samples": config.gate.bootstrap_samples,
     }
 
@@ -370,15 +373,36 @@ def eval_problems(config: ExperimentConfig, corpus_facts: Mapping[str, Any]) -> 
         if corpus_facts["sources"].get(name, {}).get("test_documents", 0) < 1:
             problems.append(f"eval.texts names {name!r}, but the corpus kept no test documents of it. Raise source.{name}.test_fraction.")
     problems += [f"eval.texts names {name!r} twice." for name in {text for text in config.eval.texts if config.eval.texts.count(text) > 1}]
+    if config.eval.stride_tokens is not None and config.eval.stride_tokens > config.eval.window_tokens:
+        problems.append(
+            f"eval.stride_tokens={config.eval.stride_tokens} is longer than eval.window_tokens={config.eval.window_tokens}: tokens between"
+            " two windows would not be scored. Use at most that many, or null."
+        )
+    problems += harness_problems(config)
     if not config.gate.rules:
         problems.append("gate.rules is empty: no checkpoint could ever be promoted. Give at least one rule.")
     for number, rule in enumerate(config.gate.rules):
         label = f"gate.rules[{number}]"
         problems += _choice(f"{label}.kind", rule.kind, RULE_KINDS)
-        if rule.text not in config.eval.texts:
-            problems.append(f"{label}.text={rule.text!r} is not one of eval.texts ({', '.join(config.eval.texts) or 'none'}).")
-        if not (math.isfinite(rule.margin_bits_per_byte) and rule.margin_bits_per_byte >= 0):
-            problems.append(f"{label}.margin_bits_per_byte={rule.margin_bits_per_byte} is not a margin. Use 0 or more.")
+        problems += [] if rule.group is None else _choice(f"{label}.group", rule.group, RULE_GROUPS)
+        if rule.on not in config.eval.texts:
+            problems.append(f"{label}.on={rule.on!r} is not one of eval.texts ({', '.join(config.eval.texts) or 'none'}).")
+        if not (math.isfinite(rule.margin) and rule.margin >= 0):
+            problems.append(f"{label}.margin={rule.margin} is not a margin. Use 0 or more.")
+    return problems
+
+
+def harness_problems(config: ExperimentConfig) -> list[str]:
+    """Check that tasks of lm-evaluation-harness come from a folder of task files; which of them it holds is known when they are loaded."""
+    names, folder = config.eval.harness, config.eval.harness_tasks_path
+    if not names:
+        return [] if folder is None else ["eval.harness_tasks_path is set, and eval.harness names no task. Name one, or set it to null."]
+    problems = [f"eval.harness names {name!r} twice." for name in sorted({name for name in names if names.count(name) > 1})]
+    problems += [f"eval.harness names {name!r}, which is also a text's name." for name in names if name in config.eval.texts]
+    if folder is None or not any(Path(folder).rglob("*.yaml")):
+        problems.append(
+            f"eval.harness needs task files, and eval.harness_tasks_path={folder} holds no .yaml file. Name a folder of your own tasks."
+        )
     return problems
 
 

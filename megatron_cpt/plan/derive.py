@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal, cast
 
-from megatron_cpt.config.schema import ExperimentConfig, GpuConfig
+from megatron_cpt.config.schema import ExperimentConfig, GateRuleConfig, GpuConfig
 from megatron_cpt.errors import ConfigError, raise_all
 from megatron_cpt.plan.blend import blend_entries, blend_stages
 from megatron_cpt.plan.calibrate import HostFacts
@@ -24,16 +25,19 @@ from megatron_cpt.plan.run_plan import (
     EvalText,
     GatePlan,
     GateRule,
+    HarnessPlan,
     Interval,
     Layout,
     OptimizerPlan,
     PackingPlan,
+    RuleGroup,
     RunPlan,
     StopConditions,
     Tariff,
 )
 from megatron_cpt.plan.schedule import schedule_of
 from megatron_cpt.plan.throughput import FLOPS_CONVENTION, flops_per_token, recomputed_flops_per_token, training_seconds
+from megatron_cpt.record.hashing import sha256_folder
 from megatron_cpt.record.unknown import Figure, Unavailable, combine
 from megatron_cpt.record.vocab_layout import VocabLayout
 
@@ -183,16 +187,46 @@ def eval_plan_of(config: ExperimentConfig) -> EvalPlan:
         ),
         window_tokens=config.eval.window_tokens,
         micro_batch_size=config.eval.micro_batch_size,
+        stride_tokens=config.eval.stride_tokens,
+        cache=config.eval.cache,
+        harness=harness_plan_of(config),
     )
+
+
+def harness_plan_of(config: ExperimentConfig) -> HarnessPlan | None:
+    """Return the tasks of lm-evaluation-harness with the digest of their folder; None where none is named."""
+    if not config.eval.harness:
+        return None
+    assert config.eval.harness_tasks_path is not None, "eval_problems was asked before"
+    folder = Path(config.eval.harness_tasks_path).resolve()
+    return HarnessPlan(
+        path=str(folder),
+        sha256=sha256_folder(folder),
+        tasks=tuple(config.eval.harness),
+        runs_code=config.eval.harness_runs_code,
+        max_items=config.eval.harness_max_items,
+    )
+
+
+def group_of_rule(rule: GateRuleConfig, config: ExperimentConfig) -> RuleGroup:
+    """Return what a rule protects: what it says itself, else the role of its text."""
+    if rule.group is not None:
+        return cast(RuleGroup, rule.group)  # its words are checked before
+    source = config.source.get(rule.on)
+    return "domain" if source is not None and source.role == "domain" else "general"
 
 
 def gate_plan_of(config: ExperimentConfig) -> GatePlan:
     return GatePlan(
         rules=tuple(
             GateRule(
-                text=rule.text,
+                on=rule.on,
                 kind="must_improve" if rule.kind == "must_improve" else "may_not_worsen",
-                margin_bits_per_byte=rule.margin_bits_per_byte,
+                margin=rule.margin,
+                metric=rule.metric,
+                group=group_of_rule(rule, config),
+                required=rule.required,
+                confidence=rule.confidence,
             )
             for rule in config.gate.rules
         ),

@@ -177,22 +177,54 @@ class EvalText:
 
 
 @dataclass(frozen=True)
+class HarnessPlan:
+    """Tasks of lm-evaluation-harness, by name, from a folder of the user's own task files; a folder with another digest is refused.
+
+    `runs_code`: task files may name Python functions, which then run as this user. `max_items` of each task are scored, None is all.
+    """
+
+    path: str
+    sha256: str
+    tasks: tuple[str, ...]
+    runs_code: bool = False
+    max_items: int | None = None
+
+
+@dataclass(frozen=True)
 class EvalPlan:
+    """What is scored, and how.
+
+    Attributes:
+        stride_tokens: a window scores so many tokens after the ones that it shares with the window before; None is all of its own.
+        cache: scores of the base are kept beside the runs, and taken from there when everything that decides them is the same.
+    """
+
     texts: tuple[EvalText, ...]
     window_tokens: int
     micro_batch_size: int
+    stride_tokens: int | None = None
+    cache: bool = False
+    harness: HarnessPlan | None = None
+
+
+RuleGroup = Literal["domain", "general", "bias", "safety"]
 
 
 @dataclass(frozen=True)
 class GateRule:
-    """One rule on bits per byte, candidate minus base, judged on a paired bootstrap interval.
+    """One rule on one metric of a held-out text or a task, candidate against base, judged on a paired bootstrap interval.
 
-    `must_improve`: the upper end of the interval lies below `-margin`. `may_not_worsen`: it lies below `+margin`.
+    `on` names the text or task and `margin` is in the metric's unit. An advisory rule (`required` is false) is shown and decides
+    nothing. A `confidence` of None is the gate's.
     """
 
-    text: str
+    on: str
     kind: Literal["must_improve", "may_not_worsen"]
-    margin_bits_per_byte: float
+    margin: float
+    metric: str = "bits_per_byte"
+    group: RuleGroup = "general"
+    required: bool = True
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)
