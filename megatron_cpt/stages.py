@@ -26,6 +26,7 @@ from megatron_cpt.meter.energy import open_meter
 from megatron_cpt.meter.killed import consumption_of, settle
 from megatron_cpt.meter.ledger import STEP_RECORDS, Attempt, Planned, attempt
 from megatron_cpt.meter.totals import attempts_of, totals_by_stage
+from megatron_cpt.plan.benches import bench_inputs, copy_benches, read_benches
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.page import page
 from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan
@@ -111,6 +112,8 @@ def init_inputs(run: Run) -> dict[str, Any]:
 def plan_inputs(run: Run) -> dict[str, Any]:
     groups = ("blend", "optim", "schedule", "parallel", "cluster", "gpu", "tariff", "gate", "eval", "checkpoint", "stop", "monitor")
     settings = {group: asdict(getattr(run.config, group)) for group in groups}
+    if run.config.eval.tasks:
+        settings["bench"] = bench_inputs(run.config)
     return {**run.fingerprints("corpus", "vocab", "index", "init"), "seed": run.config.seed, "settings": settings}
 
 
@@ -213,6 +216,7 @@ def plan_body(run: Run, result: StageResult, _: Attempt) -> None:
     from megatron_cpt.plan.derive import derive  # noqa: PLC0415
 
     layout_path = run.of("vocab") / "vocab_layout.json"
+    benches = read_benches(run.config)
     plan = derive(
         run.config,
         init_facts=run.manifest("init").facts,
@@ -222,7 +226,9 @@ def plan_body(run: Run, result: StageResult, _: Attempt) -> None:
         vocab=from_plain(VocabLayout, read_json(layout_path), where=layout_path),
         identity=run.fingerprints("corpus", "vocab", "index", "init"),
         host=measure_host(run.config.cluster),
+        benches=benches,
     )
+    copy_benches(plan.eval, benches, result.folder)
     plan.save(result.folder)
     text = page(plan)
     write_text(result.folder / "plan.txt", text)
@@ -232,7 +238,12 @@ def plan_body(run: Run, result: StageResult, _: Attempt) -> None:
 
 
 def baseline_body(run: Run, result: StageResult, _: Attempt) -> None:
+    from megatron_cpt.eval.contamination import find_contaminated  # noqa: PLC0415
+
+    contaminated = find_contaminated(run.plan, run.folder, say=_indented)  # before ranks are paid for
     _evaluate(run, result, subjects="base,init")
+    path = result.folder / "eval.json"
+    write_json(path, {**read_json(path), "contaminated": contaminated})
 
 
 def eval_body(run: Run, result: StageResult, _: Attempt) -> None:
@@ -606,6 +617,8 @@ def _evaluate(run: Run, result: StageResult, *, subjects: str) -> None:
     }
     for name, scores in result.facts.items():
         _indented(f"{name:<6}" + "  ".join(f"{text} {float(bits):.4f}" for text, bits in scores.items()) + "  bits per byte")
+        for task, score in report["subjects"][name].get("tasks", {}).items():
+            _indented(f"{'':<6}{task} " + "  ".join(f"{metric} {float(value):.4f}" for metric, value in score["metrics"].items()))
 
 
 def _failure_of_rank(exit_code: int, reason: str, folder: Path) -> CptError:

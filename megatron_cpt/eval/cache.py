@@ -46,6 +46,7 @@ class CacheEntry:
             "eval": to_plain(dataclasses.replace(plan.eval, cache=True)),
             "texts": {text.name: sha256_file(run_dir / text.path) for text in plan.eval.texts},
             "numbers": [plan.backend, layout.dtype, layout.fp8, layout.fp8_recipe],
+            "seed": plan.seed if any(task.temperature > 0 for task in plan.eval.tasks) else None,  # of drawn programs
             "version": __version__,
             "scoring_version": SCORING_VERSION,
         }

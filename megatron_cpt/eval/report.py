@@ -1,4 +1,4 @@
-"""`eval.json`: scores by subject, text and task, with every document's and item's figures for paired comparisons."""
+"""`eval.json`: bits per byte and task scores by subject, with every document's and item's figures for paired comparisons."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cpt.eval.texts import Document
+from megatron_cpt.gate.groups import GAP, group_gap
+from megatron_cpt.plan.run_plan import EvalTask
 from megatron_cpt.record.store import write_json
 from megatron_cpt.record.typed import to_plain
 
@@ -44,11 +46,12 @@ class ItemScore:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """A task's mean of each metric.
+    """A benchmark's score.
 
     Attributes:
-        rule: how an answer is chosen and normalised, in words.
-        joined_boundaries: items whose tokenizer joins the end of the question with the beginning of an answer.
+        rule: how an answer is chosen and judged, in words.
+        metrics: means over the items, and `gap`, the spread of the first metric's means over subgroups.
+        joined_boundaries: items in which this tokenizer would have joined the end of the question and the beginning of an answer.
     """
 
     kind: str
@@ -101,6 +104,28 @@ def worded(data: Any) -> Any:
 
 def _total(figures: Sequence[float]) -> float:
     return math.fsum(figures) if all(map(math.isfinite, figures)) else math.nan  # fsum refuses inf - inf
+
+
+def task_score(task: EvalTask, *, rule: str, joined_boundaries: int, items: Sequence[ItemScore]) -> TaskScore:
+    """Return a task's score: means over its items, each of which has every metric of the task but `gap`."""
+    metrics = {}
+    for name in task.metrics:
+        if name == GAP:
+            gap = group_gap([item.metrics[task.metrics[0]] for item in items], [item.subgroup for item in items])
+            metrics[name] = math.nan if gap is None else gap
+        else:
+            metrics[name] = _total([item.metrics[name] for item in items]) / len(items)
+    return TaskScore(
+        kind=task.kind,
+        group=task.group,
+        licence=task.licence,
+        source=task.source,
+        file_sha256=task.sha256,
+        rule=rule,
+        metrics=metrics,
+        joined_boundaries=joined_boundaries,
+        items=tuple(items),
+    )
 
 
 def text_score(role: str, documents: Sequence[Document], *, tokens: Sequence[int], nats: Sequence[float]) -> TextScore:

@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,15 @@ from megatron_cpt.record.tokenizer_file import load_tokenizer
 from megatron_cpt.record.typed import to_plain
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What every subject is scored on: held-out texts, tasks of the plan's benches, and tasks of lm-evaluation-harness."""
+
+    texts: Any
+    tasks: Any
+    harness: Any = None
 
 
 def run(
@@ -67,17 +76,11 @@ def run(
         raise ConfigError("Two subjects have one name.", where="subjects", value=", ".join(names), next_step="Rename a folder.")
     backend = choose(plan.backend)
     # megatron and torch load only now: the CPU backend must be in place before
-    from megatron_cpt.eval.bits_per_byte import read_texts  # noqa: PLC0415
     from megatron_cpt.model.parallel import ranks  # noqa: PLC0415
 
-    texts = read_texts(plan.eval, run_dir)
-    harness_tasks = None
-    if plan.eval.harness is not None:
-        from megatron_cpt.eval.harness import HarnessTasks  # noqa: PLC0415  -- the harness is an extra
-
-        harness_tasks = HarnessTasks.load(plan.eval.harness)
+    content = _read_content(plan, run_dir)
     with ranks(plan.layout, backend=backend, seed=plan.seed):
-        scores = {subject.name: _score_or_take(subject, texts, plan, run_dir, backend=backend, harness=harness_tasks) for subject in found}
+        scores = {subject.name: _score_or_take(subject, content, plan, run_dir, backend=backend) for subject in found}
     if _is_first_rank():
         report = EvalReport(SCHEMA_VERSION, scores, time.time() - started)
         report.save(out)
@@ -85,17 +88,29 @@ def run(
         warn_of_equal_scores({**_subjects_of(run_dir / "baseline" / "eval.json"), **to_plain(report)["subjects"]})
 
 
+def _read_content(plan: RunPlan, run_dir: Path) -> Content:
+    from megatron_cpt.eval.bits_per_byte import read_texts  # noqa: PLC0415
+    from megatron_cpt.eval.task_items import read_tasks  # noqa: PLC0415
+
+    harness = None
+    if plan.eval.harness is not None:
+        from megatron_cpt.eval.harness import HarnessTasks  # noqa: PLC0415  -- the harness is an extra
+
+        harness = HarnessTasks.load(plan.eval.harness)
+    return Content(read_texts(plan.eval, run_dir), read_tasks(plan.eval, run_dir), harness)
+
+
 def _subjects_of(path: Path) -> dict[str, Any]:
     """Return the subjects of a report that may not be there yet."""
     return dict(read_json(path)["subjects"]) if path.is_file() else {}
 
 
-def _score_or_take(subject: Subject, texts: Any, plan: RunPlan, run_dir: Path, *, backend: Any, harness: Any) -> SubjectScore:
+def _score_or_take(subject: Subject, content: Content, plan: RunPlan, run_dir: Path, *, backend: Any) -> SubjectScore:
     """Return the subject's scores, the base's from the cache where they are kept. Collective: the first rank reads for all."""
     from torch import distributed  # noqa: PLC0415
 
     if not (plan.eval.cache and subject.name == "base"):
-        return score_subject(subject, texts, plan, backend=backend, harness=harness)
+        return score_subject(subject, content, plan, backend=backend)
     entry = CacheEntry.of(subject, plan, run_dir)
     kept: list[Any] = [entry.read() if _is_first_rank() else None]
     distributed.broadcast_object_list(kept, src=0)
@@ -103,28 +118,31 @@ def _score_or_take(subject: Subject, texts: Any, plan: RunPlan, run_dir: Path, *
         logger.info("%s: scores of the same weights, items and settings are taken from %s.", subject.name, entry.path)
         taken: SubjectScore = replace(kept[0], checkpoint=subject.checkpoint)
         return taken
-    score = score_subject(subject, texts, plan, backend=backend, harness=harness)
+    score = score_subject(subject, content, plan, backend=backend)
     if _is_first_rank():
         entry.write(score)
     return score
 
 
-def score_subject(subject: Subject, texts: Any, plan: RunPlan, *, backend: Any, harness: Any = None) -> SubjectScore:
+def score_subject(subject: Subject, content: Content, plan: RunPlan, *, backend: Any) -> SubjectScore:
     """Load one subject into the plan's layout and score it. Collective."""
     from megatron_cpt.eval.bits_per_byte import score_texts  # noqa: PLC0415
+    from megatron_cpt.eval.tasks import score_tasks  # noqa: PLC0415
 
     logger.info("Scoring %s (%s).", subject.name, subject.checkpoint)
     chunks, tokenizer = load_subject(subject, plan, backend=backend), load_tokenizer(subject.tokenizer_path)
-    scores = score_texts(
-        chunks,
-        texts,
-        tokenizer=tokenizer,
-        where=subject.tokenizer_path,
-        vocab=subject.vocab,
-        plan=plan.eval,
-        device=backend.device,
-        progress=lambda line: logger.info("  %s", line),
-    )
+    with_what: Any = {
+        "tokenizer": tokenizer,
+        "where": subject.tokenizer_path,
+        "vocab": subject.vocab,
+        "plan": plan.eval,
+        "device": backend.device,
+        "progress": lambda line: logger.info("  %s", line),
+    }
+    scores = score_texts(chunks, content.texts, **with_what)
+    task_scores = score_tasks(chunks, content.tasks, seed=plan.seed, **with_what)
+    if content.harness is not None:
+        task_scores |= _score_harness(content.harness, chunks, subject, plan, device=backend.device)
     return SubjectScore(
         checkpoint=subject.checkpoint,
         weights_sha256=subject.weights_sha256,
@@ -132,8 +150,8 @@ def score_subject(subject: Subject, texts: Any, plan: RunPlan, *, backend: Any, 
         num_ids=subject.vocab.num_ids,
         prefix_id=subject.vocab.end_of_document_id,
         texts=scores,
-        tasks=_score_harness(harness, chunks, subject, plan, device=backend.device) if harness is not None else {},
-        nats_by_start=_compare_starts(subject, chunks, texts, tokenizer, plan, device=backend.device),
+        tasks=task_scores,
+        nats_by_start=_compare_starts(subject, chunks, content.texts, tokenizer, plan, device=backend.device),
     )
 
 

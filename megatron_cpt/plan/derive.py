@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 
 from megatron_cpt.config.schema import ExperimentConfig, GateRuleConfig, GpuConfig
 from megatron_cpt.errors import ConfigError, raise_all
+from megatron_cpt.plan.benches import Benches, task_of, task_problems
 from megatron_cpt.plan.blend import blend_entries, blend_stages
 from megatron_cpt.plan.calibrate import HostFacts
 from megatron_cpt.plan.checks import estimate_problems, input_problems
@@ -20,6 +21,7 @@ from megatron_cpt.plan.parameters import num_params
 from megatron_cpt.plan.run_plan import (
     PLAN_SCHEMA_VERSION,
     CheckpointPlan,
+    ContaminationPlan,
     Estimate,
     EvalPlan,
     EvalText,
@@ -58,6 +60,7 @@ def derive(
     vocab: VocabLayout,
     identity: dict[str, str],
     host: HostFacts,
+    benches: Benches | None = None,
 ) -> RunPlan:
     """Derive the plan of a run.
 
@@ -68,11 +71,14 @@ def derive(
         shape: the base model's shape; `vocab` gives the rows after extension.
         identity: fingerprints of the stages that the plan is derived from.
         host: figures of this host, used by CPU clusters only.
+        benches: the files of `eval.tasks`, as `plan.benches.read_benches` found them.
 
     Raises:
         ConfigError: listing everything that does not divide, fit, exist or stay within a limit.
     """
+    benches = benches or Benches()
     problems = input_problems(config, shape=shape, vocab=vocab, index_facts=index_facts, corpus_facts=corpus_facts)
+    problems += task_problems(config, benches, max_position=shape.max_position)
     raise_all(ConfigError, problems, where="plan", next_step=_NEXT_STEP)
 
     layout = layout_of(config)
@@ -128,7 +134,7 @@ def derive(
         eval_every_steps=config.monitor.eval_every_steps,
         wandb_mode=cast(WandbMode, config.monitor.wandb_mode),
         wandb_project=config.monitor.wandb_project,
-        eval=eval_plan_of(config),
+        eval=eval_plan_of(config, benches),
         gate=gate_plan_of(config),
         stop=stop,
         tariff=tariff,
@@ -173,7 +179,7 @@ def layout_of(config: ExperimentConfig) -> Layout:
     )
 
 
-def eval_plan_of(config: ExperimentConfig) -> EvalPlan:
+def eval_plan_of(config: ExperimentConfig, benches: Benches) -> EvalPlan:
     return EvalPlan(
         texts=tuple(
             EvalText(
@@ -187,6 +193,10 @@ def eval_plan_of(config: ExperimentConfig) -> EvalPlan:
         ),
         window_tokens=config.eval.window_tokens,
         micro_batch_size=config.eval.micro_batch_size,
+        tasks=tuple(task_of(name, config.bench[name], benches.found[name]) for name in config.eval.tasks),
+        tasks_in_loop=config.eval.tasks_in_loop,
+        run_code_unconfined=config.eval.run_code_unconfined,
+        contamination=ContaminationPlan(**asdict(config.eval.contamination)),
         stride_tokens=config.eval.stride_tokens,
         cache=config.eval.cache,
         harness=harness_plan_of(config),

@@ -177,6 +177,47 @@ class EvalText:
 
 
 @dataclass(frozen=True)
+class EvalTask:
+    """A benchmark to score: `path` is the plan's own copy, relative to the run folder, and `sha256` its digest.
+
+    Attributes:
+        metrics: what is measured, the main one first; `gap` is the spread of the main one over subgroups.
+        num_items: items that are scored.
+        template: what a question becomes, `{question}` being its place; `separator` stands between that and an answer.
+        few_shot: the first items, which are examples and not scored; `max_items` of the others are, None for all.
+        stop: what is generated ends before the first of these texts.
+    """
+
+    name: str
+    path: str
+    sha256: str
+    kind: Literal["choice", "generation", "code", "pairs"]
+    group: Literal["domain", "general", "bias", "safety"]
+    licence: str
+    source: str
+    metrics: tuple[str, ...]
+    num_items: int
+    template: str
+    separator: str
+    few_shot: int = 0
+    max_items: int | None = None
+    max_new_tokens: int = 128
+    stop: tuple[str, ...] = ()
+    num_samples: int = 1
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True)
+class ContaminationPlan:
+    """Length of the runs of words, or of characters, that are looked for in the training index, and the share from which it counts."""
+
+    words: int = 13
+    characters: int = 24
+    task_share: float = 0.0
+    document_share: float = 0.5
+
+
+@dataclass(frozen=True)
 class HarnessPlan:
     """Tasks of lm-evaluation-harness, by name, from a folder of the user's own task files; a folder with another digest is refused.
 
@@ -202,6 +243,10 @@ class EvalPlan:
     texts: tuple[EvalText, ...]
     window_tokens: int
     micro_batch_size: int
+    tasks: tuple[EvalTask, ...] = ()
+    tasks_in_loop: bool = False
+    run_code_unconfined: bool = False
+    contamination: ContaminationPlan = ContaminationPlan()
     stride_tokens: int | None = None
     cache: bool = False
     harness: HarnessPlan | None = None

@@ -26,7 +26,8 @@ def write_report(folder: Path, run_dir: Path) -> None:
 def html(records: RunRecords) -> str:
     """Return the whole page."""
     name = escape(records.run_dir.name)
-    sections = [_verdict(records), _training(records), _texts(records), _completions(records), _bill(records), _stages(records)]
+    parts = (_verdict, _tasks, _training, _texts, _completions, _bill, _stages)
+    sections = [part(records) for part in parts]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{name}</title><style>{STYLE}</style></head><body><h1>{name}</h1>{''.join(sections)}</body></html>\n"
@@ -61,6 +62,21 @@ def _verdict(records: RunRecords) -> str:
         f"<h2>Bits per byte</h2>{table(head, rows, numbers=(2, 3, 4, 5))}"
         '<p class="soft">Lower is better; comparable across vocabularies. “Extended” is the base with its new rows, before training.</p>'
     )
+
+
+def _tasks(records: RunRecords) -> str:
+    if not records.tasks:
+        return ""
+    rows = [
+        (row.task, row.group, row.metric, _bits(row.base), _bits(row.extended), _bits(row.trained), _change(row.base, row.trained))
+        for row in records.tasks
+    ]
+    head = ("benchmark", "group", "metric", "frozen base", "extended", "trained", "against base")
+    note = (
+        '<p class="soft">Higher is better, except for a stereotype score, which is fair at 0.5, and for a gap between subgroups. '
+        "Items that overlap with the training data are counted here and left out by the gate.</p>"
+    )
+    return f"<h2>Benchmarks</h2>{table(head, rows, numbers=(3, 4, 5, 6))}{note}"
 
 
 def _bits(value: float | None) -> str:

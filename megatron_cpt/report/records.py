@@ -29,6 +29,18 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class TaskScores:
+    """One metric of one benchmark at the three points of a run; None where it was not scored."""
+
+    task: str
+    metric: str
+    group: str
+    base: float | None
+    extended: float | None
+    trained: float | None
+
+
+@dataclass(frozen=True)
 class RunRecords:
     """Everything the report shows."""
 
@@ -40,6 +52,7 @@ class RunRecords:
     steps: list[dict[str, Any]]
     attempts: list[AttemptRecord]
     totals: list[StageTotals]
+    tasks: tuple[TaskScores, ...] = ()
 
     @classmethod
     def read(cls, run_dir: Path) -> RunRecords:
@@ -66,6 +79,7 @@ class RunRecords:
             steps=[line for line in read_lines(run_dir / "train" / "metrics.jsonl") if line.get("kind") == "step"],
             attempts=attempts,
             totals=totals_by_stage(attempts) if attempts else [],
+            tasks=_task_scores(baseline, candidate),
         )
 
     def facts(self, stage: str) -> dict[str, Any]:
@@ -75,6 +89,32 @@ class RunRecords:
     def total(self, stage: str) -> StageTotals | None:
         """Return the bill of one stage over all its attempts, or None when it has none."""
         return next((total for total in self.totals if total.stage == stage), None)
+
+
+def _task_scores(baseline: Any, candidate: Any) -> tuple[TaskScores, ...]:
+    """Return a row for each metric of each task that any of the reports holds."""
+    points = [_tasks_of(baseline, "base"), _tasks_of(baseline, "init"), _tasks_of(candidate, "train")]
+    rows: dict[tuple[str, str], str] = {}
+    for tasks in points:
+        for name, task in tasks.items():
+            rows.update({(name, metric): str(task.get("group", "unknown")) for metric in task.get("metrics", {})})
+    return tuple(
+        TaskScores(name, metric, group, *(_metric(tasks.get(name), metric) for tasks in points)) for (name, metric), group in rows.items()
+    )
+
+
+def _tasks_of(report: Any, subject: str) -> dict[str, Any]:
+    try:
+        return dict(report["subjects"][subject]["tasks"])
+    except (KeyError, TypeError, ValueError):
+        return {}
+
+
+def _metric(task: Any, metric: str) -> float | None:
+    try:
+        return float(task["metrics"][metric])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _try(read: Any) -> Any:

@@ -6,6 +6,7 @@ Hooks that write files or lines live on the first rank only; evaluation and chec
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -139,7 +140,7 @@ class InLoopEvaluation(BaseHook):
         """Take the scorer and the sink.
 
         Args:
-            evaluate: returns the scores by text in the form of `eval.json`, on every rank.
+            evaluate: returns the scores by text, and by task where these are scored, in the form of `eval.json`, on every rank.
             every_steps: 0 evaluates only when a budget stops the run.
             record: keeps one record; does nothing on ranks that do not write.
             compare: returns the `forgetting` record of scores at a step, or None where there is nothing to compare with.
@@ -157,14 +158,20 @@ class InLoopEvaluation(BaseHook):
 
     def _score(self, state: TrainState) -> None:
         started = time.monotonic()
-        scores = self._evaluate()
+        evaluated = self._evaluate()
+        scores = {name: score for name, score in evaluated.items() if "bits_per_byte" in score}
+        tasks = {name: _metrics(score) for name, score in evaluated.items() if name not in scores}
         bits_per_byte = {name: float(score["bits_per_byte"]) for name, score in scores.items()}
         for name, value in bits_per_byte.items():
             require_finite(f"loss on {name}", value, step=state.step)
         loss = {name: float(score["nats"]) / int(score["tokens"]) for name, score in scores.items()}
         seconds = time.monotonic() - started
-        self._record({"kind": "eval", "step": state.step, "bits_per_byte": bits_per_byte, "loss": loss, "seconds": seconds})
+        record = {"kind": "eval", "step": state.step, "bits_per_byte": bits_per_byte, "loss": loss, "seconds": seconds}
+        self._record({**record, "tasks": tasks} if tasks else record)
         logger.info("step %d: bits per byte %s", state.step, ", ".join(f"{name} {value:.4f}" for name, value in bits_per_byte.items()))
+        for name, metrics in tasks.items():
+            shown = ", ".join(f"{metric} {'unknown' if value is None else f'{value:.4f}'}" for metric, value in metrics.items())
+            logger.info("step %d: %s %s", state.step, name, shown)
         compared = self._compare(scores, state.step)
         if compared is not None:
             self._record(compared)
@@ -172,6 +179,12 @@ class InLoopEvaluation(BaseHook):
                 "step %d: against the frozen base %s", state.step, ", ".join(_against_base(*text) for text in compared["texts"].items())
             )
         self._evaluated_step = state.step
+
+
+def _metrics(score: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return a task's means, None for one that is not a finite number, which JSON cannot hold."""
+    values = {metric: float(value) for metric, value in score["metrics"].items()}
+    return {metric: value if math.isfinite(value) else None for metric, value in values.items()}
 
 
 class PeriodicCheckpoint(BaseHook):

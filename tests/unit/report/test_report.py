@@ -41,6 +41,22 @@ def test_the_page_needs_no_other_file(tmp_path: Path) -> None:
     assert tags.opened.count("polyline") == 3  # loss, rate, norm; throughput was not recorded
 
 
+def test_benchmarks_stand_beside_texts_with_unknown_for_what_was_not_scored(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    task = {"group": "bias", "metrics": {"stereotype": 0.625, "gap": 0.25}, "items": []}
+    for folder, subjects in {"baseline": {"base": {"tasks": {"<pairs>": task}}, "init": {}}, "eval": {"train": {"tasks": {}}}}.items():
+        (run_dir / folder).mkdir(parents=True)
+        (run_dir / folder / "eval.json").write_text(json.dumps({"subjects": subjects}))
+    write_report(tmp_path / "out", run_dir)
+    summary, page = (tmp_path / "out" / "summary.txt").read_text(), (tmp_path / "out" / "report.html").read_text()
+    print(summary)
+    line = next(line for line in summary.splitlines() if line.startswith("<pairs> stereotype"))
+    assert line.split()[2:] == ["0.6250", "unknown", "unknown", "unknown"]
+    assert "<h2>Benchmarks</h2>" in page
+    assert "&lt;pairs&gt;" in page
+    assert "<pairs>" not in page
+
+
 def test_a_chart_places_points_in_proportion() -> None:
     chart = line_chart("t", [Series("s", [(0, 0), (5, 5), (10, 10)], "a")], x_label="x", y_label="y")
     points = chart.split('points="')[1].split('"')[0].split(" ")
