@@ -62,7 +62,8 @@ class Pairs:
 
     def figure(self, scores_N: Floats) -> float:
         """Return the metric of these scores."""
-        return float(self.figures(scores_N, np.ones((1, self.num_items)))[0])
+        with np.errstate(invalid="ignore"):  # inf - inf: the caller asks whether the figure is finite
+            return float(self.figures(scores_N, np.ones((1, self.num_items)))[0])
 
     def resampled_worsening(self, *, num_resamples: int, seed: int) -> Floats:
         """Return the worsening in each resample of the paired bootstrap: both models keep their score of a drawn item."""
