@@ -20,7 +20,8 @@ from megatron_cpt.errors import BudgetReached, CheckpointError, ConfigError, Cpt
 from megatron_cpt.gate.act import GOOD_NAME, GoodCheckpoint, carry_out
 from megatron_cpt.gate.audit import audit as audit_run
 from megatron_cpt.gate.decide import decide
-from megatron_cpt.gate.verdict import VERDICT_NAME, Verdict
+from megatron_cpt.gate.page import verdict_lines, verdict_page
+from megatron_cpt.gate.verdict import VERDICT_NAME, VERDICT_PAGE, Verdict
 from megatron_cpt.launch_ranks import run_in_child, run_ranks
 from megatron_cpt.meter.energy import open_meter
 from megatron_cpt.meter.killed import consumption_of, settle
@@ -29,7 +30,7 @@ from megatron_cpt.meter.totals import attempts_of, totals_by_stage
 from megatron_cpt.plan.benches import bench_inputs, copy_benches, read_benches
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.page import page
-from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan
+from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan, grace_window_steps
 from megatron_cpt.record.hashing import sha256_file, sha256_plain
 from megatron_cpt.record.manifest import MANIFEST_NAME, Manifest, StageResult, build_stage, finished, run_lock, write_manifest
 from megatron_cpt.record.store import read_json, read_lines, require_free_space, write_json, write_text
@@ -304,8 +305,16 @@ def _by_licence(source_tokens: dict[str, int], licences: dict[str, str]) -> dict
 
 
 def gate_body(run: Run, result: StageResult, _: Attempt) -> None:
-    verdict = decide(read_json(run.of("baseline") / "eval.json"), read_json(run.of("eval") / "eval.json"), run.plan.gate)
+    plan = run.plan
+    verdict = decide(
+        read_json(run.of("baseline") / "eval.json"),
+        read_json(run.of("eval") / "eval.json"),
+        plan.gate,
+        step=int(run.manifest("train").facts["step"]),
+        grace_steps=grace_window_steps(plan),
+    )
     write_json(result.folder / VERDICT_NAME, to_plain(verdict))
+    write_text(result.folder / VERDICT_PAGE, verdict_page(verdict, run_name=plan.run_name))
     result.facts = {"decision": verdict.decision, "reasons": list(verdict.reasons)}
 
 
@@ -491,9 +500,8 @@ def _carry_out(run: Run) -> None:
     candidate = run.manifest("train").facts["checkpoint"]
     init = {name: file.sha256 for name, file in run.manifest("init").outputs.items() if name.startswith("checkpoint/")}
     carry_out(run.folder, verdict, checkpoint=candidate, init_sha256=sha256_plain(init))
-    for rule in verdict.rules:
-        _indented(str(rule))
-    _indented(f"verdict: {verdict.decision}")
+    for line in verdict_lines(verdict):
+        _indented(line)
     if verdict.decision == "rollback":
         raise RolledBack(
             "The candidate was rolled back:\n    " + "\n    ".join(verdict.reasons),
@@ -503,7 +511,10 @@ def _carry_out(run: Run) -> None:
         )
     if verdict.decision == "unknown":
         raise DataError(
-            "The verdict is unknown, which is never a pass.", where=run.of("gate") / VERDICT_NAME, value="; ".join(verdict.reasons)
+            "The verdict is unknown, which is never a pass:\n    " + "\n    ".join(verdict.reasons),
+            where=run.of("gate") / VERDICT_PAGE,
+            value=f"{run.of('train').parent / GOOD_NAME} is as it was",
+            next_step="More items decide (eval.max_bytes, a larger benchmark), or a margin that these can show, or longer training.",
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 from megatron_cpt.config.schema import ExperimentConfig, GateRuleConfig, GpuConfig
 from megatron_cpt.errors import ConfigError, raise_all
-from megatron_cpt.plan.benches import Benches, task_of, task_problems
+from megatron_cpt.plan.benches import Benches, metrics_of, task_of, task_problems
 from megatron_cpt.plan.blend import blend_entries, blend_stages
 from megatron_cpt.plan.calibrate import HostFacts
 from megatron_cpt.plan.checks import estimate_problems, input_problems
@@ -18,6 +18,7 @@ from megatron_cpt.plan.memory import NOT_COUNTED, memory_of_stages
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.money import known, run_carbon_kg, run_cost_usd, run_energy_kwh, tariff_of
 from megatron_cpt.plan.parameters import num_params
+from megatron_cpt.plan.rules import Task, rule_problems
 from megatron_cpt.plan.run_plan import (
     PLAN_SCHEMA_VERSION,
     CheckpointPlan,
@@ -79,6 +80,8 @@ def derive(
     benches = benches or Benches()
     problems = input_problems(config, shape=shape, vocab=vocab, index_facts=index_facts, corpus_facts=corpus_facts)
     problems += task_problems(config, benches, max_position=shape.max_position)
+    tasks = tasks_of_rules(config, benches)
+    problems += rule_problems(config.gate, texts=config.eval.texts, tasks=tasks)
     raise_all(ConfigError, problems, where="plan", next_step=_NEXT_STEP)
 
     layout = layout_of(config)
@@ -135,7 +138,7 @@ def derive(
         wandb_mode=cast(WandbMode, config.monitor.wandb_mode),
         wandb_project=config.monitor.wandb_project,
         eval=eval_plan_of(config, benches),
-        gate=gate_plan_of(config),
+        gate=gate_plan_of(config, tasks),
         stop=stop,
         tariff=tariff,
         estimate=estimate,
@@ -218,15 +221,29 @@ def harness_plan_of(config: ExperimentConfig) -> HarnessPlan | None:
     )
 
 
-def group_of_rule(rule: GateRuleConfig, config: ExperimentConfig) -> RuleGroup:
-    """Return what a rule protects: what it says itself, else the role of its text."""
+def tasks_of_rules(config: ExperimentConfig, benches: Benches) -> dict[str, Task | None]:
+    """Return group and metrics of each task that a rule can be on; None for a file that cannot be read."""
+    tasks: dict[str, Task | None] = {}
+    for name in config.eval.tasks:
+        bench, settings = benches.found.get(name), config.bench.get(name)
+        tasks[name] = None
+        if bench is not None and settings is not None:
+            tasks[name] = (settings.group or bench.group or "general", metrics_of(bench, settings.pass_at))
+    return tasks
+
+
+def group_of_rule(rule: GateRuleConfig, config: ExperimentConfig, tasks: Mapping[str, Task | None]) -> RuleGroup:
+    """Return what a rule protects: what it says itself, else the role of its text or the group of its task."""
     if rule.group is not None:
         return cast(RuleGroup, rule.group)  # its words are checked before
+    task = tasks.get(rule.on)
+    if task is not None:
+        return cast(RuleGroup, task[0])
     source = config.source.get(rule.on)
     return "domain" if source is not None and source.role == "domain" else "general"
 
 
-def gate_plan_of(config: ExperimentConfig) -> GatePlan:
+def gate_plan_of(config: ExperimentConfig, tasks: Mapping[str, Task | None]) -> GatePlan:
     return GatePlan(
         rules=tuple(
             GateRule(
@@ -234,7 +251,7 @@ def gate_plan_of(config: ExperimentConfig) -> GatePlan:
                 kind="must_improve" if rule.kind == "must_improve" else "may_not_worsen",
                 margin=rule.margin,
                 metric=rule.metric,
-                group=group_of_rule(rule, config),
+                group=group_of_rule(rule, config, tasks),
                 required=rule.required,
                 confidence=rule.confidence,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -429,3 +430,13 @@ class RunPlan:
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise DataError("The plan is not readable YAML.", where=path, value=str(error)) from None
         return from_plain(cls, data, where=path)
+
+
+def grace_window_steps(plan: RunPlan) -> int:
+    """Return the steps in which a loss on general text is expected and nothing is judged: as configured, or the warm-up.
+
+    Source: the stability gap, Guo et al. 2024, arXiv 2406.14833.
+    """
+    if plan.grace_steps is not None:
+        return plan.grace_steps
+    return math.ceil(plan.schedule.warmup_samples / plan.layout.global_batch_size)
