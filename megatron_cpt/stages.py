@@ -541,7 +541,7 @@ def _walk_round(run: Run, stages: Sequence[StageInfo], chosen: Sequence[StageInf
                     str(rollback).splitlines()[0],
                     where=run.of("gate") / VERDICT_NAME,
                     value="; ".join(Verdict.load(run.of("gate") / VERDICT_NAME).reasons),
-                    next_step=f"{following.why}. It begins with: megatron-cpt run --retry --until plan ...; then run or submit the line again.",
+                    next_step=f"{following.why}. It begins with: megatron-cpt run --retry --until plan ...; then run or submit again.",
                 ) from None
             _begin_retry(run)
             return [each for each in chosen if names.index(each.name) >= names.index(following.first_stage)]
@@ -554,8 +554,7 @@ def rollback_without_retry(run: Run, rollback: RolledBack) -> RolledBack:
     if len(tried) < 2:
         return rollback
     return RolledBack(
-        f"The candidate was rolled back, and the retry policy has nothing more to try. A person decides now:\n    "
-        + "\n    ".join(tried),
+        "The candidate was rolled back, and the retry policy has nothing more to try. A person decides now:\n    " + "\n    ".join(tried),
         where=run.of("gate") / VERDICT_NAME,
         value=f"{GOOD_NAME} names {GoodCheckpoint.load(run.folder).checkpoint}",
         next_step="Change one thing and begin a round of your own: megatron-cpt run --new-round ... <overrides>.",
@@ -579,7 +578,8 @@ def _begin_asked_round(run: Run) -> None:
         )
     _carry_out(run, say_it=False)
     if now.changes:
-        say(f"--- without what the retries changed ({', then '.join(map(str, now.changes))}): a round that is asked for is as it is asked for")
+        dropped = ", then ".join(map(str, now.changes))
+        say(f"--- a round that is asked for is as it is asked for: the retries' changes are dropped ({dropped})")
     for stage in STAGES[: [each.name for each in STAGES].index("plan")]:
         finished(run.of(stage.name), WIRES[stage.name][0](run))
     before, now_wanted = run.manifest("plan").inputs, plan_inputs(run)
@@ -674,6 +674,8 @@ def _carry_out(run: Run, *, say_it: bool = True) -> None:
     candidate = run.manifest("train").facts["checkpoint"]
     init = {name: file.sha256 for name, file in run.manifest("init").outputs.items() if name.startswith("checkpoint/")}
     carry_out(run.folder, verdict, checkpoint=candidate, init_sha256=sha256_plain(init))
+    if verdict.decision == "rollback":
+        run_in_child(_show_events_in_child, run.of("train"), plan_path=run.of("plan") / PLAN_NAME)
     if not say_it:
         return
     for rule in verdict.rules:
@@ -912,3 +914,9 @@ def _add_chat_in_child(
         instruct_folder=instruct_folder,
         max_shard_bytes=max_shard_bytes,
     )
+
+
+def _show_events_in_child(train_dir: Path, *, plan_path: Path) -> None:
+    from megatron_cpt.train.tracking import show_events  # noqa: PLC0415
+
+    show_events(train_dir, RunPlan.load(plan_path))

@@ -77,8 +77,9 @@ def _work(plan: RunPlan) -> list[str]:
         ),
         *_field(
             "work",
-            f"{show_count(estimate.tokens)} tokens = {estimate.tokens // layout.tokens_per_step} steps x {layout.global_batch_size} sequences"
-            f" x {layout.sequence_length} tokens; {estimate.flops_per_token / 1e9:.4g} GFLOP a token",
+            f"{show_count(estimate.tokens)} tokens = {estimate.tokens // layout.tokens_per_step} steps"
+            f" x {layout.global_batch_size} sequences x {layout.sequence_length} tokens;"
+            f" {estimate.flops_per_token / 1e9:.4g} GFLOP a token",
         ),
         *(_field("from", f"{plan.resumes_from.checkpoint} of round {plan.resumes_from.round}") if plan.resumes_from else []),
         *_field("schedule", describe(plan.schedule, embedding_lr_scale=plan.optimizer.embedding_lr_scale)),

@@ -31,7 +31,8 @@ def resume_problems(config: ExperimentConfig, earlier: Earlier, *, vocab_sha256:
         "the vocabulary's tokenizer": (vocab_sha256, earlier.plan.vocab.tokenizer_sha256),
     }
     problems = [
-        f"{key}={now} was {before} when {earlier.point.checkpoint} was saved, and this round goes on from it. Leave it, or use a new run_name."
+        f"{key}={now} was {before} when {earlier.point.checkpoint} was saved, and this round goes on from it."
+        " Leave it, or use a new run_name."
         for key, (now, before) in kept.items()
         if now != before
     ]

@@ -381,8 +381,9 @@ class RunPlan:
         """Digest of what decides the result of training; not of prices, estimates, or how the ranks are laid out."""
         layout = self.layout
         decides = [
-            self.seed, _decided(self.shape), self.vocab.fingerprint, [_decided(entry) for entry in self.blend], self.num_steps, _decided(self.optimizer),
-            _decided(self.schedule), layout.global_batch_size, layout.sequence_length, layout.dtype, self.identity,
+            self.seed, _decided(self.shape), self.vocab.fingerprint, [_decided(entry) for entry in self.blend], self.num_steps,
+            _decided(self.optimizer), _decided(self.schedule), layout.global_batch_size, layout.sequence_length, layout.dtype,
+            self.identity,
         ]  # fmt: skip
         if self.blend_stages or self.packing != PackingPlan():  # a plan without them keeps the digest that its checkpoints name
             decides.append([to_plain(self.blend_stages), to_plain(self.packing)])

@@ -26,7 +26,15 @@ def write_report(folder: Path, run_dir: Path) -> None:
 def html(records: RunRecords) -> str:
     """Return the whole page."""
     name = escape(records.run_dir.name)
-    sections = [_verdict(records), _rounds(records), _training(records), _texts(records), _completions(records), _bill(records), _stages(records)]
+    sections = [
+        _verdict(records),
+        _rounds(records),
+        _training(records),
+        _texts(records),
+        _completions(records),
+        _bill(records),
+        _stages(records),
+    ]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{name}</title><style>{STYLE}</style></head><body><h1>{name}</h1>{''.join(sections)}</body></html>\n"

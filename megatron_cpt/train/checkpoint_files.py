@@ -142,8 +142,10 @@ def check_counters(record: CheckpointRecord, plan: RunPlan, folder: Path) -> Che
     samples, tokens = record.step * plan.layout.global_batch_size, record.step * plan.layout.tokens_per_step
     counters = (record.samples_seen, sum(record.source_samples), record.tokens_seen, sum(record.source_tokens))
     sources = tuple(entry.source for entry in plan.blend)
-    num_new = len(sources) - len(record.sources) if record.plan_fingerprint != plan.fingerprint else 0
-    is_of_plan = record.sources == sources[: len(sources) - num_new] and record.step <= plan.num_steps
+    num_new = len(sources) - len(record.sources)
+    is_of_plan = record.sources == sources[: len(record.sources)] and record.step <= plan.num_steps
+    if num_new and is_of_plan:
+        is_of_plan = record.plan_fingerprint != plan.fingerprint
     if counters != (samples, samples, tokens, tokens) or not is_of_plan:
         raise CheckpointError(
             "The counters of a checkpoint's record do not fit each other.",
@@ -152,9 +154,12 @@ def check_counters(record: CheckpointRecord, plan: RunPlan, folder: Path) -> Che
             rule=f"{samples} samples and {tokens} tokens at that step, of the {plan.num_steps} steps of the plan",
             next_step="Remove this checkpoint to go on from the one before.",
         )
+    if not num_new:
+        return record
     nothing = (0,) * num_new
-    counts = {"source_samples": (*record.source_samples, *nothing), "source_tokens": (*record.source_tokens, *nothing)}
-    return replace(record, sources=sources, **counts) if num_new else record
+    return replace(
+        record, sources=sources, source_samples=(*record.source_samples, *nothing), source_tokens=(*record.source_tokens, *nothing)
+    )
 
 
 def complete_checkpoints(checkpoints_dir: Path) -> list[tuple[Path, CheckpointRecord]]:

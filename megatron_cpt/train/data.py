@@ -156,11 +156,12 @@ def build_dataset(plan: RunPlan, run_dir: Path, train_dir: Path, *, barrier: Cal
 
     paths = [str(prefix) for prefix in prefixes]
     if plan.blend_stages:
-        alone: Callable[[str], Callable[[int, int], Any]] = lambda path: lambda num_samples, number: build(  # noqa: E731
-            ([path], None), num_samples=num_samples, surplus=0.0, seed=plan.seed + number
-        )
+
+        def in_own_order(path: str) -> Callable[[int, int], Any]:
+            return lambda num_samples, number: build(([path], None), num_samples=num_samples, surplus=0.0, seed=plan.seed + number)
+
         parts = [
-            Continued.build(alone(path), wanted=(*entry.earlier_num_samples, entry.num_samples))
+            Continued.build(in_own_order(path), wanted=(*entry.earlier_num_samples, entry.num_samples))
             for path, entry in zip(paths, plan.blend, strict=True)
         ]
         dataset: Any = StagedBlend(parts, [stage.samples for stage in plan.blend_stages])

@@ -13,6 +13,7 @@ from megatron_cpt.record.store import append_line, read_lines, write_text
 from megatron_cpt.train.state import TrainState
 
 METRICS_NAME = "metrics.jsonl"
+SHOWN = "shown"  # a record that says that the events before it are in wandb
 NOTHING: Mapping[str, Any] = {}
 
 
@@ -111,6 +112,6 @@ def rewind(path: Path, *, step: int, round_number: int = 1) -> float:
 
 
 def unseen_events(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the events, such as a rollback, that came after the last attempt began, so that no tracker has shown them."""
-    begun = max((number for number, record in enumerate(records) if record.get("kind") == "attempt"), default=-1)
+    """Return the events, such as a rollback, that came after the last attempt began and that were not shown at once."""
+    begun = max((number for number, record in enumerate(records) if record.get("kind") in ("attempt", SHOWN)), default=-1)
     return [record for record in records[begun + 1 :] if record.get("kind") == "event"]
