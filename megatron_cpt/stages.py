@@ -40,6 +40,7 @@ from megatron_cpt.gate.rounds import (
     finish_move,
     going_on_from,
     next_retry,
+    past_rounds,
     resume_point,
     tried_rounds,
 )
@@ -54,7 +55,17 @@ from megatron_cpt.plan.page import page
 from megatron_cpt.plan.retry import with_changes
 from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan
 from megatron_cpt.record.hashing import sha256_file, sha256_plain
-from megatron_cpt.record.manifest import MANIFEST_NAME, Manifest, StageResult, build_stage, finished, run_lock, write_manifest
+from megatron_cpt.record.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    StageResult,
+    build_stage,
+    commit_in_use,
+    finished,
+    run_lock,
+    versions_in_use,
+    write_manifest,
+)
 from megatron_cpt.record.store import read_json, read_lines, require_free_space, write_json, write_text
 from megatron_cpt.record.typed import from_plain, to_plain
 from megatron_cpt.record.unknown import Figure, Unavailable
@@ -282,7 +293,29 @@ def plan_body(run: Run, result: StageResult, _: Attempt) -> None:
 
 
 def baseline_body(run: Run, result: StageResult, _: Attempt) -> None:
-    _evaluate(run, result, subjects="base,init")
+    earlier = _baseline_before(run)
+    if earlier is None:
+        _evaluate(run, result, subjects="base,init")
+        return
+    write_json(result.folder / "eval.json", read_json(earlier / "eval.json"))
+    result.facts = Manifest.load(earlier).facts
+    _indented(f"the scores of {earlier.relative_to(run.folder)}: same models, texts, layout and code")
+
+
+def _baseline_before(run: Run) -> Path | None:
+    """Return the baseline of the round before where it would come out the same: models, what is scored, layout and code are equal."""
+    rounds = past_rounds(run.folder)
+    folder = rounds[-1] / "baseline" if rounds else None
+    if folder is None or not (folder / MANIFEST_NAME).exists():
+        return None
+    manifest, plan, before = Manifest.load(folder), run.plan, RunPlan.load(rounds[-1] / "plan" / PLAN_NAME)
+    manifest.check_outputs(folder)
+    is_same = (
+        manifest.inputs["init"] == run.manifest("init").fingerprint
+        and (plan.eval, plan.layout, plan.vocab, plan.backend) == (before.eval, before.layout, before.vocab, before.backend)
+        and (manifest.versions, manifest.commit) == (versions_in_use(), commit_in_use())
+    )
+    return folder if is_same else None
 
 
 def eval_body(run: Run, result: StageResult, _: Attempt) -> None:
