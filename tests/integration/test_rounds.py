@@ -137,3 +137,24 @@ def test_a_hard_limit_ends_training_in_the_loop_and_the_retry_is_promoted_by_the
     assert read(run_dir / "good.json")["verdict"] == "promote"
     audit = cpt(workspace, "audit", "run_name=limit", *BAD_RATE, *LIMIT, *policy)
     assert audit.returncode == 0, audit.stderr
+    shown = b"".join(path.read_bytes() for path in (run_dir / "train" / "wandb").glob("offline-run-*/*.wandb"))
+    for event in (b"event/limit", b"event/rollback", b"event/new round"):
+        assert event in shown, event
+
+
+def test_the_export_refuses_a_checkpoint_with_one_other_byte(workspace: Path) -> None:
+    run_dir = copy_of_good(workspace, "swapped")
+    shutil.rmtree(run_dir / "export")
+    weights = max((run_dir / GOOD / "model").rglob("*.distcp"), key=lambda path: path.stat().st_size)
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    refused = cpt(workspace, "export", "run_name=swapped")
+    assert refused.returncode == 4, refused.stdout + refused.stderr
+    assert f"model/{weights.name}" in refused.stderr
+    assert "not the one that was promoted" in refused.stderr
+    assert not (run_dir / "export").exists()
+    later = cpt(workspace, "run", "--new-round", "--until", "plan", "run_name=swapped", *MORE)  # and training refuses to go on from it
+    assert later.returncode == 0, later.stderr
+    trained = cpt(workspace, "run", "--only", "train", "run_name=swapped", *MORE)
+    assert trained.returncode == 4, trained.stdout + trained.stderr
