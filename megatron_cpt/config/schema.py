@@ -189,9 +189,19 @@ class TariffConfig:
 
 @dataclass
 class GateRuleConfig:
-    text: str = MISSING
+    """A rule on one metric of a held-out text or a task; the margin is in the metric's own unit.
+
+    `group: null` is the role of the text or the group of the task. An advisory rule (`required: false`) is shown and decides
+    nothing. `confidence: null` is that of the gate.
+    """
+
+    on: str = MISSING
     kind: str = MISSING
-    margin_bits_per_byte: float = MISSING
+    margin: float = MISSING
+    metric: str = "bits_per_byte"
+    group: str | None = None
+    required: bool = True
+    confidence: float | None = None
 
 
 @dataclass

@@ -125,7 +125,7 @@ def _texts(plan: RunPlan, facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _scores(verdict: Verdict) -> list[str]:
     rows = [
-        (cell(rule.text), rule.num_documents, _bits(rule.base), _bits(rule.candidate), _interval(rule.low, rule.high), cell(rule.reason))
+        (cell(rule.on), rule.num_documents, _bits(rule.base), _bits(rule.candidate), _interval(rule.low, rule.high), cell(rule.reason))
         for rule in verdict.rules
     ]
     percent = f"{100 * verdict.confidence:g} %"

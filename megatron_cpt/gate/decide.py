@@ -33,7 +33,7 @@ def decide(baseline: Mapping[str, Any], candidate: Mapping[str, Any], plan: Gate
     results = tuple(judge(rule, baseline, candidate, plan) for rule in plan.rules)
     failed = [result for result in results if result.passed is False]
     unknown = [result for result in results if result.passed is None]
-    reasons = [f"{result.text} {result.kind}: {result.reason}" for result in (*failed, *unknown)]
+    reasons = [f"{result.on} {result.kind}: {result.reason}" for result in (*failed, *unknown)]
     decision: Literal["promote", "rollback", "unknown"]
     if not results:
         decision, reasons = "unknown", ["the plan has no rules"]
@@ -61,7 +61,7 @@ def judge(rule: GateRule, baseline: Mapping[str, Any], candidate: Mapping[str, A
     A candidate whose loss is not a finite number has been measured, and has diverged: it fails.
     """
     try:
-        scores = pair_up(documents_by_id(baseline, BASE, rule.text), documents_by_id(candidate, CANDIDATE, rule.text))
+        scores = pair_up(documents_by_id(baseline, BASE, rule.on), documents_by_id(candidate, CANDIDATE, rule.on))
     except NotComparableError as error:
         return _result(rule, passed=None, reason=str(error))
     total_bytes = float(scores.bytes_N.sum())
@@ -90,8 +90,8 @@ def interval_on(text: str, scores: PairedScores, plan: GatePlan) -> tuple[float,
 
 
 def _judge_interval(rule: GateRule, scores: PairedScores, plan: GatePlan, *, base: float, candidate: float) -> RuleResult:
-    low, high = interval_on(rule.text, scores, plan)
-    bound = -rule.margin_bits_per_byte if rule.kind == "must_improve" else rule.margin_bits_per_byte
+    low, high = interval_on(rule.on, scores, plan)
+    bound = -rule.margin if rule.kind == "must_improve" else rule.margin
     passed = high < bound
     bound = bound + 0.0  # -0.0 reads as a mistake
     reason = (
@@ -117,9 +117,9 @@ def _result(
     high: float | None = None,
 ) -> RuleResult:
     return RuleResult(
-        text=rule.text,
+        on=rule.on,
         kind=rule.kind,
-        margin_bits_per_byte=rule.margin_bits_per_byte,
+        margin=rule.margin,
         num_documents=num_documents,
         base=base,
         candidate=candidate,

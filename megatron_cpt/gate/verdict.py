@@ -21,9 +21,9 @@ class RuleResult:
     `passed` is None when the rule could not be judged; `reason` says why, or how it was judged.
     """
 
-    text: str
+    on: str
     kind: str
-    margin_bits_per_byte: float
+    margin: float
     num_documents: int
     base: float | None
     candidate: float | None
@@ -34,7 +34,7 @@ class RuleResult:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.text} {self.kind.replace('_', ' ')}: {self.reason}"
+        return f"{self.on} {self.kind.replace('_', ' ')}: {self.reason}"
 
 
 @dataclass(frozen=True)

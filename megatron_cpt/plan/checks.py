@@ -24,6 +24,7 @@ RECOMPUTE = ("none", "selective", "full")
 FP8_FORMATS = ("none", "hybrid", "e4m3")
 FP8_UNITS = {"delayed": 16, "tensorwise": 16, "blockwise": 16, "mxfp8": 32}  # what each side of a product must divide by, by recipe
 RULE_KINDS = ("must_improve", "may_not_worsen")
+RULE_GROUPS = ("domain", "general", "bias", "safety")
 WANDB_MODES = ("offline", "online", "disabled")
 
 
@@ -375,10 +376,11 @@ def eval_problems(config: ExperimentConfig, corpus_facts: Mapping[str, Any]) -> 
     for number, rule in enumerate(config.gate.rules):
         label = f"gate.rules[{number}]"
         problems += _choice(f"{label}.kind", rule.kind, RULE_KINDS)
-        if rule.text not in config.eval.texts:
-            problems.append(f"{label}.text={rule.text!r} is not one of eval.texts ({', '.join(config.eval.texts) or 'none'}).")
-        if not (math.isfinite(rule.margin_bits_per_byte) and rule.margin_bits_per_byte >= 0):
-            problems.append(f"{label}.margin_bits_per_byte={rule.margin_bits_per_byte} is not a margin. Use 0 or more.")
+        problems += [] if rule.group is None else _choice(f"{label}.group", rule.group, RULE_GROUPS)
+        if rule.on not in config.eval.texts:
+            problems.append(f"{label}.on={rule.on!r} is not one of eval.texts ({', '.join(config.eval.texts) or 'none'}).")
+        if not (math.isfinite(rule.margin) and rule.margin >= 0):
+            problems.append(f"{label}.margin={rule.margin} is not a margin. Use 0 or more.")
     return problems
 
 

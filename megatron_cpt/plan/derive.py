@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal, cast
 
-from megatron_cpt.config.schema import ExperimentConfig, GpuConfig
+from megatron_cpt.config.schema import ExperimentConfig, GateRuleConfig, GpuConfig
 from megatron_cpt.errors import ConfigError, raise_all
 from megatron_cpt.plan.blend import blend_entries, blend_stages
 from megatron_cpt.plan.calibrate import HostFacts
@@ -28,6 +28,7 @@ from megatron_cpt.plan.run_plan import (
     Layout,
     OptimizerPlan,
     PackingPlan,
+    RuleGroup,
     RunPlan,
     StopConditions,
     Tariff,
@@ -186,13 +187,25 @@ def eval_plan_of(config: ExperimentConfig) -> EvalPlan:
     )
 
 
+def group_of_rule(rule: GateRuleConfig, config: ExperimentConfig) -> RuleGroup:
+    """Return what a rule protects: what it says itself, else the role of its text."""
+    if rule.group is not None:
+        return cast(RuleGroup, rule.group)  # its words are checked before
+    source = config.source.get(rule.on)
+    return "domain" if source is not None and source.role == "domain" else "general"
+
+
 def gate_plan_of(config: ExperimentConfig) -> GatePlan:
     return GatePlan(
         rules=tuple(
             GateRule(
-                text=rule.text,
+                on=rule.on,
                 kind="must_improve" if rule.kind == "must_improve" else "may_not_worsen",
-                margin_bits_per_byte=rule.margin_bits_per_byte,
+                margin=rule.margin,
+                metric=rule.metric,
+                group=group_of_rule(rule, config),
+                required=rule.required,
+                confidence=rule.confidence,
             )
             for rule in config.gate.rules
         ),

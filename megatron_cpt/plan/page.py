@@ -140,9 +140,9 @@ def _blend(plan: RunPlan) -> list[str]:
 def _decision(plan: RunPlan) -> list[str]:
     lines = [f"{'promoted if':<{_INDENT}}at {plan.gate.confidence:.0%} confidence, against the frozen base,"]
     for rule in plan.gate.rules:
-        margin = f"{rule.margin_bits_per_byte:g} bits per byte"
+        margin = f"{rule.margin:g} bits per byte"
         promise = f"falls by more than {margin}" if rule.kind == "must_improve" else f"does not rise by {margin} or more"
-        lines += _field("", f"- {rule.text} {promise}")
+        lines += _field("", f"- {rule.on} {promise}")
     return [*lines, *_field("", "otherwise rolled back to the starting checkpoint")]
 
 

@@ -183,16 +183,24 @@ class EvalPlan:
     micro_batch_size: int
 
 
+RuleGroup = Literal["domain", "general", "bias", "safety"]
+
+
 @dataclass(frozen=True)
 class GateRule:
-    """One rule on bits per byte, candidate minus base, judged on a paired bootstrap interval.
+    """One rule on one metric of a held-out text or a task, candidate against base, judged on a paired bootstrap interval.
 
-    `must_improve`: the upper end of the interval lies below `-margin`. `may_not_worsen`: it lies below `+margin`.
+    `on` names the text or task and `margin` is in the metric's unit. An advisory rule (`required` is false) is shown and decides
+    nothing. A `confidence` of None is the gate's.
     """
 
-    text: str
+    on: str
     kind: Literal["must_improve", "may_not_worsen"]
-    margin_bits_per_byte: float
+    margin: float
+    metric: str = "bits_per_byte"
+    group: RuleGroup = "general"
+    required: bool = True
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ eval: {{texts: [code, other], max_bytes: 12000, window_tokens: 128}}
 export: {{instruct_model: {base}-instruct, completion_tokens: 8}}
 gate:
   rules:
-    - {{text: code, kind: must_improve, margin_bits_per_byte: 0.0}}
-    - {{text: other, kind: may_not_worsen, margin_bits_per_byte: 0.05}}
+    - {{"on": code, kind: must_improve, margin: 0.0}}
+    - {{"on": other, kind: may_not_worsen, margin: 0.05}}
 """
 
 

@@ -90,8 +90,8 @@ def experiment() -> ExperimentConfig:
         ),
         gate=GateConfig(
             rules=[
-                GateRuleConfig(text="law", kind="must_improve", margin_bits_per_byte=0.0),
-                GateRuleConfig(text="news", kind="may_not_worsen", margin_bits_per_byte=0.02),
+                GateRuleConfig(on="law", kind="must_improve", margin=0.0),
+                GateRuleConfig(on="news", kind="may_not_worsen", margin=0.02),
             ]
         ),
         eval=EvalConfig(texts=["law", "news"], window_tokens=8192),
