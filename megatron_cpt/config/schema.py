@@ -281,6 +281,14 @@ class MonitorConfig:
 
 
 @dataclass
+class DrillConfig:
+    """How bad the continuations of a drill are: so many steps, one of them at `rate_factor` times the plan's peak rate."""
+
+    num_steps: int = 8
+    rate_factor: float = 100.0
+
+
+@dataclass
 class ExperimentConfig:
     """The root: what `megatron-cpt` composes from `conf/` and the command line."""
 
@@ -303,3 +311,4 @@ class ExperimentConfig:
     export: ExportConfig = field(default_factory=ExportConfig)
     stop: StopConfig = field(default_factory=StopConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    drill: DrillConfig = field(default_factory=DrillConfig)
