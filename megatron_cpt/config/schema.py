@@ -282,10 +282,11 @@ class MonitorConfig:
 
 @dataclass
 class DrillConfig:
-    """How bad the continuations of a drill are: so many steps, one of them at `rate_factor` times the plan's peak rate."""
+    """How bad the continuations of a drill are: `rate_steps` at `rate_factor` times the plan's peak rate, `blend_steps` of garbage at it."""
 
-    num_steps: int = 8
+    rate_steps: int = 8
     rate_factor: float = 100.0
+    blend_steps: int = 32
 
 
 @dataclass

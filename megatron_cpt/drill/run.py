@@ -65,15 +65,17 @@ def drill(config: ExperimentConfig, kinds: Sequence[Kind] = KINDS) -> list[Drill
         raise DataError(
             f"The drill found promises that do not hold:\n{listed}",
             where=run.folder / DRILLS,
-            next_step="Where the gate let a bad continuation pass: tighten its rules, or raise drill.num_steps or drill.rate_factor.",
+            next_step="Where the gate let a bad continuation pass: tighten its rules, or raise drill.rate_steps, rate_factor or blend_steps.",
         )
     say(f"Every promise held in {len(results)} drill{'s' if len(results) != 1 else ''}.")
     return results
 
 
 def _check_settings(settings: DrillConfig) -> None:
-    if settings.num_steps < 1:
-        raise ConfigError("drill.num_steps is no number of steps.", value=settings.num_steps, rule="1 or more")
+    if min(settings.rate_steps, settings.blend_steps) < 1:
+        raise ConfigError(
+            "A drill needs steps.", value=f"rate_steps={settings.rate_steps}, blend_steps={settings.blend_steps}", rule="1 or more each"
+        )
     if not settings.rate_factor > 1:
         raise ConfigError("drill.rate_factor makes no rate too high.", value=settings.rate_factor, rule="above 1, such as 100")
 
@@ -91,13 +93,13 @@ def _hold(run: Run, kind: Kind) -> DrillResult:
     meter = open_meter(run.config.cluster.backend)
     with attempt(run.folder, STAGE, num_ranks=plan.layout.num_ranks, usd_per_device_hour=run.price, meter=meter) as entry:
         bad = _prepare(run, copy, kind, good)
-        entry.tokens = run.config.drill.num_steps * plan.layout.tokens_per_step
+        entry.tokens = _num_steps(run, kind) * plan.layout.tokens_per_step
         _walk(checks, copy)
         _test(checks, copy, good)
     checks.test(UNTOUCHED, lambda: _untouched(run, before, bill_before))
     result = DrillResult(
         name=copy.config.run_name, kind=kind, bad=bad, run=run.config.run_name, good_checkpoint=good.checkpoint, good_sha256=good.sha256,
-        num_steps=run.config.drill.num_steps, tokens=entry.tokens, seconds=time.monotonic() - started, promises=tuple(checks.promises),
+        num_steps=_num_steps(run, kind), tokens=entry.tokens, seconds=time.monotonic() - started, promises=tuple(checks.promises),
     )  # fmt: skip
     write_text(copy.folder / PAGE_NAME, markdown(result))
     write_json(copy.folder / RECORD_NAME, result.to_record())
@@ -105,6 +107,10 @@ def _hold(run: Run, kind: Kind) -> DrillResult:
         say(f"  {line}")
     say(f"  {copy.folder / PAGE_NAME}")
     return result
+
+
+def _num_steps(run: Run, kind: Kind) -> int:
+    return run.config.drill.rate_steps if kind == "rate" else run.config.drill.blend_steps
 
 
 def _require_intact(run: Run, good: GoodCheckpoint) -> None:
@@ -134,7 +140,7 @@ def _prepare(run: Run, copy: Run, kind: Kind, good: GoodCheckpoint) -> str:
     shutil.copyfile(run.folder / GOOD_NAME, copy.folder / GOOD_NAME)
     identity, poisoned = dict(plan.identity), None
     if kind == "blend":
-        poisoned = _poison(run, copy, plan, num_tokens=settings.num_steps * plan.layout.tokens_per_step)
+        poisoned = _poison(run, copy, plan, num_tokens=_num_steps(run, kind) * plan.layout.tokens_per_step)
         identity["index"] = copy.manifest("index").fingerprint
     record: dict[str, Any] = {"step": 0}
     if good.checkpoint != INIT_CHECKPOINT:
@@ -146,7 +152,7 @@ def _prepare(run: Run, copy: Run, kind: Kind, good: GoodCheckpoint) -> str:
         plan,
         name=copy.config.run_name,
         good_step=int(record["step"]),
-        num_steps=settings.num_steps,
+        num_steps=_num_steps(run, kind),
         peak_lr=peak_lr,
         poisoned=poisoned,
         identity=identity,
@@ -155,7 +161,7 @@ def _prepare(run: Run, copy: Run, kind: Kind, good: GoodCheckpoint) -> str:
     if good.checkpoint != INIT_CHECKPOINT:
         write_json(copy.folder / good.checkpoint / CHECKPOINT_RECORD, checkpoint_under(worse, record))
     if poisoned is not None:
-        return f"the whole blend is {poisoned.source}, whose ids were permuted and shuffled, at the run's peak rate {peak_lr:g}"
+        return f"the whole blend is {poisoned.source}, garbage of a few symbols, at the run's peak rate {peak_lr:g}"
     return f"the peak rate times {settings.rate_factor:g} ({peak_lr:g})"
 
 

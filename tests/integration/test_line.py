@@ -140,8 +140,8 @@ def test_a_drill_shows_that_a_bad_continuation_is_caught_and_undone_and_leaves_t
     assert digests(run_dir) == files
     assert (run_dir / "ledger.jsonl").read_bytes().startswith(ledger)
     spent = next(total for total in totals_by_stage(attempts_of(run_dir)) if total.stage == "drill")
-    assert (spent.num_by_status, spent.tokens) == ({"finished": 2}, 2 * 8 * 8 * 128)  # 8 steps x 8 sequences x 128 tokens each
-    for name in ("rate-1", "blend-1"):
+    assert (spent.num_by_status, spent.tokens) == ({"finished": 2}, (8 + 32) * 8 * 128)  # steps x sequences x tokens
+    for name, last in (("rate-1", "step_00000018"), ("blend-1", "step_00000042")):  # after 10 sound steps 8 and 32 bad ones
         folder = run_dir / "drill" / name
         record = json.loads((folder / "drill.json").read_text())
         assert record["held"]
@@ -149,8 +149,8 @@ def test_a_drill_shows_that_a_bad_continuation_is_caught_and_undone_and_leaves_t
         assert len(record["promises"]) == 10
         now = json.loads((folder / "good.json").read_text())
         assert (now["checkpoint"], now["sha256"], now["verdict"]) == (good["checkpoint"], good["sha256"], "rollback")
-        assert [path.name for path in (folder / "train" / "branches").glob("*/step_*")] == ["step_00000018"]  # 10 steps and 8 bad ones
-        assert not list((folder / "train" / "checkpoints").glob("step_00000018"))
+        assert [path.name for path in (folder / "train" / "branches").glob("*/step_*")] == [last]
+        assert not (folder / "train" / "checkpoints" / last).exists()
         assert f"step 10, {10 * 8} samples seen" in (folder / "drill.md").read_text()
         events = [line for line in map(json.loads, (folder / "train" / "metrics.jsonl").read_text().splitlines()) if line.get("event")]
         assert [event["event"] for event in events] == ["rollback"]
@@ -165,11 +165,11 @@ def test_a_drill_fails_and_names_the_promise_when_the_rules_are_so_lax_that_the_
     plan["gate"]["rules"] = [{**rule, "kind": "may_not_worsen", "margin": 100.0} for rule in plan["gate"]["rules"]]
     (run_dir / "plan" / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
     before = digests(run_dir)
-    drill = cpt(workspace, "drill", "--only", "blend", "run_name=lax")
+    drill = cpt(workspace, "drill", "--only", "rate", "run_name=lax")
     assert drill.returncode == 3, drill.stdout + drill.stderr
-    assert "blend-1: the gate catches it and says rollback: verdict promote" in drill.stderr
+    assert "rate-1: the gate catches it and says rollback: verdict promote" in drill.stderr
     assert "drill.rate_factor" in drill.stderr
-    record = json.loads((run_dir / "drill" / "blend-1" / "drill.json").read_text())
+    record = json.loads((run_dir / "drill" / "rate-1" / "drill.json").read_text())
     assert not record["held"]
     assert [promise["held"] for promise in record["promises"]] == [True, False, *[None] * 7, True]
     assert digests(run_dir) == before

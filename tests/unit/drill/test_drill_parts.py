@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from megatron_cpt.drill.page import DrillResult, markdown
@@ -27,7 +26,7 @@ def write_index(prefix: Path, documents: list[list[int]]) -> None:
         writer.finish()
 
 
-def test_a_poisoned_index_keeps_documents_and_end_marks_and_nothing_else(tmp_path: Path) -> None:
+def test_a_poisoned_index_keeps_lengths_and_end_marks_and_nothing_else(tmp_path: Path) -> None:
     documents = [[number, number + 1, number + 1, number + 2] * 10 for number in range(0, 250, 10)]
     write_index(tmp_path / "sound", documents)
     before = sha256_file(tmp_path / "sound.bin")
@@ -37,15 +36,15 @@ def test_a_poisoned_index_keeps_documents_and_end_marks_and_nothing_else(tmp_pat
     assert sha256_file(tmp_path / "sound.bin") == before
     index = open_index(tmp_path / "bad")
     assert index.num_documents == 10
-    moved = 0
-    for number, ids in enumerate(documents[:10]):
+    seen = set()
+    for number in range(10):
         bad = index.document(number)
+        assert len(bad) == 41
         assert bad[-1] == END
-        assert END not in bad[:-1]
-        # a permutation of ids keeps how often each of a document's ids comes, whatever it is called now
-        assert sorted(np.unique(bad[:-1], return_counts=True)[1]) == sorted(np.unique(ids, return_counts=True)[1])
-        moved += int(np.sum(bad[:-1] != np.array(ids)))
-    assert moved > 0.9 * 400
+        seen |= set(bad[:-1].tolist())
+    assert len(seen) == 8
+    assert END not in seen
+    assert max(seen) < NUM_IDS
 
 
 def test_a_source_with_too_few_tokens_is_taken_whole(tmp_path: Path) -> None:
