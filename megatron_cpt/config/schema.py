@@ -282,7 +282,10 @@ class MonitorConfig:
 
 @dataclass
 class DrillConfig:
-    """How bad the continuations of a drill are: `rate_steps` at `rate_factor` times the plan's peak rate, `blend_steps` of garbage at it."""
+    """How bad the continuations of a drill are.
+
+    One trains `rate_steps` at `rate_factor` times the plan's peak rate, the other `blend_steps` on garbage at the peak rate.
+    """
 
     rate_steps: int = 8
     rate_factor: float = 100.0

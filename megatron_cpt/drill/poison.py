@@ -15,8 +15,8 @@ NUM_GARBAGE_IDS = 8  # few, so that a model that learns them soon expects nothin
 def poison_index(source: Path, target: Path, *, num_ids: int, end_id: int, num_tokens: int) -> tuple[int, int]:
     """Write a poisoned copy of an index's beginning; the same index always gives the same one.
 
-    Every token becomes one of a few ids, drawn at random, as in a dump of broken files. Documents keep their lengths and end marks: no check
-    of form can tell this index from a sound one.
+    Every token becomes one of a few ids, drawn at random, as in a dump of broken files. Documents keep their lengths and end marks:
+    no check of form can tell this index from a sound one.
 
     Args:
         source: prefix of the `.bin/.idx` to read; it is left alone.

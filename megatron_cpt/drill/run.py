@@ -65,7 +65,7 @@ def drill(config: ExperimentConfig, kinds: Sequence[Kind] = KINDS) -> list[Drill
         raise DataError(
             f"The drill found promises that do not hold:\n{listed}",
             where=run.folder / DRILLS,
-            next_step="Where the gate let a bad continuation pass: tighten its rules, or raise drill.rate_steps, rate_factor or blend_steps.",
+            next_step="Where the gate let a bad run pass: tighten its rules, or raise drill.rate_steps, rate_factor or blend_steps.",
         )
     say(f"Every promise held in {len(results)} drill{'s' if len(results) != 1 else ''}.")
     return results
