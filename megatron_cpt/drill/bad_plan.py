@@ -21,7 +21,8 @@ def bad_plan(
     """Return the plan that trains `num_steps` bad steps after `good_step`.
 
     The gate's rules, the texts, the layout and the optimizer are the run's own. The rate is constant, so that every step does the
-    same. Nothing but the gate is to catch the result: limits on updates, hours and money are taken out, as are evaluations in between.
+    same. Nothing but the gate's rules is to catch the result: limits on updates, hours, money and scores in between are taken out, and
+    so are retries.
 
     Args:
         peak_lr: the constant rate.
@@ -45,6 +46,7 @@ def bad_plan(
                 share=samples[entry.source] / num_samples,
                 num_samples=samples[entry.source],
                 num_epochs=samples[entry.source] * plan.layout.sequence_length / entry.num_tokens,
+                earlier_num_samples=(),
             )
             for entry in sources
         ),
@@ -54,6 +56,9 @@ def bad_plan(
         eval_every_steps=0,
         wandb_mode="disabled",
         tensorboard=False,
+        gate=dataclasses.replace(plan.gate, limits=(), retries=(), max_retries=0),
+        round=1,
+        resumes_from=None,
         estimate=dataclasses.replace(plan.estimate, tokens=num_steps * plan.layout.tokens_per_step, **estimate),
         identity=dict(identity),
     )
