@@ -22,7 +22,8 @@ def test_a_bad_plan_changes_what_is_bad_and_what_would_stop_it_and_keeps_the_rul
     assert [entry.num_samples for entry in bad.blend] == [1344, 448]  # three quarters and one of 1,792
     assert bad.stop == StopConditions(None, None, None)
     assert (bad.eval_every_steps, bad.wandb_mode) == (0, "disabled")
-    for name in ("gate", "eval", "layout", "optimizer", "vocab", "shape", "packing", "seed", "identity", "backend"):
+    assert (bad.gate.rules, bad.gate.confidence, bad.gate.limits, bad.gate.max_retries) == (plan.gate.rules, plan.gate.confidence, (), 0)
+    for name in ("eval", "layout", "optimizer", "vocab", "shape", "packing", "seed", "identity", "backend"):
         assert getattr(bad, name) == getattr(plan, name), name
     assert bad.estimate.tokens == 4 * 2**20
     assert bad.estimate.usd == pytest.approx(0.4 * plan.estimate.usd)  # 4 of the plan's 10 steps
