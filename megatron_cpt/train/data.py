@@ -98,7 +98,7 @@ class TrainingData:
 
     def __init__(self, dataset: Any, *, plan: RunPlan, data_rank: int, device: torch.device, context_rank: int = 0) -> None:
         assert context_rank < plan.layout.context, "the layout has fewer context-parallel ranks"
-        self._dataset, self._plan, self._data_rank, self._device = dataset, plan, data_rank, device
+        self._dataset, self._plan, self._data_rank, self.device = dataset, plan, data_rank, device
         self._context_rank = context_rank
 
     def from_sample(self, first_sample: int) -> Iterator[StepBatch]:
@@ -106,7 +106,7 @@ class TrainingData:
         layout = self._plan.layout
         for begin in range(first_sample, self._plan.num_samples, layout.global_batch_size):
             numbers = step_samples(layout, first_sample=begin, data_rank=self._data_rank)
-            yield StepBatch(begin, tuple(self._microbatch(samples).to(self._device) for samples in numbers))
+            yield StepBatch(begin, tuple(self._microbatch(samples).to(self.device) for samples in numbers))
 
     def _microbatch(self, samples: Sequence[int]) -> Microbatch:
         rows = [self._dataset[number] for number in samples]

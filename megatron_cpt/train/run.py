@@ -169,7 +169,7 @@ class Attempt:
             context_rank=parallel_state.get_context_parallel_rank(),
         )
         self._checkpoint = Checkpoints(self._run_dir, plan=plan, chunks=chunks, optimizer=optimizer, device=backend.device)
-        return Parts(chunks, optimizer, data, self._checkpoint, stop)
+        return Parts(chunks, optimizer, data, self._checkpoint, stop, self._run_dir)
 
     def _make_hooks(self, parts: Any, clock: hook.TrainingClock, stop: StopRequest) -> list[hook.Hook]:
         """Return the hooks in the order of their calls: what is written before a checkpoint is never missing after it."""
