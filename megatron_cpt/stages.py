@@ -30,11 +30,8 @@ from megatron_cpt.errors import (
 from megatron_cpt.gate.act import GOOD_NAME, GoodCheckpoint, carry_out, check_digest
 from megatron_cpt.gate.audit import audit as audit_run
 from megatron_cpt.gate.decide import decide
-<<<<<<< HEAD
-from megatron_cpt.gate.page import verdict_lines, verdict_page
-from megatron_cpt.gate.verdict import VERDICT_NAME, VERDICT_PAGE, Verdict
-=======
 from megatron_cpt.gate.limits import Breach, verdict_of_breach
+from megatron_cpt.gate.page import verdict_lines, verdict_page
 from megatron_cpt.gate.rounds import (
     Round,
     asked_round,
@@ -48,8 +45,7 @@ from megatron_cpt.gate.rounds import (
     resume_point,
     tried_rounds,
 )
-from megatron_cpt.gate.verdict import VERDICT_NAME, Verdict
->>>>>>> hR
+from megatron_cpt.gate.verdict import VERDICT_NAME, VERDICT_PAGE, Verdict
 from megatron_cpt.launch_ranks import run_in_child, run_ranks
 from megatron_cpt.meter.energy import open_meter
 from megatron_cpt.meter.killed import consumption_of, settle
@@ -58,12 +54,8 @@ from megatron_cpt.meter.totals import attempts_of, totals_by_stage
 from megatron_cpt.plan.benches import bench_inputs, copy_benches, read_benches
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.page import page
-<<<<<<< HEAD
-from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan, grace_window_steps
-=======
 from megatron_cpt.plan.retry import with_changes
-from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan
->>>>>>> hR
+from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan, grace_window_steps
 from megatron_cpt.record.hashing import sha256_file, sha256_plain
 from megatron_cpt.record.manifest import (
     MANIFEST_NAME,
@@ -173,18 +165,14 @@ def init_inputs(run: Run) -> dict[str, Any]:
 def plan_inputs(run: Run) -> dict[str, Any]:
     groups = ("blend", "optim", "schedule", "parallel", "cluster", "gpu", "tariff", "gate", "eval", "checkpoint", "stop", "monitor")
     settings = {group: asdict(getattr(run.config, group)) for group in groups}
-<<<<<<< HEAD
     if run.config.eval.tasks:
         settings["bench"] = bench_inputs(run.config)
-    return {**run.fingerprints("corpus", "vocab", "index", "init"), "seed": run.config.seed, "settings": settings}
-=======
     for name in ("limits", "retries", "max_retries"):  # a plan from before they existed keeps its inputs
         if not settings["gate"][name]:
             del settings["gate"][name]
     now = run.round
     of_round = {} if now.number == 1 else {"round": {"number": now.number, "resumes_from": to_plain(now.resumes_from)}}
     return {**run.fingerprints("corpus", "vocab", "index", "init"), "seed": run.config.seed, "settings": settings, **of_round}
->>>>>>> hR
 
 
 def baseline_inputs(run: Run) -> dict[str, Any]:
@@ -286,11 +274,8 @@ def plan_body(run: Run, result: StageResult, _: Attempt) -> None:
     from megatron_cpt.plan.derive import derive  # noqa: PLC0415
 
     layout_path = run.of("vocab") / "vocab_layout.json"
-<<<<<<< HEAD
     benches = read_benches(run.config)
-=======
     now = run.round
->>>>>>> hR
     plan = derive(
         run.config,
         init_facts=run.manifest("init").facts,
@@ -300,13 +285,10 @@ def plan_body(run: Run, result: StageResult, _: Attempt) -> None:
         vocab=from_plain(VocabLayout, read_json(layout_path), where=layout_path),
         identity=run.fingerprints("corpus", "vocab", "index", "init"),
         host=measure_host(run.config.cluster),
-<<<<<<< HEAD
         benches=benches,
-=======
         round_number=now.number,
         num_retries=now.num_retries,
         earlier=None if now.resumes_from is None else earlier_of(run.folder, now.resumes_from),
->>>>>>> hR
     )
     copy_benches(plan.eval, benches, result.folder)
     plan.save(result.folder)
@@ -318,21 +300,18 @@ def plan_body(run: Run, result: StageResult, _: Attempt) -> None:
 
 
 def baseline_body(run: Run, result: StageResult, _: Attempt) -> None:
-<<<<<<< HEAD
     from megatron_cpt.eval.contamination import find_contaminated  # noqa: PLC0415
 
     contaminated = find_contaminated(run.plan, run.folder, say=_indented)  # before ranks are paid for
-    _evaluate(run, result, subjects="base,init")
     path = result.folder / "eval.json"
-    write_json(path, {**read_json(path), "contaminated": contaminated})
-=======
     earlier = _baseline_before(run)
     if earlier is None:
         _evaluate(run, result, subjects="base,init")
-        return
-    write_json(result.folder / "eval.json", read_json(earlier / "eval.json"))
-    result.facts = Manifest.load(earlier).facts
-    _indented(f"the scores of {earlier.relative_to(run.folder)}: same models, texts, layout and code")
+    else:
+        write_json(path, read_json(earlier / "eval.json"))
+        result.facts = Manifest.load(earlier).facts
+        _indented(f"the scores of {earlier.relative_to(run.folder)}: same models, texts, layout and code")
+    write_json(path, {**read_json(path), "contaminated": contaminated})
 
 
 def _baseline_before(run: Run) -> Path | None:
@@ -349,7 +328,6 @@ def _baseline_before(run: Run) -> Path | None:
         and (manifest.versions, manifest.commit) == (versions_in_use(), commit_in_use())
     )
     return folder if is_same else None
->>>>>>> hR
 
 
 def eval_body(run: Run, result: StageResult, _: Attempt) -> None:
@@ -419,23 +397,13 @@ def _by_licence(source_tokens: dict[str, int], licences: dict[str, str]) -> dict
 
 
 def gate_body(run: Run, result: StageResult, _: Attempt) -> None:
-<<<<<<< HEAD
-    plan = run.plan
-    verdict = decide(
-        read_json(run.of("baseline") / "eval.json"),
-        read_json(run.of("eval") / "eval.json"),
-        plan.gate,
-        step=int(run.manifest("train").facts["step"]),
-        grace_steps=grace_window_steps(plan),
-    )
-=======
+    plan, train = run.plan, run.manifest("train").facts
     baseline = read_json(run.of("baseline") / "eval.json")
     if run.limit:
-        weights = run.manifest("train").facts["checkpoint_sha256"]
-        verdict = verdict_of_breach(baseline, run.plan.gate, run.limit, weights_sha256=weights)
+        verdict = verdict_of_breach(baseline, plan.gate, run.limit, weights_sha256=train["checkpoint_sha256"])
     else:
-        verdict = decide(baseline, read_json(run.of("eval") / "eval.json"), run.plan.gate)
->>>>>>> hR
+        candidate = read_json(run.of("eval") / "eval.json")
+        verdict = decide(baseline, candidate, plan.gate, step=int(train["step"]), grace_steps=grace_window_steps(plan))
     write_json(result.folder / VERDICT_NAME, to_plain(verdict))
     write_text(result.folder / VERDICT_PAGE, verdict_page(verdict, run_name=plan.run_name))
     result.facts = {"decision": verdict.decision, "reasons": list(verdict.reasons)}
@@ -753,18 +721,12 @@ def _carry_out(run: Run, *, say_it: bool = True) -> None:
     candidate = run.manifest("train").facts["checkpoint"]
     init = {name: file.sha256 for name, file in run.manifest("init").outputs.items() if name.startswith("checkpoint/")}
     carry_out(run.folder, verdict, checkpoint=candidate, init_sha256=sha256_plain(init))
-<<<<<<< HEAD
-    for line in verdict_lines(verdict):
-        _indented(line)
-=======
     if verdict.decision == "rollback":
         run_in_child(_show_events_in_child, run.of("train"), plan_path=run.of("plan") / PLAN_NAME)
     if not say_it:
         return
-    for rule in verdict.rules:
-        _indented(str(rule))
-    _indented(f"verdict: {verdict.decision}")
->>>>>>> hR
+    for line in verdict_lines(verdict):
+        _indented(line)
     if verdict.decision == "rollback":
         raise RolledBack(
             "The candidate was rolled back:\n    " + "\n    ".join(verdict.reasons),

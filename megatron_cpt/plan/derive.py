@@ -18,9 +18,9 @@ from megatron_cpt.plan.memory import NOT_COUNTED, memory_of_stages
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.money import known, run_carbon_kg, run_cost_usd, run_energy_kwh, tariff_of
 from megatron_cpt.plan.parameters import num_params
-from megatron_cpt.plan.rules import Task, rule_problems
 from megatron_cpt.plan.resume import Earlier, blend_after, resume_problems, with_earlier_samples
 from megatron_cpt.plan.retry import retry_of, retry_problems, with_changes
+from megatron_cpt.plan.rules import Task, rule_problems
 from megatron_cpt.plan.run_plan import (
     PLAN_SCHEMA_VERSION,
     BlendEntry,
