@@ -85,8 +85,9 @@ def task_problems(config: ExperimentConfig, benches: Benches, *, max_position: i
             known = ", ".join(sorted(config.bench)) or "none"
             problems.append(f"eval.tasks names {printable(name)!r}, which is no benchmark. In bench: {known}.")
             continue
-        if name in config.eval.texts:
-            problems.append(f"eval.tasks and eval.texts both name {name!r}: a rule could mean either. Call the benchmark otherwise.")
+        for other, names in (("eval.texts", config.eval.texts), ("eval.harness", config.eval.harness)):
+            if name in names:
+                problems.append(f"eval.tasks and {other} both name {name!r}: a rule could mean either. Call the benchmark otherwise.")
         label = f"bench.{name}"
         problems += [f"{label}.{problem}" for problem in settings_problems(config.bench[name], max_position=max_position)]
         if name in benches.found:

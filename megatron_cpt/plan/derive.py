@@ -256,8 +256,8 @@ def harness_plan_of(config: ExperimentConfig) -> HarnessPlan | None:
 
 
 def tasks_of_rules(config: ExperimentConfig, benches: Benches) -> dict[str, Task | None]:
-    """Return group and metrics of each task that a rule can be on; None for a file that cannot be read."""
-    tasks: dict[str, Task | None] = {}
+    """Return group and metrics of each task that a rule can be on; None for a file that cannot be read and for a harness's task."""
+    tasks: dict[str, Task | None] = dict.fromkeys(config.eval.harness)
     for name in config.eval.tasks:
         bench, settings = benches.found.get(name), config.bench.get(name)
         tasks[name] = None
