@@ -1,6 +1,6 @@
 """Readers of the sample benches: rows of a package in the bench format (question, choices, answer, metric, group, licence, source, id).
 
-The choices of a row follow its question as they stand: a row that needs a space between them begins its choices with one.
+What stands around a question and before an answer is said once for the bench, in conf/bench/ (`template`, `separator`).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def hellaswag_100(wheel: zipfile.ZipFile) -> Rows:
         yield {
             "id": case["id"],
             "question": f"{case['activity_label']}: {case['ctx']}",
-            "choices": [f" {ending}" for ending in case["endings"]],
-            "answer": case["expected_index"],
+            "choices": case["endings"],
+            "answer": LETTERS[case["expected_index"]],
         }
 
 
@@ -55,9 +55,9 @@ def mmlu_law(wheel: zipfile.ZipFile) -> Rows:
         yield {
             "id": f"{row['topic'].replace(' ', '-')}-{key[:12]}",
             "subgroup": row["topic"],
-            "question": f"Question: {question}\nAnswer:",
-            "choices": [f" {choice}" for choice in choices],
-            "answer": LETTERS.index(row["correct_answer"]),
+            "question": question,
+            "choices": choices,
+            "answer": row["correct_answer"],
         }
 
 
@@ -92,7 +92,7 @@ def china_law_cloze(laws: Iterable[tuple[str, str]]) -> Rows:
             "id": f"{law_id}-{number}",
             "question": f"{law}\n{number}　{text[:BEGINNING_CHARS]}",
             "choices": [*others[:place], true, *others[place:]],
-            "answer": place,
+            "answer": LETTERS[place],
         }
 
 

