@@ -263,6 +263,7 @@ def tasks_of_rules(config: ExperimentConfig, benches: Benches) -> dict[str, Task
         tasks[name] = None
         if bench is not None and settings is not None:
             tasks[name] = (settings.group or bench.group or "general", metrics_of(bench, settings.pass_at))
+    tasks.update(dict.fromkeys(config.eval.harness))  # a task file says what it measures when it is loaded
     return tasks
 
 
