@@ -83,6 +83,10 @@ def derive(
 
     layout = layout_of(config)
     num_steps = math.ceil(config.blend.num_tokens / layout.tokens_per_step)
+    grace = config.monitor.grace_steps
+    if grace is not None and grace >= num_steps:
+        late = f"monitor.grace_steps={grace} covers all {num_steps} steps of the run: its candidate would never be judged."
+        raise_all(ConfigError, [late], where="plan", next_step=_NEXT_STEP)
     stages = blend_stages(config.blend, num_steps=num_steps, layout=layout)
     blend, problems = blend_entries(
         config.blend,
