@@ -6,7 +6,7 @@ import textwrap
 
 from megatron_cpt.plan.metrics import TEXT_METRIC, metric_named
 from megatron_cpt.plan.rules import rule_warnings
-from megatron_cpt.plan.run_plan import RunPlan
+from megatron_cpt.plan.run_plan import RunPlan, grace_window_steps
 from megatron_cpt.plan.schedule import describe
 from megatron_cpt.record.unknown import Figure, Unavailable, show
 
@@ -156,8 +156,10 @@ def _decision(plan: RunPlan) -> list[str]:
     lines += _field("", f"rolled back to {start} if harm beyond a margin is shown")
     for limit in plan.gate.limits:
         lines += _field("", f"rolled back at once when {limit.on} rises by more than {limit.max_increase:g} bits per byte in the loop")
-    groups = {rule.group for rule in plan.gate.rules if rule.required}
-    lines += [line for warning in rule_warnings(groups) for line in _field("", f"- WARNING: {warning}")]
+    warnings = rule_warnings({rule.group for rule in plan.gate.rules if rule.required})
+    if grace_window_steps(plan) >= plan.num_steps:
+        warnings.append(f"the warm-up covers all {plan.num_steps} steps, in which nothing is judged: the verdict will be unknown")
+    lines += [line for warning in warnings for line in _field("", f"- WARNING: {warning}")]
     tried = ", then ".join(map(str, plan.gate.retries[: plan.gate.max_retries]))
     return lines + (_field("retries", f"after a rollback: {tried}; then it stops for you") if tried else [])
 
