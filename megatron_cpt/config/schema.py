@@ -240,7 +240,7 @@ class GateConfig:
 
 @dataclass
 class BenchConfig:
-    """A benchmark: a JSONL file of questions (docs/evaluation.md). What its rows say of group, licence and source need not be repeated.
+    """A benchmark: a JSONL file of questions (docs/bench.md). What its rows say of group, licence and source need not be repeated.
 
     `template` turns a question into a prompt ({question} is its place) and `separator` stands before an answer. The first `few_shot`
     items are shown as examples and not scored; at most `max_items` of the others are. What is generated, up to `max_new_tokens`, ends at
@@ -281,7 +281,7 @@ class EvalConfig:
     """Held-out texts: the test split of each named source, at most `max_bytes` of it and `max_document_bytes` of a document.
 
     `tasks` names benchmarks of `bench`; with `tasks_in_loop` they are scored while training too. Generated code runs in a sandbox
-    (docs/evaluation.md); where the kernel offers none the evaluation stops, unless `run_code_unconfined` accepts the risk.
+    (docs/bench.md); where the kernel offers none the evaluation stops, unless `run_code_unconfined` accepts the risk.
 
     With `stride_tokens` windows overlap: each scores so many tokens, given the `window_tokens - stride_tokens` before them, at
     `window_tokens / stride_tokens` times the cost; null cuts a document into windows side by side. `cache` keeps the base model's
