@@ -169,8 +169,11 @@ def _tensors(batch: WindowBatch, *, device: torch.device) -> Batch:
         is_scored_BS[row, window.num_context : len(ids)] = True
     positions_BS = torch.arange(batch.length).expand(shape).contiguous()
     rank, num_ranks = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
-    whole = (inputs_BS, labels_BS, is_scored_BS, positions_BS)
-    return Batch(*(part_of_rank(tensor, dim=1, rank=rank, num_ranks=num_ranks).to(device) for tensor in whole), batch.windows)
+
+    def part(whole_BS: torch.Tensor) -> torch.Tensor:
+        return part_of_rank(whole_BS, dim=1, rank=rank, num_ranks=num_ranks).to(device)
+
+    return Batch(part(inputs_BS), part(labels_BS), part(is_scored_BS), part(positions_BS), batch.windows)
 
 
 def _forward_step(measure: Measure, batches: Any, model: Any) -> tuple[torch.Tensor, Any]:

@@ -8,32 +8,21 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from megatron_cpt.backend import choose
 from megatron_cpt.errors import ConfigError
 from megatron_cpt.eval.alike import warn_of_equal_scores
-from megatron_cpt.eval.cache import CacheEntry
-from megatron_cpt.eval.report import SCHEMA_VERSION, EvalReport, SubjectScore, TaskScore
+from megatron_cpt.eval.report import SCHEMA_VERSION, EvalReport
 from megatron_cpt.eval.subjects import Subject, find_subject, hf_subject, train_checkpoint
 from megatron_cpt.plan.run_plan import HarnessPlan, RunPlan
-from megatron_cpt.record.hashing import sha256_file
 from megatron_cpt.record.store import read_json
-from megatron_cpt.record.tokenizer_file import load_tokenizer
 from megatron_cpt.record.typed import to_plain
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Content:
-    """What every subject is scored on: held-out texts, tasks of the plan's benches, and tasks of lm-evaluation-harness."""
-
-    texts: Any
-    tasks: Any
-    harness: Any = None
 
 
 def run(
@@ -76,11 +65,15 @@ def run(
         raise ConfigError("Two subjects have one name.", where="subjects", value=", ".join(names), next_step="Rename a folder.")
     backend = choose(plan.backend)
     # megatron and torch load only now: the CPU backend must be in place before
+    from megatron_cpt.eval.all_items import AllItems, score_or_take  # noqa: PLC0415
     from megatron_cpt.model.parallel import ranks  # noqa: PLC0415
 
-    content = _read_content(plan, run_dir)
+    items = AllItems.read(plan, run_dir)
     with ranks(plan.layout, backend=backend, seed=plan.seed):
-        scores = {subject.name: _score_or_take(subject, content, plan, run_dir, backend=backend) for subject in found}
+        scores = {}
+        for subject in found:
+            load = partial(load_subject, subject, plan, backend=backend)
+            scores[subject.name] = score_or_take(subject, load, items, plan, run_dir, device=backend.device)
     if _is_first_rank():
         report = EvalReport(SCHEMA_VERSION, scores, time.time() - started)
         report.save(out)
@@ -88,120 +81,9 @@ def run(
         warn_of_equal_scores({**_subjects_of(run_dir / "baseline" / "eval.json"), **to_plain(report)["subjects"]})
 
 
-def _read_content(plan: RunPlan, run_dir: Path) -> Content:
-    from megatron_cpt.eval.bits_per_byte import read_texts  # noqa: PLC0415
-    from megatron_cpt.eval.task_items import read_tasks  # noqa: PLC0415
-
-    harness = None
-    if plan.eval.harness is not None:
-        from megatron_cpt.eval.harness import HarnessTasks  # noqa: PLC0415  -- the harness is an extra
-
-        harness = HarnessTasks.load(plan.eval.harness)
-    return Content(read_texts(plan.eval, run_dir), read_tasks(plan.eval, run_dir), harness)
-
-
 def _subjects_of(path: Path) -> dict[str, Any]:
     """Return the subjects of a report that may not be there yet."""
     return dict(read_json(path)["subjects"]) if path.is_file() else {}
-
-
-def _score_or_take(subject: Subject, content: Content, plan: RunPlan, run_dir: Path, *, backend: Any) -> SubjectScore:
-    """Return the subject's scores, the base's from the cache where they are kept. Collective: the first rank reads for all."""
-    from torch import distributed  # noqa: PLC0415
-
-    if not (plan.eval.cache and subject.name == "base"):
-        return score_subject(subject, content, plan, backend=backend)
-    entry = CacheEntry.of(subject, plan, run_dir)
-    kept: list[Any] = [entry.read() if _is_first_rank() else None]
-    distributed.broadcast_object_list(kept, src=0)
-    if kept[0] is not None:
-        logger.info("%s: scores of the same weights, items and settings are taken from %s.", subject.name, entry.path)
-        taken: SubjectScore = replace(kept[0], checkpoint=subject.checkpoint)
-        return taken
-    score = score_subject(subject, content, plan, backend=backend)
-    if _is_first_rank():
-        entry.write(score)
-    return score
-
-
-def score_subject(subject: Subject, content: Content, plan: RunPlan, *, backend: Any) -> SubjectScore:
-    """Load one subject into the plan's layout and score it. Collective."""
-    from megatron_cpt.eval.bits_per_byte import score_texts  # noqa: PLC0415
-    from megatron_cpt.eval.tasks import score_tasks  # noqa: PLC0415
-
-    logger.info("Scoring %s (%s).", subject.name, subject.checkpoint)
-    chunks, tokenizer = load_subject(subject, plan, backend=backend), load_tokenizer(subject.tokenizer_path)
-    with_what: Any = {
-        "tokenizer": tokenizer,
-        "where": subject.tokenizer_path,
-        "vocab": subject.vocab,
-        "plan": plan.eval,
-        "device": backend.device,
-        "progress": lambda line: logger.info("  %s", line),
-    }
-    scores = score_texts(chunks, content.texts, **with_what)
-    task_scores = score_tasks(chunks, content.tasks, seed=plan.seed, **with_what)
-    if content.harness is not None:
-        task_scores |= _score_harness(content.harness, chunks, subject, plan, device=backend.device)
-    return SubjectScore(
-        checkpoint=subject.checkpoint,
-        weights_sha256=subject.weights_sha256,
-        tokenizer_sha256=sha256_file(subject.tokenizer_path),
-        num_ids=subject.vocab.num_ids,
-        prefix_id=subject.vocab.end_of_document_id,
-        texts=scores,
-        tasks=task_scores,
-        nats_by_start=_compare_starts(subject, chunks, content.texts, tokenizer, plan, device=backend.device),
-    )
-
-
-def _score_harness(harness: Any, chunks: list[Any], subject: Subject, plan: RunPlan, *, device: Any) -> dict[str, TaskScore]:
-    from tokenizers import Tokenizer  # noqa: PLC0415
-
-    from megatron_cpt.eval.harness_model import RanksLM  # noqa: PLC0415
-
-    model = RanksLM(
-        chunks,
-        Tokenizer.from_file(str(subject.tokenizer_path)),  # as the harness's Hugging Face backend has it, special tokens included
-        end_id=subject.vocab.end_of_document_id,
-        window_tokens=plan.eval.window_tokens,
-        micro_batch_size=plan.eval.micro_batch_size,
-        seed=plan.seed,
-        torch_device=device,
-        progress=lambda line: logger.info("  %s", line),
-    )
-    scores: dict[str, TaskScore] = harness.score(model)
-    for name, score in scores.items():
-        logger.info("  %s: %s", name, ", ".join(f"{metric} {value:.4f}" for metric, value in score.metrics.items()))
-    return scores
-
-
-def _compare_starts(subject: Subject, chunks: list[Any], texts: Any, tokenizer: Any, plan: RunPlan, *, device: Any) -> dict[str, float]:
-    """Return nats per token after the separator and after other starts; only for a model that came with a declaration of its own."""
-    from megatron_cpt.eval.starts import NUM_DOCUMENTS, declared_bos_id, nats_by_start, warn_of_better_start  # noqa: PLC0415
-
-    if subject.hf_folder is None:
-        return {}
-    used, bos_id = "document separator", declared_bos_id(subject.hf_folder)
-    starts: dict[str, int | None] = {used: subject.vocab.end_of_document_id, "nothing": None}
-    if bos_id is not None and bos_id != starts[used] and 0 <= bos_id < subject.vocab.num_ids:
-        starts["its declared beginning of text"] = bos_id
-    each = -(-NUM_DOCUMENTS // len(texts))
-    first = [document.text for _, documents in texts.values() for document in documents[:each]]
-    ids = [encoding.ids for encoding in tokenizer.encode_batch(first, add_special_tokens=False) if len(encoding.ids) > 1]
-    if not ids or plan.eval.window_tokens < 2:
-        return {}
-    nats = nats_by_start(
-        chunks,
-        ids,
-        starts=starts,
-        window_tokens=plan.eval.window_tokens,
-        micro_batch_size=plan.eval.micro_batch_size,
-        device=device,
-        progress=lambda _: None,
-    )
-    warn_of_better_start(subject.name, nats, used=used)
-    return nats
 
 
 def load_subject(subject: Subject, plan: RunPlan, *, backend: Any) -> list[Any]:

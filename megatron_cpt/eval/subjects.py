@@ -147,6 +147,7 @@ def hf_subject(name: str, folder: Path, plan: RunPlan, run_dir: Path) -> Subject
         )
     tokenizer_path = folder / TOKENIZER_NAME
     separator = load_tokenizer(extended_tokenizer(plan, run_dir)).id_to_token(plan.vocab.end_of_document_id)
+    assert separator is not None, "the plan's own tokenizer has the plan's separator"
     prefix_id = load_tokenizer(tokenizer_path).token_to_id(separator)
     if prefix_id is None or prefix_id >= shape.num_base_ids:
         raise ConfigError(

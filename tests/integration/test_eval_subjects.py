@@ -152,7 +152,11 @@ def keep_and_take(plan_path_text: str) -> dict[str, Any]:
     """Score the base again and again in one process, and say each time what it cost and what was warned of."""
     for name in ("RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)  # one rank that needs no port, several times
-    from megatron_cpt.eval import run as module
+    from megatron_cpt.backend import choose
+
+    choose("cpu")
+    from megatron_cpt.eval import all_items as module
+    from megatron_cpt.eval.run import run
 
     plan_path = Path(plan_path_text)
     run_dir = plan_path.parent.parent
@@ -177,7 +181,7 @@ def keep_and_take(plan_path_text: str) -> dict[str, Any]:
         warned.clear()
         listener = Listen(logging.WARNING)
         logging.getLogger("megatron_cpt.eval.cache").addHandler(listener)
-        module.run(plan_path, subjects=("base",), checkpoint=None, out=out)
+        run(plan_path, subjects=("base",), checkpoint=None, out=out)
         logging.getLogger("megatron_cpt.eval.cache").removeHandler(listener)
         said[name] = {"scored": num_scored[0], "warned": list(warned), "base": json.loads(out.read_text())["subjects"]["base"]}
 
