@@ -126,7 +126,8 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         if arguments.command == "audit":
             stages.audit(config)
         elif arguments.command == "drill":
-            from megatron_cpt.drill.run import KINDS, drill  # noqa: PLC0415
+            from megatron_cpt.drill.bad_plan import KINDS  # noqa: PLC0415
+            from megatron_cpt.drill.run import drill  # noqa: PLC0415
 
             drill(config, [arguments.only] if arguments.only else KINDS)
         elif arguments.command == "submit":

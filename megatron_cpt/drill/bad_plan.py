@@ -34,7 +34,7 @@ def bad_plan(
     sources = last_blend(plan) if poisoned is None else {poisoned: 1.0}
     samples = samples_per_source({entry.source: share for entry, share in sources.items()}, num_samples=num_samples)
     share_of_steps = num_steps / plan.num_steps
-    estimate = {name: _scaled(getattr(plan.estimate, name), share_of_steps) for name in _SCALED}
+    estimate: dict[str, Any] = {name: _scaled(getattr(plan.estimate, name), share_of_steps) for name in _SCALED}
     return dataclasses.replace(
         plan,
         run_name=name,
