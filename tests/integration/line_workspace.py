@@ -37,7 +37,9 @@ blend: {{num_tokens: 10240, shares: {{code: 0.7, replay: 0.3}}}}
 schedule: {{peak_lr: 5.0e-3, min_lr: 5.0e-4, warmup_fraction: 0.1}}
 parallel: {{tensor: 2, pipeline: 1, micro_batch_size: 4, global_batch_size: 8, sequence_length: 128, dtype: fp32}}
 checkpoint: {{every_steps: 4}}
-eval: {{texts: [code, other], max_bytes: 12000, window_tokens: 128}}
+bench:
+  quiz: {{path: {text}/quiz.jsonl, group: domain, licence: PSF-2.0, source: questions of the tests}}
+eval: {{texts: [code, other], max_bytes: 12000, window_tokens: 128, tasks: [quiz]}}
 export: {{instruct_model: {base}-instruct, completion_tokens: 8}}
 gate:
   rules:
@@ -61,11 +63,28 @@ def make_workspace(folder: Path) -> Path:
     write_jsonl(text / "code.jsonl", code)
     write_jsonl(text / "replay.jsonl", topics[:40])
     write_jsonl(text / "other.jsonl", topics[40:50])
+    write_quiz(text / "quiz.jsonl", topics)
     make_base(folder / "base", topics[:40])
     make_base(folder / "base-instruct", topics[:40], seed=1)
     (folder / "conf" / "experiment").mkdir(parents=True)
     (folder / "conf" / "experiment" / "line.yaml").write_text(EXPERIMENT.format(runs=folder / "runs", base=folder / "base", text=text))
     return folder
+
+
+def write_quiz(path: Path, topics: list[str]) -> None:
+    """Write four questions of our own, and three that quote what is trained on, unless the split holds it out."""
+    questions = [
+        ("Which statement leaves a loop?", ["break", "pass"], "A"),
+        ("Which word begins a function?", ["class", "def"], "B"),
+        ("What does len return?", ["a number of items", "a list"], "A"),
+        ("Which brackets hold a tuple?", ["( and )", "{ and }"], "A"),
+        *((" ".join(topic.split()[10:30]), ["yes", "no"], "A") for topic in topics[:3]),
+    ]
+    rows = [
+        {"id": f"q{number}", "question": question, "choices": choices, "answer": answer, "subgroup": "ab"[number % 2]}
+        for number, (question, choices, answer) in enumerate(questions)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def make_base(folder: Path, texts: list[str], *, seed: int = 0) -> None:

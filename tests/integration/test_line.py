@@ -31,6 +31,19 @@ def test_a_sound_run_is_promoted_and_its_records_hold(workspace: Path) -> None:
     assert trained[0]["usd"]["unavailable"]  # no price was set: unknown, never zero
 
 
+def test_a_benchmark_goes_through_the_line_and_what_was_trained_on_is_named(workspace: Path) -> None:
+    run_dir = workspace / "runs" / "good"
+    baseline, candidate = (json.loads((run_dir / stage / "eval.json").read_text()) for stage in ("baseline", "eval"))
+    base, trained = baseline["subjects"]["base"]["tasks"]["quiz"], candidate["subjects"]["train"]["tasks"]["quiz"]
+    assert [item["id"] for item in base["items"]] == [item["id"] for item in trained["items"]] == [f"q{number}" for number in range(7)]
+    assert set(base["metrics"]) == {"accuracy", "accuracy_per_byte", "gap"}
+    assert base["file_sha256"] == trained["file_sha256"]
+    seen = {item["id"] for item in baseline["contaminated"]["quiz"]}
+    assert len(seen) >= 2
+    assert seen <= {"q4", "q5", "q6"}
+    assert "quiz accuracy" in (run_dir / "report" / "summary.txt").read_text()
+
+
 def test_the_export_loads_from_its_folder_alone(workspace: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
 
