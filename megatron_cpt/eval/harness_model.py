@@ -144,7 +144,7 @@ class RanksLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
 
         new_ids = generate_greedy(
             self._chunks,
-            [self.tok_encode(context) for context in contexts],
+            [self.tok_encode(context) or [self._end_id] for context in contexts],
             max_new_tokens=wanted["max_gen_toks"],
             stop_ids=(self._end_id,),
             temperature=wanted["temperature"] if wanted["do_sample"] else 0.0,

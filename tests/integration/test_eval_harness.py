@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from launch_ranks import free_port, launch_ranks
 from test_eval_subjects import export_initial_model
-from tiny_run import END, TEXTS, make_layout, make_plan, make_run, torchrun
+from tiny_run import END, TEXTS, make_layout, make_plan, make_run
 
-from megatron_cpt.plan.run_plan import EvalPlan, HarnessPlan, RunPlan
-from megatron_cpt.record.hashing import sha256_folder
+from megatron_cpt.plan.run_plan import EvalPlan, RunPlan
+
+pytestmark = pytest.mark.slow
 
 WINDOW = 64
 NUM_NEW = 10
@@ -55,9 +56,12 @@ QUESTIONS = [
     ("the thin inn", ["and the land", "sing", "hangs on the moon and the ant"], 2),
     ("law and", ["the law", "an ant", "。"], 0),
     ("the judge and the party bind the court in an act of law and the land " * 3, ["law", "moon"], 1),
-    ("", ["the law", "the moon"], 0),
+    ("moon", ["the law", "the moon"], 0),
     ("the law ", ["binds", "sings"], 0),
 ]
+
+
+BARE = [("", "the law"), ("", "l"), ("the law ", "of the land")]  # nothing before an answer, and a space that belongs to it
 
 
 def write_tasks(folder: Path, replies: list[str], stop: str) -> None:
@@ -109,6 +113,7 @@ def reference(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     replies = [sample["filtered_resps"][0] for sample in results()["samples"]["law_fill"]]
     write_tasks(folder, [reply if number % 2 else f"not {reply}" for number, reply in enumerate(replies)], stop)
     found = results()
+    found["bare"] = model.loglikelihood([request(pair) for pair in BARE])
     texts = ["the law and the party" * 20, "moon"]
     found["rolling"] = [model.loglikelihood_rolling([request((text,))])[0] for text in texts]
     return {**found, "folder": folder, "texts": texts}
@@ -120,14 +125,17 @@ def request(arguments: tuple[Any, ...]) -> Any:
     return Instance("loglikelihood", {}, arguments, 0, ("a task", 0, 1))
 
 
-def harness_rank(plan_path: str, arguments: list[tuple[str, str]], texts: list[str], out: str, port: int) -> dict[str, Any]:
-    """Write the report of the plan's tasks, then ask the model for single log-likelihoods."""
+def harness_rank(
+    plan_path: str, tasks_path: str, arguments: list[tuple[str, str]], texts: list[str], out: str, port: int
+) -> dict[str, Any]:
+    """Write the report of the tasks by the command line, then ask the model for single log-likelihoods."""
     from tokenizers import Tokenizer
 
     from megatron_cpt.backend import choose
-    from megatron_cpt.eval.run import load_subject, run
+    from megatron_cpt.eval.__main__ import main
+    from megatron_cpt.eval.run import load_subject
 
-    run(Path(plan_path), subjects=("init",), checkpoint=None, out=Path(out))
+    assert main([f"plan={plan_path}", "subjects=init", f"harness={','.join(TASKS)}", f"tasks_path={tasks_path}", f"out={out}"]) == 0
     os.environ["MASTER_PORT"] = str(port)  # the store of the ranks before may still hold its own
 
     from megatron_cpt.eval.harness_model import RanksLM
@@ -145,17 +153,22 @@ def harness_rank(plan_path: str, arguments: list[tuple[str, str]], texts: list[s
         found = model.loglikelihood([request(each) for each in arguments])
         rolling = model.loglikelihood_rolling([request((text,)) for text in texts])
         joined = model.loglikelihood([request(("a l", "aw")), request(("an", "d")), request(("the", " law"))])
-    return {"found": found, "rolling": rolling, "joined": joined, "num_joined": {name: len(ids) for name, ids in model.joined.items()}}
+        bare = model.loglikelihood([request(pair) for pair in BARE])
+    return {
+        "found": found,
+        "bare": bare,
+        "rolling": rolling,
+        "joined": joined,
+        "num_joined": {name: len(ids) for name, ids in model.joined.items()},
+    }
 
 
 @pytest.fixture(scope="module")
 def ours(run_dir: Path, reference: dict[str, Any]) -> dict[str, Any]:
-    folder = reference["folder"]
-    harness = HarnessPlan(str(folder), sha256_folder(folder), TASKS)
-    plan_path = make_plan(run_dir, make_layout(tensor=2), eval=EvalPlan(TEXTS, WINDOW, 3, harness=harness))
+    plan_path = make_plan(run_dir, make_layout(tensor=2), eval=EvalPlan(TEXTS, WINDOW, 3))
     arguments = [tuple(pair) for sample in reference["samples"]["law_choice"] for pair in sample["arguments"]]
     out = run_dir / "eval" / "eval.json"
-    answers = launch_ranks(harness_rank, 2, str(plan_path), arguments, reference["texts"], str(out), free_port())
+    answers = launch_ranks(harness_rank, 2, str(plan_path), str(reference["folder"]), arguments, reference["texts"], str(out), free_port())
     assert answers[0] == answers[1]
     return {**answers[0], "tasks": json.loads(out.read_text(encoding="utf-8"))["subjects"]["init"]["tasks"]}
 
@@ -177,8 +190,9 @@ def test_choices_and_generations_score_as_under_the_hugging_face_backend(ours: d
 
 def test_log_likelihoods_are_those_of_the_hugging_face_backend(ours: dict[str, Any], reference: dict[str, Any]) -> None:
     expected = [answer for sample in reference["samples"]["law_choice"] for (answer,) in sample["resps"]]
-    assert [value for value, _ in ours["found"]] == pytest.approx([value for value, _ in expected], rel=1e-5)
-    assert [greedy for _, greedy in ours["found"]] == [bool(greedy) for _, greedy in expected]
+    for found, said in ((ours["found"], expected), (ours["bare"], reference["bare"])):
+        assert [value for value, _ in found] == pytest.approx([value for value, _ in said], rel=1e-5)
+        assert [greedy for _, greedy in found] == [bool(greedy) for _, greedy in said]
     assert ours["rolling"] == pytest.approx(reference["rolling"], rel=1e-5)
 
 
@@ -186,14 +200,3 @@ def test_an_answer_that_the_tokenizer_joins_with_its_question_is_scored_and_coun
     assert all(value < 0.0 for value, _ in ours["joined"])
     assert ours["num_joined"]["a task"] == 1  # one document: "an" + "d" is one piece
     assert ours["tasks"]["law_choice"]["joined_boundaries"] == 0
-
-
-def test_the_command_line_names_tasks_and_refuses_unknown_ones(run_dir: Path, reference: dict[str, Any], tmp_path: Path) -> None:
-    plan_path = make_plan(run_dir, make_layout())
-    process = torchrun(
-        "megatron_cpt.eval", f"plan={plan_path}", "subjects=base", "harness=law_choice,other", f"tasks_path={reference['folder']}",
-        f"out={tmp_path / 'eval.json'}", num_ranks=1,
-    )  # fmt: skip
-    assert "of law_choice, law_fill" in process.said  # type: ignore[attr-defined]
-    assert process.returncode != 0
-    assert not (tmp_path / "eval.json").exists()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_cpt.errors import ConfigError, DataError
+from megatron_cpt.eval.__main__ import parse
 from megatron_cpt.eval.harness import HarnessTasks, items_of
 from megatron_cpt.eval.harness_files import refuse_code
 from megatron_cpt.plan.run_plan import HarnessPlan
@@ -69,6 +70,24 @@ def test_a_template_reaches_no_more_than_the_items_fields(tmp_path: Path) -> Non
     assert [task.doc_to_text(doc) for doc in task.test_docs()] == ["Is water wet?"]
     with pytest.raises(ConfigError, match="access to attribute '__class__' of 'str' object is unsafe"):
         HarnessTasks.load(HarnessPlan(str(tmp_path), digest, ("bad",)))
+
+
+def test_a_task_that_the_folder_lacks_is_told_with_those_that_it_has(tmp_path: Path) -> None:
+    (tmp_path / "items.jsonl").write_text('{"question": "Is water wet?"}\n')
+    (tmp_path / "a.yaml").write_text(SAFE.format(name="wet", items=tmp_path / "items.jsonl", text="{{question}}"))
+    with pytest.raises(ConfigError, match=r"(?s)hellaswag.*of wet"):
+        HarnessTasks.load(HarnessPlan(str(tmp_path), sha256_folder(tmp_path), ("wet", "hellaswag")))
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["subjects=base harness=wet", "subjects=base tasks_path=tasks", "harness=wet tasks_path=tasks", "hf=folder hf=folder", "checkpoint="],
+)
+def test_an_evaluation_says_what_is_missing_on_its_command_line(line: str) -> None:
+    with pytest.raises(ConfigError):
+        parse(["plan=plan.yaml", "out=eval.json", *line.split()])
+    found = parse(["plan=plan.yaml", "out=eval.json", "hf=folder", "harness=wet,dry", "tasks_path=tasks"])
+    assert (found.subjects, found.hf_folder, found.harness, found.tasks_path) == ((), Path("folder"), ("wet", "dry"), Path("tasks"))
 
 
 def test_a_damaged_data_file_is_the_users_error(tmp_path: Path) -> None:
