@@ -22,7 +22,7 @@ def bad_plan(
 
     The gate's rules, the texts, the layout and the optimizer are the run's own. The rate is constant, so that every step does the
     same. Nothing but the gate's rules is to catch the result: limits on updates, hours, money and scores in between are taken out, and
-    so are retries.
+    so are retries and the grace window.
 
     Args:
         peak_lr: the constant rate.
@@ -57,6 +57,7 @@ def bad_plan(
         wandb_mode="disabled",
         tensorboard=False,
         gate=dataclasses.replace(plan.gate, limits=(), retries=(), max_retries=0),
+        grace_steps=0,
         round=1,
         resumes_from=None,
         estimate=dataclasses.replace(plan.estimate, tokens=num_steps * plan.layout.tokens_per_step, **estimate),

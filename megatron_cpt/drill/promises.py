@@ -71,9 +71,8 @@ AFTER_ROLLBACK = (POINTER, INTACT, ABANDONED, EVENTS, RESUMES)
 def caught(run_dir: Path) -> tuple[bool, str]:
     """Say whether the verdict is rollback, and by which rules."""
     verdict = Verdict.load(run_dir / "gate" / VERDICT_NAME)
-    failed = [str(rule) for rule in verdict.rules if rule.passed is False]
     if verdict.decision == "rollback":
-        return True, "; ".join(failed)
+        return True, "; ".join(verdict.reasons)
     return False, f"verdict {verdict.decision}: " + "; ".join(map(str, verdict.rules))
 
 
