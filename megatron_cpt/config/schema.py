@@ -195,7 +195,7 @@ class GateRuleConfig:
     nothing. `confidence: null` is that of the gate.
     """
 
-    on: str = MISSING
+    of: str = MISSING
     kind: str = MISSING
     margin: float = MISSING
     metric: str = "bits_per_byte"
@@ -208,7 +208,7 @@ class GateRuleConfig:
 class GateLimitConfig:
     """A hard limit while training: a held-out text may not be this much above the frozen base at an in-loop evaluation."""
 
-    on: str = MISSING
+    of: str = MISSING
     max_increase: float = MISSING
     metric: str = "bits_per_byte"
 

@@ -17,7 +17,7 @@ class Breach:
     """A hard limit that an in-loop score broke; in bits per byte. `difference` and `low` are None for a loss that is no number."""
 
     step: int
-    on: str
+    of: str
     max_increase: float
     confidence: float
     difference: float | None
@@ -28,9 +28,9 @@ class Breach:
     def reason(self) -> str:
         loop = "the loop" if self.round == 1 else f"the loop of round {self.round}"
         if self.difference is None or self.low is None:
-            return f"hard limit in {loop}: the loss on {self.on} is not a finite number after step {self.step}"
+            return f"hard limit in {loop}: the loss on {self.of} is not a finite number after step {self.step}"
         return (
-            f"hard limit in {loop}: {self.on} is {self.difference:+.4f} bits per byte against the frozen base after step {self.step},"
+            f"hard limit in {loop}: {self.of} is {self.difference:+.4f} bits per byte against the frozen base after step {self.step},"
             f" at least {self.low:+.4f} at {self.confidence:.0%}; the limit is {self.max_increase:+.4f}"
         )
 
@@ -44,18 +44,18 @@ def breach_of(plan: GatePlan, record: Mapping[str, Any]) -> Breach | None:
     if record["in_grace"]:
         return None
     for limit in plan.limits:
-        found = record["texts"].get(limit.on, {})
+        found = record["texts"].get(limit.of, {})
         low = found.get("low")
         if low is not None and min(found["difference"], low) > limit.max_increase:
-            return Breach(int(record["step"]), limit.on, limit.max_increase, plan.confidence, float(found["difference"]), float(low))
+            return Breach(int(record["step"]), limit.of, limit.max_increase, plan.confidence, float(found["difference"]), float(low))
     return None
 
 
 def not_finite(plan: GatePlan, bits_per_byte: Mapping[str, float], *, step: int) -> Breach | None:
     """Return a breach for the first text with a limit whose score is no finite number; the grace window does not excuse it."""
     for limit in plan.limits:
-        if limit.on in bits_per_byte and not math.isfinite(bits_per_byte[limit.on]):
-            return Breach(step, limit.on, limit.max_increase, plan.confidence, None, None)
+        if limit.of in bits_per_byte and not math.isfinite(bits_per_byte[limit.of]):
+            return Breach(step, limit.of, limit.max_increase, plan.confidence, None, None)
     return None
 
 

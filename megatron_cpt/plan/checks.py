@@ -400,11 +400,11 @@ def limit_problems(config: ExperimentConfig) -> list[str]:
     for number, limit in enumerate(config.gate.limits):
         label = f"gate.limits[{number}]"
         problems += _choice(f"{label}.metric", limit.metric, LIMIT_METRICS)
-        if limit.on not in config.eval.texts:
-            problems.append(f"{label}.on={limit.on!r} is not one of eval.texts ({', '.join(config.eval.texts) or 'none'}).")
+        if limit.of not in config.eval.texts:
+            problems.append(f"{label}.of={limit.of!r} is not one of eval.texts ({', '.join(config.eval.texts) or 'none'}).")
         if not 0 < limit.max_increase < math.inf:
             problems.append(f"{label}.max_increase={limit.max_increase} is not a limit. Use a number above 0, in bits per byte.")
-    names = [limit.on for limit in config.gate.limits]
+    names = [limit.of for limit in config.gate.limits]
     problems += [f"gate.limits has more than one limit on {name!r}." for name in sorted({name for name in names if names.count(name) > 1})]
     if names and config.monitor.eval_every_steps < 1:
         problems.append("gate.limits are looked at when the model is scored in the loop, and monitor.eval_every_steps=0 never scores it.")

@@ -275,10 +275,10 @@ def group_of_rule(rule: GateRuleConfig, config: ExperimentConfig, tasks: Mapping
     """Return what a rule protects: what it says itself, else the role of its text or the group of its task."""
     if rule.group is not None:
         return cast(RuleGroup, rule.group)  # its words are checked before
-    task = tasks.get(rule.on)
+    task = tasks.get(rule.of)
     if task is not None:
         return cast(RuleGroup, task[0])
-    source = config.source.get(rule.on)
+    source = config.source.get(rule.of)
     return "domain" if source is not None and source.role == "domain" else "general"
 
 
@@ -286,7 +286,7 @@ def gate_plan_of(config: ExperimentConfig, tasks: Mapping[str, Task | None]) -> 
     return GatePlan(
         rules=tuple(
             GateRule(
-                on=rule.on,
+                of=rule.of,
                 kind="must_improve" if rule.kind == "must_improve" else "may_not_worsen",
                 margin=rule.margin,
                 metric=rule.metric,
@@ -299,7 +299,7 @@ def gate_plan_of(config: ExperimentConfig, tasks: Mapping[str, Task | None]) -> 
         confidence=config.gate.confidence,
         bootstrap_samples=config.gate.bootstrap_samples,
         seed=config.seed,
-        limits=tuple(GateLimit(on=limit.on, max_increase=limit.max_increase) for limit in config.gate.limits),
+        limits=tuple(GateLimit(of=limit.of, max_increase=limit.max_increase) for limit in config.gate.limits),
         retries=tuple(retry_of(retry) for retry in config.gate.retries),
         max_retries=config.gate.max_retries,
     )

@@ -150,12 +150,12 @@ def _decision(plan: RunPlan) -> list[str]:
         falls, rise = ("falls", "rise") if down else ("rises", "fall")
         promise = f"{falls} by more than {margin}" if rule.kind == "must_improve" else f"does not {rise} by {margin} or more"
         own = f" (at {rule.confidence:.0%})" if rule.confidence is not None else ""
-        lines += _field("", f"- {rule.on} {promise}{own}" + ("" if rule.required else " (advisory: decides nothing)"))
+        lines += _field("", f"- {rule.of} {promise}{own}" + ("" if rule.required else " (advisory: decides nothing)"))
     lines += _field("", "shown by both a paired interval and a test; otherwise unknown")
     start = "the initial weights" if plan.resumes_from is None else plan.resumes_from.checkpoint
     lines += _field("", f"rolled back to {start} if harm beyond a margin is shown")
     for limit in plan.gate.limits:
-        lines += _field("", f"rolled back at once when {limit.on} rises by more than {limit.max_increase:g} bits per byte in the loop")
+        lines += _field("", f"rolled back at once when {limit.of} rises by more than {limit.max_increase:g} bits per byte in the loop")
     warnings = rule_warnings({rule.group for rule in plan.gate.rules if rule.required})
     if grace_window_steps(plan) >= plan.num_steps:
         warnings.append(f"the warm-up covers all {plan.num_steps} steps, in which nothing is judged: the verdict will be unknown")

@@ -269,7 +269,7 @@ class GateRule:
     nothing. A `confidence` of None is the gate's.
     """
 
-    on: str
+    of: str
     kind: Literal["must_improve", "may_not_worsen"]
     margin: float
     metric: str = "bits_per_byte"
@@ -282,7 +282,7 @@ class GateRule:
 class GateLimit:
     """Training stops and is rolled back when an in-loop score of `on` is surely more than `max_increase` above the frozen base's."""
 
-    on: str
+    of: str
     max_increase: float
     metric: Literal["bits_per_byte"] = "bits_per_byte"
 

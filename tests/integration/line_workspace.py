@@ -43,8 +43,8 @@ eval: {{texts: [code, other], max_bytes: 12000, window_tokens: 128, tasks: [quiz
 export: {{instruct_model: {base}-instruct, completion_tokens: 8}}
 gate:
   rules:
-    - {{"on": code, kind: must_improve, margin: 0.0}}
-    - {{"on": other, kind: may_not_worsen, margin: 0.05}}
+    - {{of: code, kind: must_improve, margin: 0.0}}
+    - {{of: other, kind: may_not_worsen, margin: 0.05}}
 """
 
 

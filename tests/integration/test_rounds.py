@@ -16,7 +16,7 @@ GOOD = "train/checkpoints/step_00000010"
 MORE = ("parallel.tensor=1", "blend.num_tokens=15360")  # 15 steps of 8 x 128 tokens; the promoted run had 10
 BAD_RATE = ("schedule.peak_lr=30", "schedule.min_lr=30")
 TRY_AGAIN = ("gate.retries=[{lower_rate: 0.9}]", "gate.max_retries=1")
-LIMIT = ("gate.limits=[{on: other, max_increase: 0.3}]", "monitor.eval_every_steps=2", "monitor.grace_steps=1")
+LIMIT = ("gate.limits=[{of: other, max_increase: 0.3}]", "monitor.eval_every_steps=2", "monitor.grace_steps=1")
 
 
 def of(path: Path, **wanted: Any) -> list[dict[str, Any]]:

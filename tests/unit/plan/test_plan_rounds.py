@@ -155,7 +155,7 @@ def test_a_change_of_the_vocabulary_is_refused_where_training_goes_on_from_a_che
 @pytest.mark.parametrize(
     ("limits", "every", "words"),
     [
-        ([GateLimitConfig("web", 0.3)], 5, "limits.0..on='web' is not one of eval.texts"),
+        ([GateLimitConfig("web", 0.3)], 5, "limits.0..of='web' is not one of eval.texts"),
         ([GateLimitConfig("news", 0.0)], 5, "max_increase=0.0 is not a limit"),
         ([GateLimitConfig("news", 0.3, metric="accuracy")], 5, "metric='accuracy' is not one of bits_per_byte"),
         ([GateLimitConfig("news", 0.3), GateLimitConfig("news", 0.4)], 5, "more than one limit on 'news'"),

@@ -57,7 +57,7 @@ def test_a_limit_breaks_when_estimate_and_interval_lie_beyond_it_after_the_grace
     breach = breach_of(GATE, record)
     assert (breach is not None) == is_broken
     if breach is not None:
-        assert (breach.on, breach.step, breach.max_increase, breach.confidence) == ("web", step, 0.3, 0.9)
+        assert (breach.of, breach.step, breach.max_increase, breach.confidence) == ("web", step, 0.3, 0.9)
         assert breach.difference == pytest.approx(worse)
         assert breach.low is not None
         assert 0.3 < breach.low <= worse + 1e-9
@@ -147,7 +147,7 @@ def test_a_stop_for_a_limit_needs_no_exchange_and_has_its_own_status(tmp_path: P
 
 
 def test_the_verdict_of_a_breach_is_a_rollback_with_its_reason_and_differs_between_rounds() -> None:
-    breach = Breach(step=4, on="web", max_increase=0.3, confidence=0.9, difference=0.41, low=0.35)
+    breach = Breach(step=4, of="web", max_increase=0.3, confidence=0.9, difference=0.41, low=0.35)
     verdict = verdict_of_breach(BASELINE, GATE, breach, weights_sha256="w")
     assert (verdict.decision, verdict.rules, verdict.candidate_weights_sha256, verdict.base_weights_sha256) == ("rollback", (), "w", "b")
     assert verdict.reasons == (
