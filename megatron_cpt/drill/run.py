@@ -20,6 +20,9 @@ from megatron_cpt.drill.share import DRILLS, changes, only_grew, share_folder, s
 from megatron_cpt.errors import CheckpointError, ConfigError, CptError, DataError, RolledBack, Stopped
 from megatron_cpt.gate.act import GOOD_NAME, INIT_CHECKPOINT, LEDGER, METRICS, GoodCheckpoint
 from megatron_cpt.gate.verdict import VERDICT_NAME
+from megatron_cpt.line.exporting import export_body
+from megatron_cpt.line.inputs import export_inputs
+from megatron_cpt.line.run import Run, say
 from megatron_cpt.meter.energy import open_meter
 from megatron_cpt.meter.killed import settle
 from megatron_cpt.meter.ledger import attempt
@@ -29,7 +32,6 @@ from megatron_cpt.record.hashing import sha256_file
 from megatron_cpt.record.manifest import Manifest, StageResult, build_stage, run_lock
 from megatron_cpt.record.store import read_json, write_json, write_text
 from megatron_cpt.stage_names import STAGES
-from megatron_cpt.stages import Run, say
 
 STAGE = "drill"  # on the run's ledger
 RECORD_NAME, PAGE_NAME = "drill.json", "drill.md"
@@ -230,7 +232,7 @@ def _test(checks: Checklist, copy: Run, good: GoodCheckpoint) -> None:
 
 def _export_refuses(copy: Run) -> tuple[bool, str]:
     try:
-        build_stage(copy.of("export"), stages.export_inputs(copy), lambda result: stages.export_body(copy, result, None))  # type: ignore[arg-type]
+        build_stage(copy.of("export"), export_inputs(copy), lambda result: export_body(copy, result, None))  # type: ignore[arg-type]
     except ConfigError:
         raise  # such as a full disk: that is no refusal
     except CptError as error:
