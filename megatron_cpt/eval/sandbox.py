@@ -46,7 +46,7 @@ class Limits:
     `memory_bytes` is of each process, `disk_bytes` of all its files together, `file_bytes` of one.
     """
 
-    wall_s: float = 10.0
+    wall_s: float = 20.0  # well above the processor time, so that a busy machine fails no sound program
     cpu_s: int = 8
     memory_bytes: int = 512 << 20
     file_bytes: int = 4 << 20

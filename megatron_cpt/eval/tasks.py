@@ -31,7 +31,7 @@ from megatron_cpt.record.vocab_layout import VocabLayout
 
 BOUNDARY_RULE = "question and answer are encoded apart, spaces between them with the answer"
 MAX_WORKERS = 8
-PROGRAMS_PER_WORKER = 4  # a batch ends within 4 x 10 s, so that waiting ranks hear of it
+PROGRAMS_PER_WORKER = 4  # a batch ends within 4 x 20 s, so that waiting ranks hear of it
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from megatron_cpt.gate.judge import Judged, measure, result_of
 from megatron_cpt.gate.pairs import BASE, CANDIDATE
-from megatron_cpt.gate.scores import PairedScores, bootstrap_interval, weights_sha256
+from megatron_cpt.gate.scores import PairedScores, bootstrap_interval, subject_of, weights_sha256
 from megatron_cpt.gate.statistics import Corrected, holm
 from megatron_cpt.gate.verdict import RuleResult, Verdict
 from megatron_cpt.plan.rules import rule_warnings
@@ -39,7 +39,7 @@ def decide(
     measured = [measure(rule, baseline, candidate, plan) for rule in plan.rules]
     results = _results(measured, plan)
     decision, reasons = _decision(results)
-    if results and decision != "rollback" and _are_equal(baseline, candidate, measured):
+    if results and decision != "rollback" and _are_equal(baseline, candidate):
         decision, reasons = "unknown", [EQUALS_THE_BASE]
     if step is not None and step <= grace_steps:
         decision, reasons = "unknown", [f"step {step} lies inside the grace window, which ends after step {grace_steps}: nothing is judged"]
@@ -93,15 +93,31 @@ def _decision(results: Sequence[RuleResult]) -> tuple[Literal["promote", "rollba
     return "promote", [f"all {len(required)} required rules passed"]
 
 
-def _are_equal(baseline: Mapping[str, Any], candidate: Mapping[str, Any], measured: Sequence[Judged]) -> bool:
+def _are_equal(baseline: Mapping[str, Any], candidate: Mapping[str, Any]) -> bool:
+    """Say whether the candidate is the base: by its digest, or because no text's or task's item scores otherwise.
+
+    Answers to a task can all agree by chance, losses of a text cannot: with any text, the texts alone say it.
+    """
     digest = weights_sha256(baseline, BASE)
     if digest is not None and digest == weights_sha256(candidate, CANDIDATE):
         return True
-    compared = [each.pairs for each in measured if each.pairs is not None]
-    return bool(compared) and all(bool((pairs.base_N == pairs.candidate_N).all()) for pairs in compared)
+    base, new = subject_of(baseline, BASE), subject_of(candidate, CANDIDATE)
+    for kind, item_key, score_key in (("texts", "documents", "nats"), ("tasks", "items", "metrics")):
+        scores = [_scores_of(subject.get(kind), item_key, score_key) for subject in (base, new)]
+        if all(scores):
+            return scores[0] == scores[1]
+    return False
+
+
+def _scores_of(kinds: object, item_key: str, score_key: str) -> dict[tuple[str, str], Any]:
+    found: dict[tuple[str, str], Any] = {}
+    for name, each in kinds.items() if isinstance(kinds, Mapping) else ():
+        items = each.get(item_key) if isinstance(each, Mapping) else None
+        found |= {(name, str(item.get("id"))): item.get(score_key) for item in items or () if isinstance(item, Mapping)}
+    return found
 
 
 def _unjudged(rule: GateRule) -> RuleResult:
     return RuleResult(
-        rule.on, rule.metric, rule.kind, rule.group, rule.margin, rule.required, "unknown", "inside the grace window, not judged"
+        rule.of, rule.metric, rule.kind, rule.group, rule.margin, rule.required, "unknown", "inside the grace window, not judged"
     )

@@ -64,9 +64,7 @@ def measure(rule: GateRule, baseline: Mapping[str, Any], candidate: Mapping[str,
     if pairs.num_items < 2:
         more = "raise eval.max_bytes or test_fraction" if rule.metric == TEXT_METRIC else "use a larger benchmark"
         return Judged(rule, level, pairs=pairs, settled=("unknown", f"one item gives no interval; {more}"))
-    if rule.metric == TEXT_METRIC and not pairs.worsening_N.any():
-        return Judged(rule, level, pairs=pairs, settled=("unsure", "base and candidate score the same on every document"))
-    seed = plan.seed ^ zlib.crc32((rule.on if rule.metric == TEXT_METRIC else f"{rule.on} {rule.metric}").encode("utf-8"))
+    seed = plan.seed ^ zlib.crc32((rule.of if rule.metric == TEXT_METRIC else f"{rule.of} {rule.metric}").encode("utf-8"))
     evidence = evidence_of(pairs, num_resamples=plan.bootstrap_samples, seed=seed)
     judged = Judged(rule, level, pairs=pairs, evidence=evidence)
     return Judged(
@@ -110,7 +108,12 @@ def result_of(judged: Judged, *, passing: Corrected, failing: Corrected, num_rul
     kind_of_item = "documents" if rule.metric == TEXT_METRIC else "items"
     size = f"; {pairs.num_items} {kind_of_item}"
     size += f" ({pairs.num_excluded} more left out as contaminated)" if pairs.num_excluded else ""
-    size += f" can show {detectable:.4f}" if detectable is not None else ""
+    fewest = math.ceil(-math.log2(strictest))  # of fewer, even unanimous ones have a p-value above the level
+    if outcome == "unsure" and pairs.num_items < fewest:
+        size += f" can show nothing at this level, {fewest} can"
+        needed = None if needed is None else max(needed, fewest)
+    elif detectable is not None:
+        size += f" can show {detectable:.4f}"
     advice = f"; about {needed:,} would decide" if needed is not None else ""
     return _result(
         judged,
@@ -157,7 +160,7 @@ def _result(judged: Judged, outcome: Outcome, reason: str, **figures: Any) -> Ru
     if pairs is not None:
         base, new = _finite(pairs.figure(pairs.base_N)), _finite(pairs.figure(pairs.candidate_N))
     return RuleResult(
-        on=rule.on,
+        of=rule.of,
         metric=rule.metric,
         kind=rule.kind,
         group=rule.group,

@@ -89,6 +89,12 @@ def pair_up(base: Mapping[str, tuple[int, float]], candidate: Mapping[str, tuple
     )
 
 
+def subject_of(record: Mapping[str, Any], subject: str) -> Mapping[str, Any]:
+    """Return what a record holds of a subject, or nothing when it does not name it."""
+    found = _at(record, "subjects", subject)
+    return found if isinstance(found, Mapping) else {}
+
+
 def weights_sha256(record: Mapping[str, Any], subject: str) -> str | None:
     """Return the digest of the weights that a subject was scored with, or None when the record does not name it."""
     found = _at(record, "subjects", subject, "weights_sha256")

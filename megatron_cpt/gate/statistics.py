@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 NORMAL = NormalDist()
 POWER = 0.8  # the usual share of real differences of the named size that would be shown
 TABLE_CELLS = 4_000_000  # bounds a table of draws to about 32 MB
-LARGEST_ENUMERATION = 12  # items up to which every one of the 2^n signs is tried
+LARGEST_ENUMERATION = 15  # items up to which every one of the 2^n signs is tried
 
 
 def resampled_counts(strata_N: NDArray[np.int64], *, num_resamples: int, seed: int) -> Iterator[Floats]:
@@ -38,7 +38,7 @@ def resampled_counts(strata_N: NDArray[np.int64], *, num_resamples: int, seed: i
 def sign_flip_p(worsening_N: Floats, *, num_draws: int, seed: int) -> float:
     """Return the one-sided p-value that the sum of paired differences is as far below 0 as it is, were each sign a coin's.
 
-    The signs are all tried up to 12 items; above that they are drawn, and the observed sum counts as one draw, so that p is
+    The signs are all tried up to 15 items; above that they are drawn, and the observed sum counts as one draw, so that p is
     never 0 (Phipson and Smyth 2010, https://doi.org/10.2202/1544-6115.1585). Fisher's randomisation test of paired differences.
     """
     observed = float(worsening_N.sum()) + 1e-12 * float(np.abs(worsening_N).sum())  # equal sums count as equal despite rounding

@@ -23,6 +23,7 @@ EXPORT_DTYPES = ("fp32", "bf16", "fp16")
 RECOMPUTE = ("none", "selective", "full")
 FP8_FORMATS = ("none", "hybrid", "e4m3")
 FP8_UNITS = {"delayed": 16, "tensorwise": 16, "blockwise": 16, "mxfp8": 32}  # what each side of a product must divide by, by recipe
+LIMIT_METRICS = ("bits_per_byte",)
 WANDB_MODES = ("offline", "online", "disabled")
 
 
@@ -375,6 +376,7 @@ def eval_problems(config: ExperimentConfig, corpus_facts: Mapping[str, Any]) -> 
             " two windows would not be scored. Use at most that many, or null."
         )
     problems += harness_problems(config)
+    problems += limit_problems(config)
     return problems
 
 
@@ -389,6 +391,23 @@ def harness_problems(config: ExperimentConfig) -> list[str]:
         problems.append(
             f"eval.harness needs task files, and eval.harness_tasks_path={folder} holds no .yaml file. Name a folder of your own tasks."
         )
+    return problems
+
+
+def limit_problems(config: ExperimentConfig) -> list[str]:
+    """Check that every hard limit is on a text that the in-loop evaluation scores, and that there is such an evaluation."""
+    problems = []
+    for number, limit in enumerate(config.gate.limits):
+        label = f"gate.limits[{number}]"
+        problems += _choice(f"{label}.metric", limit.metric, LIMIT_METRICS)
+        if limit.of not in config.eval.texts:
+            problems.append(f"{label}.of={limit.of!r} is not one of eval.texts ({', '.join(config.eval.texts) or 'none'}).")
+        if not 0 < limit.max_increase < math.inf:
+            problems.append(f"{label}.max_increase={limit.max_increase} is not a limit. Use a number above 0, in bits per byte.")
+    names = [limit.of for limit in config.gate.limits]
+    problems += [f"gate.limits has more than one limit on {name!r}." for name in sorted({name for name in names if names.count(name) > 1})]
+    if names and config.monitor.eval_every_steps < 1:
+        problems.append("gate.limits are looked at when the model is scored in the loop, and monitor.eval_every_steps=0 never scores it.")
     return problems
 
 

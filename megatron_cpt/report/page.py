@@ -26,7 +26,7 @@ def write_report(folder: Path, run_dir: Path) -> None:
 def html(records: RunRecords) -> str:
     """Return the whole page."""
     name = escape(records.run_dir.name)
-    parts = (_verdict, _tasks, _training, _texts, _completions, _bill, _stages)
+    parts = (_verdict, _rounds, _tasks, _training, _texts, _completions, _bill, _stages)
     sections = [part(records) for part in parts]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -55,7 +55,7 @@ def _verdict(records: RunRecords) -> str:
         (score.text, score.role, _bits(score.base), _bits(score.extended), _bits(score.trained), _change(score.base, score.trained))
         for score in records.scores
     ]
-    reasons = "".join(f"<li>{escape(str(rule))}</li>" for rule in verdict.rules) if verdict else ""
+    reasons = "".join(f"<li>{escape(str(rule))}</li>" for rule in verdict.rules or verdict.reasons) if verdict else ""
     head = ("held-out text", "role", "frozen base", "extended", "trained", "against base")
     return (
         f'<p class="verdict {decision}">{escape(words)}</p><ul>{reasons}</ul>'
@@ -77,6 +77,12 @@ def _tasks(records: RunRecords) -> str:
         "Items that overlap with the training data are counted here and left out by the gate.</p>"
     )
     return f"<h2>Benchmarks</h2>{table(head, rows, numbers=(3, 4, 5, 6))}{note}"
+
+
+def _rounds(records: RunRecords) -> str:
+    if not records.rounds:
+        return ""
+    return f"<h2>Rounds</h2><ol>{''.join(f'<li>{escape(each)}</li>' for each in records.rounds)}</ol>"
 
 
 def _bits(value: float | None) -> str:

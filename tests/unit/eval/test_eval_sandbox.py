@@ -37,16 +37,16 @@ def run(source: str, limits: Limits = QUICK) -> Outcome:
         ("import os; os._exit(0)", "failed"),
         ("x = '''never closed", "failed"),
         ("while True: pass", "timeout"),
-        ("import time; time.sleep(60)", "timeout"),
+        ("import time; time.sleep(90)", "timeout"),
         ("while True: print('x' * 1000)", "output"),
         ("print('é' * 10, '漢字')", "passed"),
         ("import json, re, math, heapq, itertools, collections, typing, datetime, random, string, functools", "passed"),
     ],
 )
 def test_a_program_passes_only_by_coming_to_its_end(source: str, status: str, confined: bool) -> None:
-    outcome = run_program(source, confined=confined, limits=replace(QUICK, wall_s=1.5, cpu_s=10))
+    outcome = run_program(source, confined=confined, limits=replace(QUICK, wall_s=1.5 if status == "timeout" else 30.0, cpu_s=10))
     assert outcome.status == status, outcome
-    assert outcome.seconds < 6
+    assert outcome.seconds < 30  # far less than the program that sleeps, also on a busy machine
 
 
 @confined_only

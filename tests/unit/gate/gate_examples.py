@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
 from typing import Any
 
+from megatron_cpt.gate.audit import STAGES_WITH_MANIFEST
+from megatron_cpt.gate.decide import decide
 from megatron_cpt.gate.verdict import VERDICT_NAME, Verdict
-from megatron_cpt.plan.run_plan import GatePlan, GateRule
+from megatron_cpt.plan.run_plan import GatePlan, GateRule, RunPlan, grace_window_steps
+from megatron_cpt.record.manifest import write_manifest
 from megatron_cpt.record.store import append_line, write_json
 from megatron_cpt.record.typed import to_plain
 
 RULES = GatePlan(
-    rules=(GateRule("law", "must_improve", 0.0), GateRule("web", "may_not_worsen", 0.02)), confidence=0.95, bootstrap_samples=2000, seed=7
+    rules=(GateRule("law", "must_improve", 0.0, group="domain"), GateRule("web", "may_not_worsen", 0.02)),
+    confidence=0.95,
+    bootstrap_samples=2000,
+    seed=7,
 )
 SIZES = [1000 + 37 * index for index in range(40)]
 
@@ -41,6 +48,31 @@ def record(subject: str, texts: dict[str, list[float]], *, weights: str = "") ->
     }
 
 
+def with_task(
+    evaluation: dict[str, Any],
+    name: str,
+    scores: dict[str, list[float]],
+    *,
+    subgroups: list[str | None] | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """Return an eval record with a task added, item i of which has the given score for each metric."""
+    changed = copy.deepcopy(evaluation)
+    (subject,) = changed["subjects"].values()
+    num = len(next(iter(scores.values())))
+    subject.setdefault("tasks", {})[name] = {
+        "kind": "choice", "group": "domain", "licence": "CC0-1.0", "source": "a test", "file_sha256": "f", "rule": "the likeliest choice",
+        "metrics": {metric: sum(values) / num for metric, values in scores.items()},
+        "joined_boundaries": 0,
+        "items": [
+            {"id": f"{name}-{i}", "subgroup": (subgroups or [None] * num)[i], "metrics": {key: each[i] for key, each in scores.items()}}
+            for i in range(num)
+        ],
+        **changes,
+    }  # fmt: skip
+    return changed
+
+
 def spread(center: float, *, phase: int = 0) -> list[float]:
     """Return 40 figures around a center, from -0.3 to +0.3."""
     return [center + 0.3 * math.sin(1.7 * index + phase) for index in range(40)]
@@ -61,6 +93,22 @@ def run_folder(folder: Path, verdict: Verdict) -> Path:
     end = {"kind": "end", "attempt": "a", "stage": "train", "status": "finished", "joules": {"unavailable": "no counter"}, "usd": 1.5}
     append_line(folder / "ledger.jsonl", end)
     write_json(folder / "gate" / VERDICT_NAME, to_plain(verdict))
+    return folder
+
+
+def audited_run(folder: Path, baseline: dict[str, Any], candidate: dict[str, Any], plan: RunPlan) -> Path:
+    """Make a finished run with every record of an honest line, up to a verdict that was recorded and is not carried out yet."""
+    verdict = decide(baseline, candidate, plan.gate, step=2500, grace_steps=grace_window_steps(plan))
+    run_folder(folder, verdict)
+    plan.save(folder / "plan")
+    write_json(folder / "baseline/eval.json", baseline)
+    write_json(folder / "eval/eval.json", candidate)
+    for stage in ("baseline", "eval"):
+        end = {"kind": "end", "attempt": stage, "stage": stage, "status": "finished", "joules": 3.0, "usd": {"unavailable": "no price"}}
+        append_line(folder / "ledger.jsonl", end)
+    for stage in STAGES_WITH_MANIFEST:
+        (folder / stage).mkdir(exist_ok=True)
+        write_manifest(folder / stage, stage, {}, {"step": 2500} if stage == "train" else {})
     return folder
 
 

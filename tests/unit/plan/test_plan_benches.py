@@ -51,7 +51,7 @@ def test_a_task_is_in_the_plan_with_its_digest_and_what_it_measures(tmp_path: Pa
             temperature=0.5, pass_at=[1, 4],
         ),
     )  # fmt: skip
-    config.gate.rules.append(GateRuleConfig(on="quiz", metric="accuracy", kind="may_not_worsen", margin=0.05))
+    config.gate.rules.append(GateRuleConfig(of="quiz", metric="accuracy", kind="may_not_worsen", margin=0.05))
     plan = plan_of(config)
     quiz, code = plan.eval.tasks
     assert (quiz.metrics, quiz.num_items, quiz.group, quiz.licence) == (("accuracy", "accuracy_per_byte", "gap"), 3, "domain", "CC0-1.0")

@@ -44,11 +44,11 @@ def test_the_harness_is_in_the_plan_with_its_files_digest_and_a_rule_may_be_on_i
     (tmp_path / "a.yaml").write_text("task: bar_exam\n")
     config = experiment()
     config.eval.harness, config.eval.harness_tasks_path, config.eval.stride_tokens = ["bar_exam"], str(tmp_path), 4096
-    config.gate.rules.append(GateRuleConfig(on="bar_exam", metric="acc", kind="may_not_worsen", margin=0.02, group="domain"))
+    config.gate.rules.append(GateRuleConfig(of="bar_exam", metric="acc", kind="may_not_worsen", margin=0.02, group="domain"))
     plan = derive(config, **facts())
     assert plan.eval.harness == HarnessPlan(str(tmp_path), sha256_folder(tmp_path), ("bar_exam",))
     assert (plan.eval.stride_tokens, plan.eval.cache) == (4096, True)
-    assert (plan.gate.rules[-1].on, plan.gate.rules[-1].metric) == ("bar_exam", "acc")
+    assert (plan.gate.rules[-1].of, plan.gate.rules[-1].metric) == ("bar_exam", "acc")
     assert RunPlan.load(plan.save(tmp_path)) == plan
 
 
