@@ -106,12 +106,16 @@ def gather_weights(chunks: list[Any]) -> None:
 
 
 def optimizer_config(plan: RunPlan) -> OptimizerConfig:
-    """Return megatron's optimizer configuration; a clip of 0 (none) becomes infinite, so that the norm is still known."""
+    """Return megatron's optimizer configuration; a clip of 0 (none) becomes infinite, so that the norm is still known.
+
+    The rate is the same for every plan: `set_rate` puts the schedule's into every group at every step, and nothing reads megatron's
+    bounds but its pairing of a checkpoint's groups with the optimizer's (since 0.19), which a plan with other rates would fail.
+    """
     wanted = plan.optimizer
     return OptimizerConfig(
         optimizer="adam",
-        lr=plan.schedule.peak_lr,
-        min_lr=plan.schedule.min_lr,
+        lr=1.0,
+        min_lr=0.0,
         weight_decay=wanted.weight_decay,
         adam_beta1=wanted.beta1,
         adam_beta2=wanted.beta2,
