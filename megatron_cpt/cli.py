@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import megatron_cpt
 from megatron_cpt.errors import EXIT_FINISHED, ConfigError, CptError
@@ -36,6 +37,11 @@ def parser() -> argparse.ArgumentParser:
         "--from", dest="start", choices=names, metavar="STAGE", help="begin at this stage; the earlier ones must have finished"
     )
     walk.add_argument("--only", choices=names, metavar="STAGE", help="this stage alone")
+    rounds = walk.add_mutually_exclusive_group()
+    rounds.add_argument(
+        "--new-round", action="store_true", help="after a verdict: put this round's records away and go on from the good checkpoint"
+    )
+    rounds.add_argument("--retry", action="store_true", help="after a rollback: begin the next round of gate.retries")
     _common(walk)
     for stage in STAGES:
         example = f"megatron-cpt {stage.name} experiment=quickstart"
@@ -113,8 +119,16 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         elif arguments.command == "submit":
             stages.submit(config, overrides=overrides, config_dir=arguments.config_dir, dry_run=arguments.dry_run)
         else:
-            stages.walk(config, _chosen(arguments))
+            stages.walk(config, _chosen(arguments), begin=_begins(arguments))
     return code
+
+
+def _begins(arguments: argparse.Namespace) -> Literal["new round", "retry"] | None:
+    if arguments.command != "run":
+        return None
+    if arguments.new_round:
+        return "new round"
+    return "retry" if arguments.retry else None
 
 
 def _chosen(arguments: argparse.Namespace) -> list[StageInfo]:

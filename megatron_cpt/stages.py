@@ -13,13 +13,37 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from megatron_cpt.config.schema import ExperimentConfig
-from megatron_cpt.errors import BudgetReached, CheckpointError, ConfigError, CptError, DataError, RolledBack, Stopped, printable
-from megatron_cpt.gate.act import GOOD_NAME, GoodCheckpoint, carry_out
+from megatron_cpt.errors import (
+    EXIT_ROLLED_BACK,
+    BudgetReached,
+    CheckpointError,
+    ConfigError,
+    CptError,
+    DataError,
+    RolledBack,
+    Stopped,
+    printable,
+)
+from megatron_cpt.gate.act import GOOD_NAME, GoodCheckpoint, carry_out, check_digest
 from megatron_cpt.gate.audit import audit as audit_run
 from megatron_cpt.gate.decide import decide
+from megatron_cpt.gate.limits import Breach, verdict_of_breach
+from megatron_cpt.gate.rounds import (
+    Round,
+    asked_round,
+    begin_round,
+    current_round,
+    earlier_of,
+    finish_move,
+    going_on_from,
+    next_retry,
+    past_rounds,
+    resume_point,
+    tried_rounds,
+)
 from megatron_cpt.gate.verdict import VERDICT_NAME, Verdict
 from megatron_cpt.launch_ranks import run_in_child, run_ranks
 from megatron_cpt.meter.energy import open_meter
@@ -28,9 +52,20 @@ from megatron_cpt.meter.ledger import STEP_RECORDS, Attempt, Planned, attempt
 from megatron_cpt.meter.totals import attempts_of, totals_by_stage
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.page import page
+from megatron_cpt.plan.retry import with_changes
 from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan
 from megatron_cpt.record.hashing import sha256_file, sha256_plain
-from megatron_cpt.record.manifest import MANIFEST_NAME, Manifest, StageResult, build_stage, finished, run_lock, write_manifest
+from megatron_cpt.record.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    StageResult,
+    build_stage,
+    commit_in_use,
+    finished,
+    run_lock,
+    versions_in_use,
+    write_manifest,
+)
 from megatron_cpt.record.store import read_json, read_lines, require_free_space, write_json, write_text
 from megatron_cpt.record.typed import from_plain, to_plain
 from megatron_cpt.record.unknown import Figure, Unavailable
@@ -51,6 +86,23 @@ class Run:
     """One run: its configuration, its folder, and the records of its finished stages."""
 
     config: ExperimentConfig
+
+    @classmethod
+    def of_round(cls, config: ExperimentConfig) -> Run:
+        """Return a run with the configuration of its current round: as composed, with what the retry policy has changed in it."""
+        run = cls(config)
+        changes = run.round.changes
+        return cls(with_changes(config, changes)) if changes else run
+
+    @property
+    def round(self) -> Round:
+        return current_round(self.folder)
+
+    @property
+    def limit(self) -> Breach | None:
+        """The hard limit that ended training in this round, None when none did."""
+        facts = self.manifest("train").facts if (self.of("train") / MANIFEST_NAME).exists() else {}
+        return from_plain(Breach, facts["limit"], where=self.of("train")) if "limit" in facts else None
 
     @cached_property
     def folder(self) -> Path:
@@ -111,7 +163,12 @@ def init_inputs(run: Run) -> dict[str, Any]:
 def plan_inputs(run: Run) -> dict[str, Any]:
     groups = ("blend", "optim", "schedule", "parallel", "cluster", "gpu", "tariff", "gate", "eval", "checkpoint", "stop", "monitor")
     settings = {group: asdict(getattr(run.config, group)) for group in groups}
-    return {**run.fingerprints("corpus", "vocab", "index", "init"), "seed": run.config.seed, "settings": settings}
+    for name in ("limits", "retries", "max_retries"):  # a plan from before they existed keeps its inputs
+        if not settings["gate"][name]:
+            del settings["gate"][name]
+    now = run.round
+    of_round = {} if now.number == 1 else {"round": {"number": now.number, "resumes_from": to_plain(now.resumes_from)}}
+    return {**run.fingerprints("corpus", "vocab", "index", "init"), "seed": run.config.seed, "settings": settings, **of_round}
 
 
 def baseline_inputs(run: Run) -> dict[str, Any]:
@@ -127,7 +184,7 @@ def eval_inputs(run: Run) -> dict[str, Any]:
 
 
 def gate_inputs(run: Run) -> dict[str, Any]:
-    return run.fingerprints("plan", "baseline", "train", "eval")
+    return run.fingerprints("plan", "baseline", "train", *(() if run.limit else ("eval",)))
 
 
 def export_inputs(run: Run) -> dict[str, Any]:
@@ -213,6 +270,7 @@ def plan_body(run: Run, result: StageResult, _: Attempt) -> None:
     from megatron_cpt.plan.derive import derive  # noqa: PLC0415
 
     layout_path = run.of("vocab") / "vocab_layout.json"
+    now = run.round
     plan = derive(
         run.config,
         init_facts=run.manifest("init").facts,
@@ -222,6 +280,9 @@ def plan_body(run: Run, result: StageResult, _: Attempt) -> None:
         vocab=from_plain(VocabLayout, read_json(layout_path), where=layout_path),
         identity=run.fingerprints("corpus", "vocab", "index", "init"),
         host=measure_host(run.config.cluster),
+        round_number=now.number,
+        num_retries=now.num_retries,
+        earlier=None if now.resumes_from is None else earlier_of(run.folder, now.resumes_from),
     )
     plan.save(result.folder)
     text = page(plan)
@@ -232,7 +293,29 @@ def plan_body(run: Run, result: StageResult, _: Attempt) -> None:
 
 
 def baseline_body(run: Run, result: StageResult, _: Attempt) -> None:
-    _evaluate(run, result, subjects="base,init")
+    earlier = _baseline_before(run)
+    if earlier is None:
+        _evaluate(run, result, subjects="base,init")
+        return
+    write_json(result.folder / "eval.json", read_json(earlier / "eval.json"))
+    result.facts = Manifest.load(earlier).facts
+    _indented(f"the scores of {earlier.relative_to(run.folder)}: same models, texts, layout and code")
+
+
+def _baseline_before(run: Run) -> Path | None:
+    """Return the baseline of the round before where it would come out the same: models, what is scored, layout and code are equal."""
+    rounds = past_rounds(run.folder)
+    folder = rounds[-1] / "baseline" if rounds else None
+    if folder is None or not (folder / MANIFEST_NAME).exists():
+        return None
+    manifest, plan, before = Manifest.load(folder), run.plan, RunPlan.load(rounds[-1] / "plan" / PLAN_NAME)
+    manifest.check_outputs(folder)
+    is_same = (
+        manifest.inputs["init"] == run.manifest("init").fingerprint
+        and (plan.eval, plan.layout, plan.vocab, plan.backend) == (before.eval, before.layout, before.vocab, before.backend)
+        and (manifest.versions, manifest.commit) == (versions_in_use(), commit_in_use())
+    )
+    return folder if is_same else None
 
 
 def eval_body(run: Run, result: StageResult, _: Attempt) -> None:
@@ -250,16 +333,18 @@ def train_body(run: Run, folder: Path, entry: Attempt) -> dict[str, Any]:
 
     plan = run.plan
     folder.mkdir(parents=True, exist_ok=True)
-    before = (folder / OUTCOME_NAME).read_bytes() if (folder / OUTCOME_NAME).exists() else None
-    (folder / STOP_FILE).unlink(missing_ok=True)
-    code = _ranks(run, plan, "megatron_cpt.train", [], stop_file=folder / STOP_FILE, attempt_id=entry.attempt_id)
-    (folder / STOP_FILE).unlink(missing_ok=True)
+    before, code = read_outcome(folder), 0
+    if before is None or before.status != "limit":  # one that a limit ended is over, even if its command was killed before it said so
+        (folder / OUTCOME_NAME).unlink(missing_ok=True)
+        (folder / STOP_FILE).unlink(missing_ok=True)
+        code = _ranks(run, plan, "megatron_cpt.train", [], stop_file=folder / STOP_FILE, attempt_id=entry.attempt_id)
+        (folder / STOP_FILE).unlink(missing_ok=True)
     recorded = consumption_of(read_lines(run.folder / STEP_RECORDS), entry.attempt_id)
     if recorded is not None:  # all that is known of ranks that ended without a word
         entry.start_tokens, entry.tokens = recorded.start_tokens, recorded.tokens
         entry.source_tokens, entry.licence_tokens = recorded.source_tokens, recorded.licence_tokens
     outcome = read_outcome(folder)
-    if outcome is None or (folder / OUTCOME_NAME).read_bytes() == before:
+    if outcome is None:
         raise CptError("Training ended without a word.", where=folder, value=f"torchrun exit {code}", next_step="Run again to resume.")
     licences = {entry.source: entry.licence for entry in plan.blend}
     entry.tokens = sum(outcome.source_tokens.values())  # this attempt's: the bill adds up attempts
@@ -268,8 +353,14 @@ def train_body(run: Run, folder: Path, entry: Attempt) -> dict[str, Any]:
         raise Stopped(f"Training stopped after step {outcome.step} of {plan.num_steps}: {outcome.reason}", next_step="Run again to go on.")
     if outcome.status == "budget":
         raise BudgetReached(f"A stop condition ended training after step {outcome.step}: {outcome.reason}", where=outcome.checkpoint)
-    if outcome.status != "finished" or outcome.checkpoint is None:
+    if outcome.status == "limit" and outcome.breach is not None:
+        entry.status, entry.exit_code = "rolled_back", EXIT_ROLLED_BACK
+        _indented(outcome.reason)
+    elif outcome.status != "finished" or outcome.checkpoint is None:
         raise _failure_of_rank(outcome.exit_code, outcome.reason, folder)
+    ended = {} if outcome.breach is None else {"limit": to_plain(outcome.breach)}
+    if outcome.checkpoint is None:
+        return {"step": outcome.step, "checkpoint": None, "checkpoint_sha256": None, "sources": {}, "tokens": entry.tokens, **ended}
     record = read_json(run.folder / outcome.checkpoint / "checkpoint.json")
     return {
         "step": outcome.step,
@@ -282,6 +373,7 @@ def train_body(run: Run, folder: Path, entry: Attempt) -> dict[str, Any]:
         },
         "licences": _by_licence(dict(zip(record["sources"], record["source_tokens"], strict=True)), licences),
         "skipped_steps": record.get("skipped_steps", 0),
+        **ended,
     }
 
 
@@ -293,7 +385,12 @@ def _by_licence(source_tokens: dict[str, int], licences: dict[str, str]) -> dict
 
 
 def gate_body(run: Run, result: StageResult, _: Attempt) -> None:
-    verdict = decide(read_json(run.of("baseline") / "eval.json"), read_json(run.of("eval") / "eval.json"), run.plan.gate)
+    baseline = read_json(run.of("baseline") / "eval.json")
+    if run.limit:
+        weights = run.manifest("train").facts["checkpoint_sha256"]
+        verdict = verdict_of_breach(baseline, run.plan.gate, run.limit, weights_sha256=weights)
+    else:
+        verdict = decide(baseline, read_json(run.of("eval") / "eval.json"), run.plan.gate)
     write_json(result.folder / VERDICT_NAME, to_plain(verdict))
     result.facts = {"decision": verdict.decision, "reasons": list(verdict.reasons)}
 
@@ -305,6 +402,7 @@ def export_body(run: Run, result: StageResult, _: Attempt) -> None:
         raise DataError(
             "Only a promoted checkpoint is exported.", where=run.of("gate"), value=verdict.decision, next_step="See gate/verdict.json."
         )
+    check_digest(run.folder, good)
     plan, settings, folder = run.plan, run.config.export, result.folder / "hf"
     size = sum(path.stat().st_size for path in run.base_folder.glob("*.safetensors"))
     require_free_space(run.folder, int(1.3 * size * (2 if settings.instruct_model else 1)), purpose="the exported model")
@@ -426,8 +524,13 @@ WIRES: dict[str, tuple[Inputs, Body | None]] = {
 STAGES_ON_RANKS = ("baseline", "train", "eval")
 
 
-def walk(config: ExperimentConfig, chosen: Sequence[StageInfo]) -> None:
+def walk(config: ExperimentConfig, chosen: Sequence[StageInfo], *, begin: Literal["new round", "retry"] | None = None) -> None:
     """Run stages in order. Finished ones are passed over; a rollback still gets its report before it ends the walk.
+
+    After a rollback the plan's retry policy begins the next round, as far as all stages that it does anew are among the chosen ones.
+
+    Args:
+        begin: a new round that a person asks for after a verdict, or the next one of the retry policy.
 
     Raises:
         CptError: the first stage that cannot be done; earlier stages stay finished.
@@ -436,26 +539,139 @@ def walk(config: ExperimentConfig, chosen: Sequence[StageInfo]) -> None:
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     with run_lock(run.folder):
         settle(run.folder)
-        for stage in chosen:
-            try:
-                _walk_one(run, stage)
-            except RolledBack:
-                if any(later.name == "report" for later in chosen):
-                    _walk_one(run, STAGES[-1])
-                raise
+        finish_move(run.folder)
+        if begin == "new round":
+            _begin_asked_round(run)
+        elif begin == "retry":
+            _begin_retry(Run.of_round(config))
+        left: Sequence[StageInfo] = chosen
+        while left:
+            left = _walk_round(Run.of_round(config), left, chosen)
     if chosen[-1].name == "report":
         say("")
         say((run.of("report") / "summary.txt").read_text(encoding="utf-8").rstrip())
 
 
+def _walk_round(run: Run, stages: Sequence[StageInfo], chosen: Sequence[StageInfo]) -> Sequence[StageInfo]:
+    """Run stages in one round; return those of the next round when a rollback begins one, none when all are done.
+
+    Raises:
+        RolledBack: no retry is left, or the stages that it would do anew are not all among the chosen ones.
+    """
+    for stage in stages:
+        try:
+            _walk_one(run, stage)
+        except RolledBack as rollback:
+            if any(later.name == "report" for later in chosen):
+                _walk_one(run, STAGES[-1])
+            following = next_retry(run.round, run.plan)
+            if following is None:
+                raise rollback_without_retry(run, rollback) from None
+            names = [each.name for each in STAGES]
+            needed = STAGES[names.index(following.first_stage) : names.index("gate") + 1]
+            if any(each not in chosen for each in needed):
+                raise RolledBack(
+                    str(rollback).splitlines()[0],
+                    where=run.of("gate") / VERDICT_NAME,
+                    value="; ".join(Verdict.load(run.of("gate") / VERDICT_NAME).reasons),
+                    next_step=f"{following.why}. It begins with: megatron-cpt run --retry --until plan ...; then run or submit again.",
+                ) from None
+            _begin_retry(run)
+            return [each for each in chosen if names.index(each.name) >= names.index(following.first_stage)]
+    return []
+
+
+def rollback_without_retry(run: Run, rollback: RolledBack) -> RolledBack:
+    """Return the rollback that ends the walk, with what was tried in each round when there was more than one."""
+    tried = tried_rounds(run.folder)
+    if len(tried) < 2:
+        return rollback
+    return RolledBack(
+        "The candidate was rolled back, and the retry policy has nothing more to try. A person decides now:\n    " + "\n    ".join(tried),
+        where=run.of("gate") / VERDICT_NAME,
+        value=f"{GOOD_NAME} names {GoodCheckpoint.load(run.folder).checkpoint}",
+        next_step="Change one thing and begin a round of your own: megatron-cpt run --new-round ... <overrides>.",
+    )
+
+
+def _begin_asked_round(run: Run) -> None:
+    """Begin the round that a person asked for, after a verdict and with a configuration that differs from the one that was judged.
+
+    Raises:
+        ConfigError: there is no verdict yet, nothing differs, or something differs that a round cannot change.
+    """
+    now = run.round
+    if not (run.of("gate") / MANIFEST_NAME).exists():
+        if now.number > 1 and not (run.of("plan") / MANIFEST_NAME).exists():
+            return  # a command that was killed had begun it
+        raise ConfigError(
+            f"Round {now.number} has no verdict yet, so that no new round can begin.",
+            where=run.of("gate"),
+            next_step="Leave out --new-round to go on with this round. After changes use a new run_name.",
+        )
+    _carry_out(run, say_it=False)
+    if now.changes:
+        dropped = ", then ".join(map(str, now.changes))
+        say(f"--- a round that is asked for is as it is asked for: the retries' changes are dropped ({dropped})")
+    for stage in STAGES[: [each.name for each in STAGES].index("plan")]:
+        finished(run.of(stage.name), WIRES[stage.name][0](run))
+    before, now_wanted = run.manifest("plan").inputs, plan_inputs(run)
+    if all(before.get(key) == now_wanted[key] for key in ("settings", "seed")):
+        raise ConfigError(
+            "Nothing differs from the round that was judged, so that a new one would end alike.",
+            where=run.of("plan"),
+            next_step="Change something with it, e.g. megatron-cpt run --new-round ... schedule.peak_lr=1e-5 or blend.num_tokens=2000000.",
+        )
+    _begin_round(run, asked_round(now))
+
+
+def _begin_retry(run: Run) -> None:
+    """Begin the next round of the retry policy.
+
+    Raises:
+        ConfigError: the last verdict is no rollback, or the policy has nothing more to try.
+    """
+    now = run.round
+    if now.num_retries and not (run.of("plan") / MANIFEST_NAME).exists():
+        return  # a command that was killed had begun it
+    gate = run.of("gate") / VERDICT_NAME
+    if not gate.exists() or Verdict.load(gate).decision != "rollback":
+        raise ConfigError("Only a rollback is retried.", where=gate, next_step="Run the line to its verdict first.")
+    following = next_retry(now, run.plan)
+    if following is None:
+        raise ConfigError(
+            f"The plan allows {run.plan.gate.max_retries} retries, and {now.num_retries} were made.",
+            where="gate.max_retries",
+            next_step="Begin a round of your own: megatron-cpt run --new-round ... <overrides>.",
+        )
+    _carry_out(run, say_it=False)
+    _begin_round(run, following)
+
+
+def _begin_round(run: Run, following: Round) -> None:
+    point = None
+    verdict = Verdict.load(run.of("gate") / VERDICT_NAME)
+    if verdict.decision == "unknown":  # neither refused nor promoted: what was trained is gone on with
+        facts = run.manifest("train").facts
+        point = resume_point(run.folder, facts["checkpoint"], facts["checkpoint_sha256"])
+    else:
+        good = GoodCheckpoint.load(run.folder)
+        if good.is_trained:
+            point = resume_point(run.folder, good.checkpoint, good.sha256)
+    begin_round(run.folder, going_on_from(following, point), stages=[stage.name for stage in STAGES])
+    say(f"--- round {following.number}, {following.why}: from {point.checkpoint if point else 'the initial weights'}")
+
+
 def _walk_one(run: Run, stage: StageInfo) -> None:
+    if stage.name == "eval" and run.limit:
+        stage = next(each for each in STAGES if each.name == "gate")  # a hard limit ended training: its verdict needs no scores
     number = [each.name for each in STAGES].index(stage.name) + 1
     title = f"[{number:>2}/{len(STAGES)}] {stage.name:<9}"
     take_inputs, body = WIRES[stage.name]
     inputs = take_inputs(run)
     if stage.name == "report" and _outdated(run.of("report"), inputs):
         shutil.rmtree(run.of("report"))  # a page over the records is made anew when they have grown
-    done = finished(run.of(stage.name), inputs)
+    done = finished(run.of(stage.name), inputs, next_step=_next_step_after_change(run, stage))
     if done is not None:
         say(f"{title} finished before with equal inputs")
     elif stage.name == "report":
@@ -474,12 +690,27 @@ def _walk_one(run: Run, stage: StageInfo) -> None:
         _carry_out(run)
 
 
-def _carry_out(run: Run) -> None:
-    """Do what the recorded verdict says; safe after a kill, because doing it twice is doing it once."""
+def _next_step_after_change(run: Run, stage: StageInfo) -> str | None:
+    """Say how a run may go on with other settings after its verdict; None where it may not."""
+    if stage.name != "plan" or not (run.of("gate") / MANIFEST_NAME).exists():
+        return None
+    return "To go on from the good checkpoint with these settings: megatron-cpt run --new-round ...; or use a new run_name."
+
+
+def _carry_out(run: Run, *, say_it: bool = True) -> None:
+    """Do what the recorded verdict says; safe after a kill, because doing it twice is doing it once.
+
+    Args:
+        say_it: show the rules and the decision, and raise unless it is to promote.
+    """
     verdict = Verdict.load(run.of("gate") / VERDICT_NAME)
     candidate = run.manifest("train").facts["checkpoint"]
     init = {name: file.sha256 for name, file in run.manifest("init").outputs.items() if name.startswith("checkpoint/")}
     carry_out(run.folder, verdict, checkpoint=candidate, init_sha256=sha256_plain(init))
+    if verdict.decision == "rollback":
+        run_in_child(_show_events_in_child, run.of("train"), plan_path=run.of("plan") / PLAN_NAME)
+    if not say_it:
+        return
     for rule in verdict.rules:
         _indented(str(rule))
     _indented(f"verdict: {verdict.decision}")
@@ -488,7 +719,7 @@ def _carry_out(run: Run) -> None:
             "The candidate was rolled back:\n    " + "\n    ".join(verdict.reasons),
             where=run.of("gate") / VERDICT_NAME,
             value=f"{GOOD_NAME} names {GoodCheckpoint.load(run.folder).checkpoint}",
-            next_step="Change one thing (more replay, a lower rate) and start a new run_name.",
+            next_step="Change one thing (more replay, a lower rate) and begin a new round: megatron-cpt run --new-round ... <overrides>.",
         )
     if verdict.decision == "unknown":
         raise DataError(
@@ -562,9 +793,17 @@ def _on_the_bill(run: Run, stage: str) -> Iterator[Attempt]:
         plan = run.plan
         num_ranks = plan.layout.num_ranks
         if stage == "train":
-            planned = Planned(plan.estimate.seconds, plan.num_tokens, plan.estimate.usd, plan.estimate.kwh)
+            planned = Planned(plan.estimate.seconds, plan.estimate.tokens, plan.estimate.usd, plan.estimate.kwh)
     meter = open_meter(run.config.cluster.backend if stage in STAGES_ON_RANKS else "cpu")
-    with attempt(run.folder, stage, num_ranks=num_ranks, usd_per_device_hour=run.price, meter=meter, planned=planned) as entry:
+    with attempt(
+        run.folder,
+        stage,
+        num_ranks=num_ranks,
+        usd_per_device_hour=run.price,
+        meter=meter,
+        planned=planned,
+        round_number=run.round.number,
+    ) as entry:
         yield entry
 
 
@@ -708,3 +947,9 @@ def _add_chat_in_child(
         instruct_folder=instruct_folder,
         max_shard_bytes=max_shard_bytes,
     )
+
+
+def _show_events_in_child(train_dir: Path, *, plan_path: Path) -> None:
+    from megatron_cpt.train.tracking import show_events  # noqa: PLC0415
+
+    show_events(train_dir, RunPlan.load(plan_path))

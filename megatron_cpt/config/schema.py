@@ -205,10 +205,37 @@ class GateRuleConfig:
 
 
 @dataclass
+class GateLimitConfig:
+    """A hard limit while training: a held-out text may not be this much above the frozen base at an in-loop evaluation."""
+
+    on: str = MISSING
+    max_increase: float = MISSING
+    metric: str = "bits_per_byte"
+
+
+@dataclass
+class RetryConfig:
+    """One change against the round that was rolled back; exactly one of these is set.
+
+    `lower_rate` multiplies every rate of the schedule; `replay` is the share of the general sources in the blend;
+    `vocabulary: keep` begins anew with the base's own vocabulary.
+    """
+
+    lower_rate: float | None = None
+    replay: float | None = None
+    vocabulary: str | None = None
+
+
+@dataclass
 class GateConfig:
+    """How a candidate is judged, what stops training at once, and what is tried after a rollback (docs/rollback.md)."""
+
     rules: list[GateRuleConfig] = field(default_factory=list)
     confidence: float = 0.95
     bootstrap_samples: int = 2000
+    limits: list[GateLimitConfig] = field(default_factory=list)
+    retries: list[RetryConfig] = field(default_factory=list)
+    max_retries: int = 0
 
 
 @dataclass

@@ -24,6 +24,7 @@ RECOMPUTE = ("none", "selective", "full")
 FP8_FORMATS = ("none", "hybrid", "e4m3")
 FP8_UNITS = {"delayed": 16, "tensorwise": 16, "blockwise": 16, "mxfp8": 32}  # what each side of a product must divide by, by recipe
 RULE_KINDS = ("must_improve", "may_not_worsen")
+LIMIT_METRICS = ("bits_per_byte",)
 RULE_GROUPS = ("domain", "general", "bias", "safety")
 WANDB_MODES = ("offline", "online", "disabled")
 
@@ -371,6 +372,7 @@ def eval_problems(config: ExperimentConfig, corpus_facts: Mapping[str, Any]) -> 
         if corpus_facts["sources"].get(name, {}).get("test_documents", 0) < 1:
             problems.append(f"eval.texts names {name!r}, but the corpus kept no test documents of it. Raise source.{name}.test_fraction.")
     problems += [f"eval.texts names {name!r} twice." for name in {text for text in config.eval.texts if config.eval.texts.count(text) > 1}]
+    problems += limit_problems(config)
     if not config.gate.rules:
         problems.append("gate.rules is empty: no checkpoint could ever be promoted. Give at least one rule.")
     for number, rule in enumerate(config.gate.rules):
@@ -381,6 +383,23 @@ def eval_problems(config: ExperimentConfig, corpus_facts: Mapping[str, Any]) -> 
             problems.append(f"{label}.on={rule.on!r} is not one of eval.texts ({', '.join(config.eval.texts) or 'none'}).")
         if not (math.isfinite(rule.margin) and rule.margin >= 0):
             problems.append(f"{label}.margin={rule.margin} is not a margin. Use 0 or more.")
+    return problems
+
+
+def limit_problems(config: ExperimentConfig) -> list[str]:
+    """Check that every hard limit is on a text that the in-loop evaluation scores, and that there is such an evaluation."""
+    problems = []
+    for number, limit in enumerate(config.gate.limits):
+        label = f"gate.limits[{number}]"
+        problems += _choice(f"{label}.metric", limit.metric, LIMIT_METRICS)
+        if limit.on not in config.eval.texts:
+            problems.append(f"{label}.on={limit.on!r} is not one of eval.texts ({', '.join(config.eval.texts) or 'none'}).")
+        if not 0 < limit.max_increase < math.inf:
+            problems.append(f"{label}.max_increase={limit.max_increase} is not a limit. Use a number above 0, in bits per byte.")
+    names = [limit.on for limit in config.gate.limits]
+    problems += [f"gate.limits has more than one limit on {name!r}." for name in sorted({name for name in names if names.count(name) > 1})]
+    if names and config.monitor.eval_every_steps < 1:
+        problems.append("gate.limits are looked at when the model is scored in the loop, and monitor.eval_every_steps=0 never scores it.")
     return problems
 
 

@@ -16,12 +16,17 @@ from megatron_cpt.plan.memory import NOT_COUNTED, memory_of_stages
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.money import known, run_carbon_kg, run_cost_usd, run_energy_kwh, tariff_of
 from megatron_cpt.plan.parameters import num_params
+from megatron_cpt.plan.resume import Earlier, blend_after, resume_problems, with_earlier_samples
+from megatron_cpt.plan.retry import retry_of, retry_problems, with_changes
 from megatron_cpt.plan.run_plan import (
     PLAN_SCHEMA_VERSION,
+    BlendEntry,
+    BlendStage,
     CheckpointPlan,
     Estimate,
     EvalPlan,
     EvalText,
+    GateLimit,
     GatePlan,
     GateRule,
     Interval,
@@ -55,6 +60,9 @@ def derive(
     vocab: VocabLayout,
     identity: dict[str, str],
     host: HostFacts,
+    round_number: int = 1,
+    num_retries: int = 0,
+    earlier: Earlier | None = None,
 ) -> RunPlan:
     """Derive the plan of a run.
 
@@ -65,29 +73,35 @@ def derive(
         shape: the base model's shape; `vocab` gives the rows after extension.
         identity: fingerprints of the stages that the plan is derived from.
         host: figures of this host, used by CPU clusters only.
+        num_retries: how many changes of the retry policy `config` has taken already.
+        earlier: the checkpoint that a later round goes on from; None begins with the initial weights.
 
     Raises:
         ConfigError: listing everything that does not divide, fit, exist or stay within a limit.
     """
     problems = input_problems(config, shape=shape, vocab=vocab, index_facts=index_facts, corpus_facts=corpus_facts)
+    problems += retry_problems(config, num_used=num_retries, is_resumed=earlier is not None)
+    if earlier is not None:
+        problems += resume_problems(config, earlier, vocab_sha256=vocab.tokenizer_sha256)
     raise_all(ConfigError, problems, where="plan", next_step=_NEXT_STEP)
 
     layout = layout_of(config)
     num_steps = math.ceil(config.blend.num_tokens / layout.tokens_per_step)
-    stages = blend_stages(config.blend, num_steps=num_steps, layout=layout)
-    blend, problems = blend_entries(
-        config.blend,
-        config.source,
-        index_facts,
-        stages=stages,
-        num_steps=num_steps,
-        global_batch_size=layout.global_batch_size,
-        sequence_length=layout.sequence_length,
-    )
+    blend, stages, problems = _blend(config, index_facts, num_steps=num_steps, layout=layout, earlier=earlier)
+    for number in range(num_retries + 1, config.gate.max_retries + 1):
+        changed = with_changes(config, map(retry_of, config.gate.retries[num_retries:number]))
+        _, _, then = _blend(changed, index_facts, num_steps=num_steps, layout=layout, earlier=earlier)
+        problems += [f"after gate.retries[{number - 1}]: {problem}" for problem in then if problem not in problems]
     tariff = tariff_of(config.tariff, config.gpu)
     stop = StopConditions(**asdict(config.stop))
     estimate = estimate_run(
-        config, shape=shape, num_rows=vocab.num_padded_rows, layout=layout, num_steps=num_steps, tariff=tariff, host=host
+        config,
+        shape=shape,
+        num_rows=vocab.num_padded_rows,
+        layout=layout,
+        num_steps=num_steps - (earlier.step if earlier is not None else 0),
+        tariff=tariff,
+        host=host,
     )
     recorded = init_facts.get("num_params")
     if recorded is not None and recorded != estimate.num_params:
@@ -139,7 +153,27 @@ def derive(
         ),
         tensorboard=config.monitor.tensorboard,
         grace_steps=config.monitor.grace_steps,
+        round=round_number,
+        resumes_from=None if earlier is None else earlier.point,
     )
+
+
+def _blend(
+    config: ExperimentConfig, index_facts: Mapping[str, Any], *, num_steps: int, layout: Layout, earlier: Earlier | None
+) -> tuple[tuple[BlendEntry, ...], tuple[BlendStage, ...], list[str]]:
+    """Return the entries and stages of the blend, and what is wrong with its size."""
+    blend = config.blend if earlier is None else blend_after(config.blend, earlier)
+    stages = blend_stages(blend, num_steps=num_steps, layout=layout)
+    entries, problems = blend_entries(
+        blend,
+        config.source,
+        index_facts,
+        stages=stages,
+        num_steps=num_steps,
+        global_batch_size=layout.global_batch_size,
+        sequence_length=layout.sequence_length,
+    )
+    return (entries if earlier is None else with_earlier_samples(entries, earlier)), stages, problems
 
 
 def layout_of(config: ExperimentConfig) -> Layout:
@@ -212,6 +246,9 @@ def gate_plan_of(config: ExperimentConfig) -> GatePlan:
         confidence=config.gate.confidence,
         bootstrap_samples=config.gate.bootstrap_samples,
         seed=config.seed,
+        limits=tuple(GateLimit(on=limit.on, max_increase=limit.max_increase) for limit in config.gate.limits),
+        retries=tuple(retry_of(retry) for retry in config.gate.retries),
+        max_retries=config.gate.max_retries,
     )
 
 

@@ -56,7 +56,7 @@ def _work(plan: RunPlan) -> list[str]:
     limit = estimate.memory_limit_bytes
     of_limit = str(limit) if isinstance(limit, Unavailable) else show_bytes(limit)
     return [
-        *_field("PLAN", plan.run_name),
+        *_field("PLAN", plan.run_name if plan.round == 1 else f"{plan.run_name}, round {plan.round}"),
         *_field(
             "model",
             f"{show_count(estimate.num_params)} parameters, {plan.shape.num_layers} layers, {plan.vocab.num_ids} ids"
@@ -77,9 +77,11 @@ def _work(plan: RunPlan) -> list[str]:
         ),
         *_field(
             "work",
-            f"{show_count(estimate.tokens)} tokens = {plan.num_steps} steps x {layout.global_batch_size} sequences"
-            f" x {layout.sequence_length} tokens; {estimate.flops_per_token / 1e9:.4g} GFLOP a token",
+            f"{show_count(estimate.tokens)} tokens = {estimate.tokens // layout.tokens_per_step} steps"
+            f" x {layout.global_batch_size} sequences x {layout.sequence_length} tokens;"
+            f" {estimate.flops_per_token / 1e9:.4g} GFLOP a token",
         ),
+        *(_field("from", f"{plan.resumes_from.checkpoint} of round {plan.resumes_from.round}") if plan.resumes_from else []),
         *_field("schedule", describe(plan.schedule, embedding_lr_scale=plan.optimizer.embedding_lr_scale)),
         *_field(
             "memory",
@@ -143,7 +145,12 @@ def _decision(plan: RunPlan) -> list[str]:
         margin = f"{rule.margin:g} bits per byte"
         promise = f"falls by more than {margin}" if rule.kind == "must_improve" else f"does not rise by {margin} or more"
         lines += _field("", f"- {rule.on} {promise}")
-    return [*lines, *_field("", "otherwise rolled back to the starting checkpoint")]
+    start = "the initial weights" if plan.resumes_from is None else plan.resumes_from.checkpoint
+    lines += _field("", f"otherwise rolled back to {start}")
+    for limit in plan.gate.limits:
+        lines += _field("", f"rolled back at once when {limit.on} rises by more than {limit.max_increase:g} bits per byte in the loop")
+    tried = ", then ".join(map(str, plan.gate.retries[: plan.gate.max_retries]))
+    return lines + (_field("retries", f"after a rollback: {tried}; then it stops for you") if tried else [])
 
 
 def _basis(plan: RunPlan) -> list[str]:

@@ -26,7 +26,15 @@ def write_report(folder: Path, run_dir: Path) -> None:
 def html(records: RunRecords) -> str:
     """Return the whole page."""
     name = escape(records.run_dir.name)
-    sections = [_verdict(records), _training(records), _texts(records), _completions(records), _bill(records), _stages(records)]
+    sections = [
+        _verdict(records),
+        _rounds(records),
+        _training(records),
+        _texts(records),
+        _completions(records),
+        _bill(records),
+        _stages(records),
+    ]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{name}</title><style>{STYLE}</style></head><body><h1>{name}</h1>{''.join(sections)}</body></html>\n"
@@ -54,13 +62,19 @@ def _verdict(records: RunRecords) -> str:
         (score.text, score.role, _bits(score.base), _bits(score.extended), _bits(score.trained), _change(score.base, score.trained))
         for score in records.scores
     ]
-    reasons = "".join(f"<li>{escape(str(rule))}</li>" for rule in verdict.rules) if verdict else ""
+    reasons = "".join(f"<li>{escape(str(rule))}</li>" for rule in verdict.rules or verdict.reasons) if verdict else ""
     head = ("held-out text", "role", "frozen base", "extended", "trained", "against base")
     return (
         f'<p class="verdict {decision}">{escape(words)}</p><ul>{reasons}</ul>'
         f"<h2>Bits per byte</h2>{table(head, rows, numbers=(2, 3, 4, 5))}"
         '<p class="soft">Lower is better; comparable across vocabularies. “Extended” is the base with its new rows, before training.</p>'
     )
+
+
+def _rounds(records: RunRecords) -> str:
+    if not records.rounds:
+        return ""
+    return f"<h2>Rounds</h2><ol>{''.join(f'<li>{escape(each)}</li>' for each in records.rounds)}</ol>"
 
 
 def _bits(value: float | None) -> str:

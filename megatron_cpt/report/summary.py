@@ -22,7 +22,8 @@ def summary(records: RunRecords) -> str:
     lines = [f"{records.run_dir.name}: {title}", ""]
     lines += _scores(records.scores)
     if verdict:
-        lines += [line for rule in verdict.rules for line in _field("why", str(rule))]
+        lines += [line for rule in verdict.rules or verdict.reasons for line in _field("why", str(rule))]
+    lines += [line for each in records.rounds for line in _field("rounds" if each == records.rounds[0] else "", each)]
     lines += _work(records) + _places(records)
     return "\n".join(lines) + "\n"
 

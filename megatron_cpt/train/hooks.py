@@ -20,7 +20,8 @@ from megatron_cpt.record.store import append_line, read_lines
 from megatron_cpt.train.divergence import require_finite
 from megatron_cpt.train.forgetting import Scores
 from megatron_cpt.train.instruments import Instruments
-from megatron_cpt.train.metrics import attempt_record, rewind, step_record, unseen_events
+from megatron_cpt.train.limits import Limits
+from megatron_cpt.train.metrics import attempt_record, of_round, rewind, step_record, unseen_events
 from megatron_cpt.train.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -88,14 +89,15 @@ class MetricsFile(BaseHook):
         instruments: Instruments | None = None,
         trackers: Sequence[Tracker] = (),
         attempt_id: str | None = None,
+        round_number: int = 1,
     ) -> None:
-        self._attempt_id = attempt_id
+        self._attempt_id, self._round = attempt_id, round_number
         self._path, self._sources, self._licences, self._clock = path, sources, licences, clock
         self._instruments, self._trackers = instruments, trackers
 
     def on_start(self, state: TrainState) -> None:
         before = read_lines(self._path)
-        self._clock.begin(used_before=rewind(self._path, step=state.step))
+        self._clock.begin(used_before=rewind(self._path, step=state.step, round_number=self._round))
         news = [*unseen_events(before), read_lines(self._path)[-1]] if before else []  # the last one says where the run goes on
         if self._instruments is not None:
             head = attempt_record(
@@ -105,7 +107,7 @@ class MetricsFile(BaseHook):
                 licences=self._licences,
                 elapsed_seconds=self._clock.seconds(),
             )
-            append_line(self._path, {**head, **self._instruments.describe()})
+            append_line(self._path, of_round({**head, **self._instruments.describe()}, self._round))
         for record in news:
             self._tell(record)
 
@@ -117,6 +119,7 @@ class MetricsFile(BaseHook):
 
     def write(self, record: dict[str, Any]) -> None:
         """Keep one record and pass it on."""
+        record = of_round(record, self._round)
         append_line(self._path, record)
         self._tell(record)
 
@@ -135,6 +138,7 @@ class InLoopEvaluation(BaseHook):
         every_steps: int,
         record: Callable[[dict[str, Any]], None],
         compare: Callable[[Scores, int], dict[str, Any] | None] = lambda _scores, _step: None,
+        limits: Limits | None = None,
     ) -> None:
         """Take the scorer and the sink.
 
@@ -143,9 +147,15 @@ class InLoopEvaluation(BaseHook):
             every_steps: 0 evaluates only when a budget stops the run.
             record: keeps one record; does nothing on ranks that do not write.
             compare: returns the `forgetting` record of scores at a step, or None where there is nothing to compare with.
+            limits: what ends training for a score; None where the plan has no hard limit.
         """
         self._evaluate, self._every_steps, self._record, self._compare = evaluate, every_steps, record, compare
+        self._limits = limits
         self._evaluated_step: int | None = None
+
+    def on_start(self, state: TrainState) -> None:
+        if self._limits is not None and self._limits.were_broken_at(state.step):
+            self._score(state)  # a kill came between that step's checkpoint and the end: it ends now
 
     def after_step(self, state: TrainState) -> None:
         if self._every_steps and state.step % self._every_steps == 0:
@@ -159,6 +169,9 @@ class InLoopEvaluation(BaseHook):
         started = time.monotonic()
         scores = self._evaluate()
         bits_per_byte = {name: float(score["bits_per_byte"]) for name, score in scores.items()}
+        self._evaluated_step = state.step
+        if self._limits is not None and self._limits.are_broken_by(bits_per_byte, step=state.step):
+            return
         for name, value in bits_per_byte.items():
             require_finite(f"loss on {name}", value, step=state.step)
         loss = {name: float(score["nats"]) / int(score["tokens"]) for name, score in scores.items()}
@@ -171,7 +184,8 @@ class InLoopEvaluation(BaseHook):
             logger.info(
                 "step %d: against the frozen base %s", state.step, ", ".join(_against_base(*text) for text in compared["texts"].items())
             )
-        self._evaluated_step = state.step
+        if self._limits is not None:
+            self._limits.look_at(compared, step=state.step)
 
 
 class PeriodicCheckpoint(BaseHook):

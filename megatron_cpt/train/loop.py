@@ -47,8 +47,11 @@ def train(plan: RunPlan, parts: Parts, hooks: Sequence[Hook]) -> TrainState:
         state = state.after(optimizer_step(parts.chunks, parts.optimizer, next(batches), plan, before=state, promise=promise))
         for hook in hooks:
             hook.after_step(state)
-    parts.checkpoint.save(state)
-    if parts.stop.is_budget:  # there is time left for a last look, unlike after a signal
+    if parts.stop.is_spoilt:
+        parts.checkpoint.advance(wait=True)
+    else:
+        parts.checkpoint.save(state)
+    if parts.stop.is_budget and not parts.stop.is_limit:  # there is time left for a last look, unlike after a signal
         for hook in hooks:
             hook.at_budget_stop(state)
     return state

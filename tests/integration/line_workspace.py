@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pydoc_data.topics
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = ("ast", "bdb", "cmd", "csv", "dis", "glob", "heapq", "shlex", "inspect", "tempfile", "argparse", "subprocess")
 SEPARATOR = "<|endoftext|>"
+PREPARED = ("corpus", "vocab", "index", "init")
 EXPERIMENT = """\
 # @package _global_
 defaults:
@@ -79,6 +81,15 @@ def make_base(folder: Path, texts: list[str], *, seed: int = 0) -> None:
         max_position_embeddings=256, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def copy_prepared(workspace: Path, name: str) -> Path:
+    """Give a new run the finished preparation of `good`, so that only what differs is done again."""
+    run_dir = workspace / "runs" / name
+    shutil.rmtree(run_dir, ignore_errors=True)
+    for stage in PREPARED:
+        shutil.copytree(workspace / "runs" / "good" / stage, run_dir / stage)
+    return run_dir
 
 
 def command(workspace: Path, *arguments: str) -> list[str]:

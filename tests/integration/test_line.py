@@ -13,29 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from line_workspace import ROOT, command, cpt, make_workspace
+from line_workspace import ROOT, command, copy_prepared, cpt
 
 from megatron_cpt.meter.totals import attempts_of, totals_by_stage
-
-PREPARED = ("corpus", "vocab", "index", "init")
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace whose run `good` has walked the whole line."""
-    folder = make_workspace(tmp_path_factory.mktemp("line"))
-    done = cpt(folder, "run")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
-
-
-def copy_prepared(workspace: Path, name: str) -> Path:
-    """Give a new run the finished preparation of `good`, so that only what differs is done again."""
-    run_dir = workspace / "runs" / name
-    shutil.rmtree(run_dir, ignore_errors=True)
-    for stage in PREPARED:
-        shutil.copytree(workspace / "runs" / "good" / stage, run_dir / stage)
-    return run_dir
 
 
 def test_a_sound_run_is_promoted_and_its_records_hold(workspace: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron_cpt.report.chart import Series, line_chart
 from megatron_cpt.report.page import table, write_report
+from megatron_cpt.report.records import current_steps
 
 
 class Tags(HTMLParser):
@@ -57,3 +58,15 @@ def test_points_that_are_not_finite_are_left_out() -> None:
 
 def test_cells_are_escaped() -> None:
     assert "<script>" not in table(("a",), [("<script>alert(1)</script>",)])
+
+
+def test_only_the_steps_that_led_to_the_current_weights_are_drawn() -> None:
+    def step(number: int, loss: float) -> dict[str, object]:
+        return {"kind": "step", "step": number, "loss": loss}
+
+    lines = [
+        step(1, 1.0), step(2, 2.0), {"kind": "event", "event": "rollback"},
+        {"kind": "resume", "step": 1, "round": 2}, step(2, 5.0), step(3, 6.0),
+    ]  # fmt: skip
+    assert [line["loss"] for line in current_steps(lines)] == [1.0, 5.0, 6.0]
+    assert [line["loss"] for line in current_steps(lines[:3])] == [1.0, 2.0]  # after a rollback: what was tried
