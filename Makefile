@@ -11,7 +11,7 @@ PRESET ?= quickstart
 ARGS ?=
 CPT := $(BIN)/megatron-cpt
 
-samples_quickstart := smollm2-135m china_law war_and_peace us_history
+samples_quickstart := smollm2-135m china_law war_and_peace us_history hellaswag_100 mmlu_law china_law_cloze
 samples_medical := smollm2-135m surgery war_and_peace us_history
 samples_tiny := tiny
 
