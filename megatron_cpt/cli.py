@@ -55,6 +55,15 @@ def parser() -> argparse.ArgumentParser:
             )
         )
     _common(commands.add_parser("audit", help="check that the verdict was carried out and that no record is missing", epilog=EXIT_CODES))
+    drill = commands.add_parser(
+        "drill",
+        help="continue a judged run badly, in a copy, and show that the gate catches it and the rollback undoes it",
+        description="Continue a judged run badly, in a copy that shares its files, and test every promise of the gate and the rollback.",
+        epilog=EXIT_CODES + "\nA broken promise of a drill ends with 3.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    drill.add_argument("--only", choices=["rate", "blend"], help="only the drill with a huge rate, or only that with a poisoned blend")
+    _common(drill)
     submit = commands.add_parser("submit", help="send the line to Slurm as a chain of jobs", epilog=EXIT_CODES)
     submit.add_argument("--dry-run", action="store_true", help="print every sbatch line and submit nothing")
     _common(submit)
@@ -116,6 +125,11 @@ def _dispatch(arguments: argparse.Namespace) -> int:
 
         if arguments.command == "audit":
             stages.audit(config)
+        elif arguments.command == "drill":
+            from megatron_cpt.drill.bad_plan import KINDS  # noqa: PLC0415
+            from megatron_cpt.drill.run import drill  # noqa: PLC0415
+
+            drill(config, [arguments.only] if arguments.only else KINDS)
         elif arguments.command == "submit":
             stages.submit(config, overrides=overrides, config_dir=arguments.config_dir, dry_run=arguments.dry_run)
         else:

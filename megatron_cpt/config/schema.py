@@ -308,6 +308,18 @@ class MonitorConfig:
 
 
 @dataclass
+class DrillConfig:
+    """How bad the continuations of a drill are.
+
+    One trains `rate_steps` at `rate_factor` times the plan's peak rate, the other `blend_steps` on garbage at the peak rate.
+    """
+
+    rate_steps: int = 8
+    rate_factor: float = 100.0
+    blend_steps: int = 32
+
+
+@dataclass
 class ExperimentConfig:
     """The root: what `megatron-cpt` composes from `conf/` and the command line."""
 
@@ -330,3 +342,4 @@ class ExperimentConfig:
     export: ExportConfig = field(default_factory=ExportConfig)
     stop: StopConfig = field(default_factory=StopConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    drill: DrillConfig = field(default_factory=DrillConfig)

@@ -101,7 +101,8 @@ def _nats_per_token(text: Mapping[str, Any]) -> float:
 
 def _of_steps(plan: RunPlan, run_dir: Path, *, step: int) -> list[float]:
     lines = read_lines(run_dir / "train" / METRICS_NAME) if is_first_rank() else []
-    steps = [line for line in lines if line.get("kind") == "step" and line["step"] <= step][-RECORDED_STEPS:]
+    by_step = {line["step"]: line for line in lines if line.get("kind") == "step" and line["step"] <= step}  # the last word on each
+    steps = [by_step[number] for number in sorted(by_step)[-RECORDED_STEPS:]]
     by_source = [[line.get("source_loss", {}).get(entry.source) for line in steps] for entry in plan.blend]
     known = [[loss for loss in losses if loss is not None] for losses in by_source]
     return [sum(losses) / len(losses) if losses else UNKNOWN for losses in known]

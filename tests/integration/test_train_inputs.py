@@ -81,7 +81,7 @@ def _train_on_disks_of_their_own(folder: str) -> int:
 
 @pytest.mark.slow
 def test_weights_other_than_the_recorded_ones_are_stopped_before_the_first_update(tmp_path: Path) -> None:
-    """A resume finds the whole checkpoint of another run of the same shape in its place; a start finds an init that was scored otherwise."""
+    """A resume finds the weights of another run in its checkpoint's place; a start finds an init that was scored otherwise."""
     sound, other = make_run(tmp_path, "sound"), make_run(tmp_path, "other")
     saves = CheckpointPlan(4, 4)
     rates = {sound: 5e-3, other: 30.0}
