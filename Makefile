@@ -9,9 +9,12 @@ EXPERIMENT ?= quickstart
 PRESET ?= quickstart
 # more overrides of your own, each quoted for the shell: ARGS='blend.num_tokens=100000'
 ARGS ?=
+# test processes at a time; a file's tests stay in one, because they share what its fixtures trained
+export TEST_PROCESSES ?= 2
+PYTEST := $(BIN)/python -m pytest -q --numprocesses=$(TEST_PROCESSES) --dist=loadfile
 CPT := $(BIN)/megatron-cpt
 
-samples_quickstart := smollm2-135m china_law war_and_peace us_history
+samples_quickstart := smollm2-135m china_law war_and_peace us_history hellaswag_100 mmlu_law china_law_cloze
 samples_medical := smollm2-135m surgery war_and_peace us_history
 samples_tiny := tiny
 
@@ -47,13 +50,13 @@ pretrain-eval: $(VENV)/.installed ## candidate against baseline, promotion or ro
 	  if [[ $$code == 0 || $$code == 5 ]]; then $(CPT) audit experiment=$(EXPERIMENT) $(ARGS); fi; exit $$code
 
 test: $(VENV)/.installed ## set up and run every test that needs no GPU
-	@$(BIN)/python -m pytest -q
+	@$(PYTEST)
 
 test-fast: $(VENV)/.installed ## the tests that take seconds
-	@$(BIN)/python -m pytest -q -m 'not slow and not real_model and not long'
+	@$(PYTEST) -m 'not slow and not real_model and not long'
 
 test-long: $(VENV)/.installed ## the tests that take minutes and prove a promise at full length
-	@$(BIN)/python -m pytest -q -m long
+	@$(PYTEST) -m long
 
 test-other-core: $(VENV)/.installed ## the Megatron tests on megatron-core 0.19.2, in a second environment over the first
 	@tools/other_core.sh $(VENV) $(VENV)-core-0.19

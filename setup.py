@@ -36,8 +36,11 @@ EXTRAS = {
     # gguf dequantises the sample model, newer ones untested; transformers asks for accelerate to read a GGUF file
     "samples": ["gguf>=0.17,<0.20", "accelerate>=1.1,<2"],
     "tensorboard": ["tensorboard>=2.15,<3"],  # monitor.tensorboard; 2.15: what torch 2.6 was released beside
+    "harness": ["lm-eval>=0.4.13,<0.5"],  # eval.harness; 0.4.13: the newest, and what the tests run on; 0.5 is not released
     "dev": [
+        "lm-eval>=0.4.13,<0.5",  # as above
         "pytest>=8.2,<10",  # 8.2: current fixtures API; 9 is what CI runs
+        "pytest-xdist>=3.6,<4",  # two test processes; 3.6: the first for pytest 8.2
         "hypothesis>=6.100,<7",
         "ruff>=0.14,<0.17",  # formatting changes between minor releases
         "mypy>=1.16,<3",
@@ -58,7 +61,7 @@ setup(
     python_requires=">=3.11,<3.14",  # 3.11: oldest with a megatron-core that is tested here; 3.14 has no megatron-core wheel
     packages=[*find_packages(include=["megatron_cpt", "megatron_cpt.*"]), "megatron_cpt.conf"],
     package_dir={"megatron_cpt.conf": "conf"},
-    package_data={"megatron_cpt": ["report/*.css"], "megatron_cpt.conf": ["**/*.yaml"]},
+    package_data={"megatron_cpt": ["report/*.css"], "megatron_cpt.conf": ["**/*.yaml", "**/*.jsonl"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["megatron-cpt = megatron_cpt.cli:main"]},

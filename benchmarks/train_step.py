@@ -2,7 +2,8 @@
 
 Both train the same weights (the shape of SmolLM2-135M, random) on the same ids, in fp32 with torch's fused AdamW and a clipped
 gradient, each in a process of its own. The processes alternate and the figure is the ratio of medians, because one machine's speed
-drifts within minutes. Both must find the same losses.
+drifts within minutes. Both must find the same losses. Ours runs with the environment that its launcher gives ranks on a CPU; with
+`--same-malloc` the peer does too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -18,13 +20,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from megatron_cpt.launch_ranks import KEEP_FREED_MEMORY
+
+WARM_UP_STEPS = 2  # the first one faults in the optimizer's state, the second what the first freed
 STEPS = 3
 RATE = 1e-4
 
 
 def time_steps(step: Callable[[], float]) -> dict[str, object]:
-    """Return the losses and the seconds of the steps after one that warms up."""
-    losses, seconds = [step()], []
+    """Return the losses of all steps and the seconds of those after the warm-up."""
+    losses, seconds = [step() for _ in range(WARM_UP_STEPS)], []
     for _ in range(STEPS):
         started = time.perf_counter()
         losses.append(step())
@@ -104,6 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sequence", type=int, default=512)
+    parser.add_argument("--same-malloc", action="store_true", help="give the peer the malloc settings of our ranks too")
     parser.add_argument("--side", choices=["ours", "peer"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -117,7 +123,10 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for side in seconds:
                 argv = [sys.executable, __file__, "--side", side, "--folder", name, "--sequence", str(arguments.sequence)]
-                out = json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+                keeps = side == "ours" or arguments.same_malloc
+                environment = (KEEP_FREED_MEMORY if keeps else {}) | dict(os.environ)
+                done = subprocess.run(argv, check=True, capture_output=True, text=True, env=environment)
+                out = json.loads(done.stdout.splitlines()[-1])
                 seconds[side] += out["seconds"]
                 losses[side] = out["losses"]
     assert all(abs(ours - peer) < 1e-4 for ours, peer in zip(losses["ours"], losses["peer"], strict=True)), losses

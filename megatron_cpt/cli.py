@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import megatron_cpt
 from megatron_cpt.errors import EXIT_FINISHED, ConfigError, CptError
@@ -36,6 +37,11 @@ def parser() -> argparse.ArgumentParser:
         "--from", dest="start", choices=names, metavar="STAGE", help="begin at this stage; the earlier ones must have finished"
     )
     walk.add_argument("--only", choices=names, metavar="STAGE", help="this stage alone")
+    rounds = walk.add_mutually_exclusive_group()
+    rounds.add_argument(
+        "--new-round", action="store_true", help="after a verdict: put this round's records away and go on from the good checkpoint"
+    )
+    rounds.add_argument("--retry", action="store_true", help="after a rollback: begin the next round of gate.retries")
     _common(walk)
     for stage in STAGES:
         example = f"megatron-cpt {stage.name} experiment=quickstart"
@@ -49,6 +55,15 @@ def parser() -> argparse.ArgumentParser:
             )
         )
     _common(commands.add_parser("audit", help="check that the verdict was carried out and that no record is missing", epilog=EXIT_CODES))
+    drill = commands.add_parser(
+        "drill",
+        help="continue a judged run badly, in a copy, and show that the gate catches it and the rollback undoes it",
+        description="Continue a judged run badly, in a copy that shares its files, and test every promise of the gate and the rollback.",
+        epilog=EXIT_CODES + "\nA broken promise of a drill ends with 3.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    drill.add_argument("--only", choices=["rate", "blend"], help="only the drill with a huge rate, or only that with a poisoned blend")
+    _common(drill)
     submit = commands.add_parser("submit", help="send the line to Slurm as a chain of jobs", epilog=EXIT_CODES)
     submit.add_argument("--dry-run", action="store_true", help="print every sbatch line and submit nothing")
     _common(submit)
@@ -110,11 +125,24 @@ def _dispatch(arguments: argparse.Namespace) -> int:
 
         if arguments.command == "audit":
             stages.audit(config)
+        elif arguments.command == "drill":
+            from megatron_cpt.drill.bad_plan import KINDS  # noqa: PLC0415
+            from megatron_cpt.drill.run import drill  # noqa: PLC0415
+
+            drill(config, [arguments.only] if arguments.only else KINDS)
         elif arguments.command == "submit":
             stages.submit(config, overrides=overrides, config_dir=arguments.config_dir, dry_run=arguments.dry_run)
         else:
-            stages.walk(config, _chosen(arguments))
+            stages.walk(config, _chosen(arguments), begin=_begins(arguments))
     return code
+
+
+def _begins(arguments: argparse.Namespace) -> Literal["new round", "retry"] | None:
+    if arguments.command != "run":
+        return None
+    if arguments.new_round:
+        return "new round"
+    return "retry" if arguments.retry else None
 
 
 def _chosen(arguments: argparse.Namespace) -> list[StageInfo]:

@@ -25,6 +25,13 @@ T = TypeVar("T")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PARENT_VARIABLE = "MEGATRON_CPT_PARENT"
 ATTEMPT_VARIABLE = "MEGATRON_CPT_ATTEMPT"
+# Activations and gradients of some megabytes come and go in every step. By default glibc maps each anew from the kernel, which fills it
+# with zeros page by page: a tenth of a step on a CPU. These keep the freed memory, for about 3 % more of it (docs/benchmarks.md).
+KEEP_FREED_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),  # the highest that mallopt(3) takes
+    "MALLOC_TRIM_THRESHOLD_": str(10**9),
+    "MALLOC_TOP_PAD_": str(256 * 2**20),
+}
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -123,6 +130,7 @@ def run_ranks(
     launcher: str | None = None,
     stop_file: Path | None = None,
     attempt_id: str | None = None,
+    on_cpu: bool = False,
 ) -> int:
     """Run a module on ranks and return the launcher's exit code: 0, or another one whatever a rank's own code was.
 
@@ -131,8 +139,9 @@ def run_ranks(
             (slurm/ranks.sh); None starts torchrun for the ranks of this machine.
         stop_file: where a signal to this process is written for the ranks to see; without it a signal ends this process.
         attempt_id: the attempt's name on the ledger, which the ranks write into their own records.
+        on_cpu: the model's tensors lie in host memory; what the user's environment says of malloc goes first.
     """
-    environment = dict(os.environ, OMP_NUM_THREADS=str(threads_per_rank))
+    environment = dict(KEEP_FREED_MEMORY if on_cpu else {}) | dict(os.environ, OMP_NUM_THREADS=str(threads_per_rank))
     environment.pop(PARENT_VARIABLE, None)
     environment.pop(ATTEMPT_VARIABLE, None)
     if attempt_id is not None:

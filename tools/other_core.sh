@@ -13,4 +13,4 @@ if [[ ! -e $second/.installed ]]; then
   touch "$second/.installed"
 fi
 "$second/bin/python" -c 'from importlib.metadata import version; v = version("megatron-core"); print("megatron-core", v); assert v == "0.19.2", v'
-exec "$second/bin/python" -m pytest -q tests/unit/backend tests/unit/model tests/unit/train tests/numerics tests/integration -m 'not real_model and not slow and not long'
+exec "$second/bin/python" -m pytest -q --numprocesses="${TEST_PROCESSES:-2}" --dist=loadfile tests/unit/backend tests/unit/model tests/unit/train tests/numerics tests/integration -m 'not real_model and not slow and not long'

@@ -195,7 +195,7 @@ class GateRuleConfig:
     nothing. `confidence: null` is that of the gate.
     """
 
-    on: str = MISSING
+    of: str = MISSING
     kind: str = MISSING
     margin: float = MISSING
     metric: str = "bits_per_byte"
@@ -205,15 +205,42 @@ class GateRuleConfig:
 
 
 @dataclass
+class GateLimitConfig:
+    """A hard limit while training: a held-out text may not be this much above the frozen base at an in-loop evaluation."""
+
+    of: str = MISSING
+    max_increase: float = MISSING
+    metric: str = "bits_per_byte"
+
+
+@dataclass
+class RetryConfig:
+    """One change against the round that was rolled back; exactly one of these is set.
+
+    `lower_rate` multiplies every rate of the schedule; `replay` is the share of the general sources in the blend;
+    `vocabulary: keep` begins anew with the base's own vocabulary.
+    """
+
+    lower_rate: float | None = None
+    replay: float | None = None
+    vocabulary: str | None = None
+
+
+@dataclass
 class GateConfig:
+    """How a candidate is judged, what stops training at once, and what is tried after a rollback (docs/rollback.md)."""
+
     rules: list[GateRuleConfig] = field(default_factory=list)
     confidence: float = 0.95
     bootstrap_samples: int = 2000
+    limits: list[GateLimitConfig] = field(default_factory=list)
+    retries: list[RetryConfig] = field(default_factory=list)
+    max_retries: int = 0
 
 
 @dataclass
 class BenchConfig:
-    """A benchmark: a JSONL file of questions (docs/evaluation.md). What its rows say of group, licence and source need not be repeated.
+    """A benchmark: a JSONL file of questions (docs/bench.md). What its rows say of group, licence and source need not be repeated.
 
     `template` turns a question into a prompt ({question} is its place) and `separator` stands before an answer. The first `few_shot`
     items are shown as examples and not scored; at most `max_items` of the others are. What is generated, up to `max_new_tokens`, ends at
@@ -254,7 +281,13 @@ class EvalConfig:
     """Held-out texts: the test split of each named source, at most `max_bytes` of it and `max_document_bytes` of a document.
 
     `tasks` names benchmarks of `bench`; with `tasks_in_loop` they are scored while training too. Generated code runs in a sandbox
-    (docs/evaluation.md); where the kernel offers none the evaluation stops, unless `run_code_unconfined` accepts the risk.
+    (docs/bench.md); where the kernel offers none the evaluation stops, unless `run_code_unconfined` accepts the risk.
+
+    With `stride_tokens` windows overlap: each scores so many tokens, given the `window_tokens - stride_tokens` before them, at
+    `window_tokens / stride_tokens` times the cost; null cuts a document into windows side by side. `cache` keeps the base model's
+    scores in `<runs_dir>/.eval-cache`, for other runs that score the same weights on the same items in the same way.
+    `harness` names tasks of lm-evaluation-harness in the task files of `harness_tasks_path`, of which at most `harness_max_items`
+    are scored; `harness_runs_code: true` lets those files name Python functions, which run as you.
     """
 
     texts: list[str] = field(default_factory=list)
@@ -266,6 +299,12 @@ class EvalConfig:
     tasks_in_loop: bool = False
     run_code_unconfined: bool = False
     contamination: ContaminationConfig = field(default_factory=ContaminationConfig)
+    stride_tokens: int | None = None
+    cache: bool = True
+    harness: list[str] = field(default_factory=list)
+    harness_tasks_path: str | None = None
+    harness_max_items: int | None = None
+    harness_runs_code: bool = False
 
 
 @dataclass
@@ -327,6 +366,18 @@ class MonitorConfig:
 
 
 @dataclass
+class DrillConfig:
+    """How bad the continuations of a drill are.
+
+    One trains `rate_steps` at `rate_factor` times the plan's peak rate, the other `blend_steps` on garbage at the peak rate.
+    """
+
+    rate_steps: int = 8
+    rate_factor: float = 100.0
+    blend_steps: int = 32
+
+
+@dataclass
 class ExperimentConfig:
     """The root: what `megatron-cpt` composes from `conf/` and the command line."""
 
@@ -350,3 +401,4 @@ class ExperimentConfig:
     export: ExportConfig = field(default_factory=ExportConfig)
     stop: StopConfig = field(default_factory=StopConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    drill: DrillConfig = field(default_factory=DrillConfig)

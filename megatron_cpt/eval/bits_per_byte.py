@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from megatron_cpt.eval.forward import Progress
 from megatron_cpt.eval.report import TextScore, text_score
-from megatron_cpt.eval.score import Progress, nats_by_document
+from megatron_cpt.eval.score import nats_by_document
 from megatron_cpt.eval.texts import Document, read_text
 from megatron_cpt.eval.tokenize import encode
 from megatron_cpt.eval.windows import cut_windows
@@ -50,9 +51,8 @@ def score_texts(
         ids = encode(tokenizer, documents, num_ids=vocab.num_ids, where=where)
         nats = nats_by_document(
             chunks,
-            cut_windows(ids, window_tokens=plan.window_tokens),
+            cut_windows(ids, prefix_id=vocab.end_of_document_id, window_tokens=plan.window_tokens, stride_tokens=plan.stride_tokens),
             num_documents=len(documents),
-            prefix_id=vocab.end_of_document_id,
             window_tokens=plan.window_tokens,
             micro_batch_size=plan.micro_batch_size,
             device=device,

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_cpt.errors import DataError
+from megatron_cpt.errors import CheckpointError, DataError
 from megatron_cpt.gate.verdict import VERDICT_NAME, Verdict
+from megatron_cpt.record.hashing import files_under, sha256_file, sha256_plain
 from megatron_cpt.record.store import append_line, read_json, read_lines, sync_folder, write_json
 from megatron_cpt.record.typed import to_plain
 
 GOOD_NAME = "good.json"
 BRANCH_NAME = "branch.json"
+CHECKPOINT_RECORD = "checkpoint.json"
 INIT_CHECKPOINT = "init/checkpoint"
 CHECKPOINTS = "train/checkpoints"
 BRANCHES = "train/branches"
@@ -34,6 +36,11 @@ class GoodCheckpoint:
     verdict: str
     verdict_sha256: str
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is a checkpoint of training that was promoted, and not the start."""
+        return self.checkpoint.startswith(f"{CHECKPOINTS}/")
+
     @classmethod
     def load(cls, run_dir: Path) -> GoodCheckpoint:
         """Read the pointer of a run.
@@ -48,12 +55,34 @@ class GoodCheckpoint:
         return cls(**{name: data[name] for name in fields})
 
 
-def carry_out(run_dir: Path, verdict: Verdict, *, checkpoint: str, init_sha256: str) -> None:
+def check_digest(run_dir: Path, good: GoodCheckpoint) -> None:
+    """Read every file of the good checkpoint and refuse it when one is not what was promoted: more, less or other bytes.
+
+    Raises:
+        CheckpointError: naming the file.
+    """
+    folder = run_dir / good.checkpoint
+    recorded = read_json(folder / CHECKPOINT_RECORD)["files"]
+    there = {path.relative_to(folder).as_posix(): sha256_file(path) for path in files_under(folder) if path.name != CHECKPOINT_RECORD}
+    if sha256_plain(there) == good.sha256:
+        return
+    names = sorted(name for name in recorded.keys() | there.keys() if recorded.get(name, {}).get("sha256") != there.get(name))
+    raise CheckpointError(
+        "The checkpoint is not the one that was promoted.",
+        where=folder,
+        value=f"differs in {', '.join(names) or 'its record'}",
+        rule=f"digest {good.sha256} ({GOOD_NAME})",
+        next_step="Restore its files. Nothing but the promoted bytes is exported or trained on.",
+    )
+
+
+def carry_out(run_dir: Path, verdict: Verdict, *, checkpoint: str | None, init_sha256: str) -> None:
     """Promote or roll back as the recorded verdict says; do nothing when it is unknown. Safe to repeat.
 
     Args:
         verdict: must already be recorded in `gate/verdict.json`.
-        checkpoint: the candidate's folder relative to the run folder, as it was when it was evaluated.
+        checkpoint: the candidate's folder relative to the run folder, as it was when it was evaluated; None for a run that a hard
+            limit ended before its first checkpoint.
         init_sha256: digest of the weights in `init/checkpoint`.
 
     Raises:
@@ -62,7 +91,7 @@ def carry_out(run_dir: Path, verdict: Verdict, *, checkpoint: str, init_sha256: 
     recorded = Verdict.load(run_dir / "gate" / VERDICT_NAME)
     if recorded != verdict:
         raise DataError("The verdict to carry out is not the recorded one.", where=run_dir / "gate" / VERDICT_NAME)
-    if verdict.decision == "promote":
+    if verdict.decision == "promote" and checkpoint is not None:
         _promote(run_dir, verdict, checkpoint=checkpoint)
     elif verdict.decision == "rollback":
         _roll_back(run_dir, verdict, checkpoint=checkpoint, init_sha256=init_sha256)
@@ -90,7 +119,7 @@ def _promote(run_dir: Path, verdict: Verdict, *, checkpoint: str) -> None:
     _point(run_dir, checkpoint=checkpoint, sha256=verdict.candidate_weights_sha256, verdict=verdict)
 
 
-def _roll_back(run_dir: Path, verdict: Verdict, *, checkpoint: str, init_sha256: str) -> None:
+def _roll_back(run_dir: Path, verdict: Verdict, *, checkpoint: str | None, init_sha256: str) -> None:
     if _points_by(run_dir, verdict):
         return  # the pointer is the last thing written; checkpoints that came after it are not this verdict's to move
     branch = branch_id(verdict)
@@ -114,12 +143,12 @@ def _points_by(run_dir: Path, verdict: Verdict) -> bool:
     return (run_dir / GOOD_NAME).exists() and GoodCheckpoint.load(run_dir).verdict_sha256 == verdict.fingerprint
 
 
-def _earlier_good(run_dir: Path, *, candidate: str) -> GoodCheckpoint | None:
+def _earlier_good(run_dir: Path, *, candidate: str | None) -> GoodCheckpoint | None:
     """Return the checkpoint that an earlier verdict promoted, unless it is the one now refused."""
     if not (run_dir / GOOD_NAME).exists():
         return None
     good = GoodCheckpoint.load(run_dir)
-    return None if good.checkpoint in (candidate, INIT_CHECKPOINT) else good
+    return good if good.is_trained and good.checkpoint != candidate else None
 
 
 def _entries(run_dir: Path) -> list[Path]:

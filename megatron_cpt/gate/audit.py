@@ -19,11 +19,14 @@ from megatron_cpt.gate.act import (
     rollback_event_in,
 )
 from megatron_cpt.gate.decide import decide
+from megatron_cpt.gate.limits import Breach, verdict_of_breach
+from megatron_cpt.gate.rounds import is_move_unfinished, past_rounds
 from megatron_cpt.gate.verdict import VERDICT_NAME, Verdict
 from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan, grace_window_steps
 from megatron_cpt.record.hashing import sha256_file
 from megatron_cpt.record.manifest import MANIFEST_NAME, Manifest
 from megatron_cpt.record.store import read_json, read_lines
+from megatron_cpt.record.typed import from_plain
 
 DECIDING_RECORDS = (("plan", PLAN_NAME), ("baseline", "eval.json"), ("eval", "eval.json"), ("gate", VERDICT_NAME))
 STAGES_WITH_MANIFEST = ("corpus", "vocab", "index", "init", "plan", "baseline", "train", "eval", "gate")
@@ -31,16 +34,23 @@ STAGES_WITH_MANIFEST = ("corpus", "vocab", "index", "init", "plan", "baseline", 
 
 def audit(run_dir: Path) -> list[str]:
     """Return every problem of a run's records; an empty list is a run whose decision can be relied on."""
-    problems = [f"{stage}/{MANIFEST_NAME} is missing" for stage in STAGES_WITH_MANIFEST if not (run_dir / stage / MANIFEST_NAME).exists()]
+    breach = breach_in(run_dir)
+    wanted = [stage for stage in STAGES_WITH_MANIFEST if stage != "eval" or breach is None]
+    problems = [f"{stage}/{MANIFEST_NAME} is missing" for stage in wanted if not (run_dir / stage / MANIFEST_NAME).exists()]
+    problems += past_problems(run_dir)
     plan = _read(problems, lambda: RunPlan.load(run_dir / "plan" / PLAN_NAME))
     baseline = _read(problems, lambda: read_json(run_dir / "baseline" / "eval.json"))
-    candidate = _read(problems, lambda: read_json(run_dir / "eval" / "eval.json"))
+    candidate = {} if breach else _read(problems, lambda: read_json(run_dir / "eval" / "eval.json"))
     verdict = _read(problems, lambda: Verdict.load(run_dir / "gate" / VERDICT_NAME))
     problems += changed_records(run_dir) + training_problems(run_dir)
     problems += [problem for stage in ("baseline", "eval") for problem in bill_problems(run_dir, stage)]
     step = _read(problems, lambda: _step_of(run_dir))
     if isinstance(plan, RunPlan) and isinstance(baseline, dict) and isinstance(candidate, dict):
-        expected = decide(baseline, candidate, plan.gate, step=step, grace_steps=grace_window_steps(plan))
+        if breach is None:
+            expected = decide(baseline, candidate, plan.gate, step=step, grace_steps=grace_window_steps(plan))
+        else:
+            weights = Manifest.load(run_dir / "train").facts["checkpoint_sha256"]
+            expected = verdict_of_breach(baseline, plan.gate, breach, weights_sha256=weights)
         if isinstance(verdict, Verdict):
             problems += verdict_problems(run_dir, expected=expected, recorded=verdict)
         elif expected.decision == "rollback":
@@ -67,6 +77,26 @@ def changed_records(run_dir: Path) -> list[str]:
             problems.append(f"{stage}/{MANIFEST_NAME} does not name {name}")
         elif path.exists() and sha256_file(path) != written.sha256:
             problems.append(f"{stage}/{name} was changed after its stage wrote it")
+    return problems
+
+
+def breach_in(run_dir: Path) -> Breach | None:
+    """Return the hard limit that ended training in the current round, None when none did or training has not ended."""
+    path = run_dir / "train" / MANIFEST_NAME
+    limit = Manifest.load(path.parent).facts.get("limit") if path.exists() else None
+    return None if limit is None else from_plain(Breach, limit, where=path)
+
+
+def past_problems(run_dir: Path) -> list[str]:
+    """Say what of the rounds before the current one is missing: a verdict, and the branch and events of each rollback."""
+    problems = []
+    if is_move_unfinished(run_dir):
+        problems.append("a new round was begun, and its beginning was not finished: run the line again")
+    for folder in past_rounds(run_dir):
+        name = folder.relative_to(run_dir).as_posix()
+        verdict = _read(problems, lambda path=folder / "gate" / VERDICT_NAME: Verdict.load(path))  # type: ignore[misc]
+        if isinstance(verdict, Verdict) and verdict.decision == "rollback":
+            problems += [f"{name}: {problem}" for problem in branch_problems(run_dir, verdict)]
     return problems
 
 
@@ -109,14 +139,20 @@ def rollback_problems(run_dir: Path, verdict: Verdict, good: GoodCheckpoint) -> 
     if good.sha256 == verdict.candidate_weights_sha256:
         problems.append(f"the candidate was rolled back, but {GOOD_NAME} still points to its weights")
     record = run_dir / BRANCHES / branch / BRANCH_NAME
-    if not record.exists():
-        return [*problems, f"the rollback was not carried out: {BRANCHES}/{branch}/{BRANCH_NAME} is missing"]
-    abandoned = read_json(record).get("abandoned", [])
-    left = [str(name) for name in abandoned if (run_dir / CHECKPOINTS / str(name)).exists()]
-    if left:
-        problems.append(f"the rollback was not carried out: {CHECKPOINTS} still holds {', '.join(left)}")
-    problems += [f"{name} has no rollback event" for name in (LEDGER, METRICS) if not rollback_event_in(run_dir / name, branch)]
-    return problems
+    if record.exists():
+        abandoned = read_json(record).get("abandoned", [])
+        left = [str(name) for name in abandoned if (run_dir / CHECKPOINTS / str(name)).exists()]
+        if left:
+            problems.append(f"the rollback was not carried out: {CHECKPOINTS} still holds {', '.join(left)}")
+    return problems + branch_problems(run_dir, verdict)
+
+
+def branch_problems(run_dir: Path, verdict: Verdict) -> list[str]:
+    """Say what is missing of the branch and of the events that a rollback leaves."""
+    branch = branch_id(verdict)
+    if not (run_dir / BRANCHES / branch / BRANCH_NAME).exists():
+        return [f"the rollback was not carried out: {BRANCHES}/{branch}/{BRANCH_NAME} is missing"]
+    return [f"{name} has no rollback event" for name in (LEDGER, METRICS) if not rollback_event_in(run_dir / name, branch)]
 
 
 def training_problems(run_dir: Path) -> list[str]:

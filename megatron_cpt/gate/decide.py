@@ -119,5 +119,5 @@ def _scores_of(kinds: object, item_key: str, score_key: str) -> dict[tuple[str, 
 
 def _unjudged(rule: GateRule) -> RuleResult:
     return RuleResult(
-        rule.on, rule.metric, rule.kind, rule.group, rule.margin, rule.required, "unknown", "inside the grace window, not judged"
+        rule.of, rule.metric, rule.kind, rule.group, rule.margin, rule.required, "unknown", "inside the grace window, not judged"
     )

@@ -64,7 +64,7 @@ def measure(rule: GateRule, baseline: Mapping[str, Any], candidate: Mapping[str,
     if pairs.num_items < 2:
         more = "raise eval.max_bytes or test_fraction" if rule.metric == TEXT_METRIC else "use a larger benchmark"
         return Judged(rule, level, pairs=pairs, settled=("unknown", f"one item gives no interval; {more}"))
-    seed = plan.seed ^ zlib.crc32((rule.on if rule.metric == TEXT_METRIC else f"{rule.on} {rule.metric}").encode("utf-8"))
+    seed = plan.seed ^ zlib.crc32((rule.of if rule.metric == TEXT_METRIC else f"{rule.of} {rule.metric}").encode("utf-8"))
     evidence = evidence_of(pairs, num_resamples=plan.bootstrap_samples, seed=seed)
     judged = Judged(rule, level, pairs=pairs, evidence=evidence)
     return Judged(
@@ -160,7 +160,7 @@ def _result(judged: Judged, outcome: Outcome, reason: str, **figures: Any) -> Ru
     if pairs is not None:
         base, new = _finite(pairs.figure(pairs.base_N)), _finite(pairs.figure(pairs.candidate_N))
     return RuleResult(
-        on=rule.on,
+        of=rule.of,
         metric=rule.metric,
         kind=rule.kind,
         group=rule.group,

@@ -65,7 +65,7 @@ def verdict_page(verdict: Verdict, *, run_name: str) -> str:
         for rule in verdict.rules
     ]  # fmt: skip
     head = (
-        "on", "group", "must", "margin", "required", "items", "base", "trained", "change", "interval", "p", "smallest detectable", "outcome"
+        "of", "group", "must", "margin", "required", "items", "base", "trained", "change", "interval", "p", "smallest detectable", "outcome"
     )  # fmt: skip
     lines = [
         f"# {printable(run_name)}: {verdict.decision}",

@@ -90,7 +90,7 @@ def read_pairs(rule: GateRule, baseline: Mapping[str, Any], candidate: Mapping[s
     metric = metric_named(rule.metric)
     if metric is None:
         raise NotComparableError(f"no metric is called {rule.metric!r}")
-    excluded = contaminated(baseline, rule.on) | contaminated(candidate, rule.on)
+    excluded = contaminated(baseline, rule.of) | contaminated(candidate, rule.of)
     read = _text_pairs if metric.statistic == "ratio" else _task_pairs
     return read(rule, metric, baseline, candidate, excluded=excluded)
 
@@ -103,7 +103,7 @@ def contaminated(record: Mapping[str, Any], name: str) -> set[str]:
 
 
 def _text_pairs(rule: GateRule, metric: Metric, baseline: Mapping[str, Any], candidate: Mapping[str, Any], *, excluded: set[str]) -> Pairs:
-    base, new = documents_by_id(baseline, BASE, rule.on), documents_by_id(candidate, CANDIDATE, rule.on)
+    base, new = documents_by_id(baseline, BASE, rule.of), documents_by_id(candidate, CANDIDATE, rule.of)
     pair_up(base, new)
     clean = {name: score for name, score in base.items() if name not in excluded}
     _refuse_empty(rule, clean, num_excluded=len(base) - len(clean))
@@ -119,13 +119,13 @@ def _text_pairs(rule: GateRule, metric: Metric, baseline: Mapping[str, Any], can
 
 
 def _task_pairs(rule: GateRule, metric: Metric, baseline: Mapping[str, Any], candidate: Mapping[str, Any], *, excluded: set[str]) -> Pairs:
-    base_task, new_task = _task(baseline, BASE, rule.on), _task(candidate, CANDIDATE, rule.on)
+    base_task, new_task = _task(baseline, BASE, rule.of), _task(candidate, CANDIDATE, rule.of)
     for key in SAME_IN_BOTH:
         if base_task.get(key) != new_task.get(key):
-            raise NotComparableError(f"{rule.on!r} was scored with another {key} for base and candidate")
+            raise NotComparableError(f"{rule.of!r} was scored with another {key} for base and candidate")
     wanted = _scored_metric(metric, base_task)
-    base = dict(_items(base_task, wanted, f"{rule.on!r} for {BASE!r}"))
-    new = dict(_items(new_task, wanted, f"{rule.on!r} for {CANDIDATE!r}"))
+    base = dict(_items(base_task, wanted, f"{rule.of!r} for {BASE!r}"))
+    new = dict(_items(new_task, wanted, f"{rule.of!r} for {CANDIDATE!r}"))
     if base.keys() != new.keys():
         raise NotComparableError(f"base and candidate were scored on other items ({len(base.keys() ^ new.keys())} differ)")
     moved = [name for name in base if base[name][1] != new[name][1]]
@@ -152,15 +152,15 @@ def _task_pairs(rule: GateRule, metric: Metric, baseline: Mapping[str, Any], can
 
 def _refuse_empty(rule: GateRule, clean: object, *, num_excluded: int) -> None:
     if not clean:
-        raise NotComparableError(f"every item of {rule.on!r} is contaminated ({num_excluded} of {num_excluded})")
+        raise NotComparableError(f"every item of {rule.of!r} is contaminated ({num_excluded} of {num_excluded})")
 
 
 def _refuse_small_groups(rule: GateRule, names: list[str], groups: NDArray[np.int64]) -> None:
     if len(names) < 2:
-        raise NotComparableError(f"{rule.on!r} has no two subgroups to compare")
+        raise NotComparableError(f"{rule.of!r} has no two subgroups to compare")
     small = [name for number, name in enumerate(names) if np.count_nonzero(groups == number) < 2]
     if small:
-        raise NotComparableError(f"the subgroup {small[0]!r} of {rule.on!r} has a single item, which says nothing of a mean")
+        raise NotComparableError(f"the subgroup {small[0]!r} of {rule.of!r} has a single item, which says nothing of a mean")
 
 
 def _task(record: Mapping[str, Any], subject: str, name: str) -> Mapping[str, Any]:

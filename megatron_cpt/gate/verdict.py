@@ -29,7 +29,7 @@ class RuleResult:
     items would show the present one.
     """
 
-    on: str
+    of: str
     metric: str
     kind: str
     group: str
@@ -59,7 +59,7 @@ class RuleResult:
     @property
     def name(self) -> str:
         """What the rule is on, with the metric unless it is the one of texts."""
-        return self.on if self.metric == TEXT_METRIC else f"{self.on} {self.metric}"
+        return self.of if self.metric == TEXT_METRIC else f"{self.of} {self.metric}"
 
     def __str__(self) -> str:
         advisory = "" if self.required else " (advisory)"

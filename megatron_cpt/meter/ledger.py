@@ -61,6 +61,8 @@ class Attempt:
     licence_tokens: dict[str, int] | None = None
     start_tokens: int | None = None
     """Tokens in the weights with which this attempt began; None where nothing is trained."""
+    round: int = 1
+    """The round of the run; lines of the first do not say it."""
     _begin: float = field(default_factory=time.monotonic)
 
     @property
@@ -104,7 +106,8 @@ class Attempt:
         )
 
     def _append(self, kind: str, **fields: Any) -> None:
-        append_line(self.path, {"kind": kind, "attempt": self.attempt_id, "stage": self.stage, "time": time.time(), **fields})
+        of_round = {} if self.round == 1 else {"round": self.round}
+        append_line(self.path, {"kind": kind, "attempt": self.attempt_id, "stage": self.stage, "time": time.time(), **of_round, **fields})
 
 
 @contextlib.contextmanager
@@ -117,6 +120,7 @@ def attempt(
     meter: Meter | None = None,
     planned: Planned | None = None,
     beat_seconds: float | None = BEAT_SECONDS,
+    round_number: int = 1,
 ) -> Iterator[Attempt]:
     """Put an attempt of a stage on the bill: a line before the work, one after it however it ends, and a heartbeat between.
 
@@ -130,6 +134,7 @@ def attempt(
         usd_per_device_hour=usd_per_device_hour,
         meter=meter or NoMeter("no meter was opened for this stage"),
         planned=planned,
+        round=round_number,
     )
     entry.start()
     done = threading.Event()

@@ -354,7 +354,14 @@ def _load(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: Any, wh
     wanted_keys = _group_keys(state.get(_OPTIMIZER, {}))
     with _reading(folder), weights_only():
         saved = _check_against(folder, state)
-        change = change_of_kind(state.get(_OPTIMIZER), saved, optimizer, is_fully_sharded=whole is not None, where=folder)
+        change = change_of_kind(
+            state.get(_OPTIMIZER),
+            saved,
+            optimizer,
+            is_fully_sharded=whole is not None,
+            num_saved_optimizers=lambda: _num_saved_optimizers(folder),
+            where=folder,
+        )
         loaded, missing, unexpected = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RETURN_ALL)
     if change is not None:
         missing = {key for key in missing if not change.expects_left_over(key)}
@@ -396,6 +403,12 @@ def _load(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: Any, wh
             ) from None
     common: dict[str, Any] = loaded[_COMMON]
     return common
+
+
+def _num_saved_optimizers(folder: Path) -> int:
+    """Return how many chained optimizers wrote a checkpoint: megatron numbers their states, and leaves a single one's unnumbered."""
+    state = dist_checkpointing.load_common_state_dict(str(folder)).get(_OPTIMIZER, {})
+    return max(sum(isinstance(key, int) for key in state), 1)
 
 
 def check_rows(model: CptModel, *, where: object) -> None:

@@ -8,7 +8,7 @@ and in where the parameter groups lie. So the moments are read as they are, and 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -74,7 +74,13 @@ class ChangeOfKind:
 
 
 def change_of_kind(
-    wanted: dict[str, Any] | None, saved: Mapping[str, Any], optimizer: Any, *, is_fully_sharded: bool, where: object
+    wanted: dict[str, Any] | None,
+    saved: Mapping[str, Any],
+    optimizer: Any,
+    *,
+    is_fully_sharded: bool,
+    num_saved_optimizers: Callable[[], int],
+    where: object,
 ) -> ChangeOfKind | None:
     """Have the wanted sharded state ask for the tensors that another kind of optimizer saved; None when it is the same kind.
 
@@ -82,6 +88,7 @@ def change_of_kind(
         wanted: the optimizer's sharded state for loading, changed in place.
         saved: the checkpoint's tensors by key.
         is_fully_sharded: the optimizer is Megatron-FSDP's, which reads the distributed kind's checkpoints and no other's.
+        num_saved_optimizers: how many optimizers the checkpoint was written by; with expert-parallel ranks there is a second one.
 
     Raises:
         CheckpointError: this change cannot be made.
@@ -96,6 +103,14 @@ def change_of_kind(
     if is_fully_sharded:
         raise refusal(where, "weights in shards (parallel.fsdp) and a replicated optimizer's checkpoint")
     inner = getattr(optimizer, "chained_optimizers", [optimizer])
+    if num_saved_optimizers() != len(inner):
+        raise CheckpointError(
+            "The kind of optimizer (distributed or replicated) and the number of expert-parallel ranks cannot change in one resume.",
+            where=where,
+            value=f"written by {num_saved_optimizers()} optimizers, and this run has {len(inner)}: a second one is for the experts",
+            rule="the experts' state follows a distributed optimizer only, and a change of kind one optimizer only",
+            next_step="Set parallel.distributed_optimizer to what it was, and parallel.expert too unless the optimizer is distributed.",
+        )
     if len(inner) != 1:
         raise refusal(where, f"{len(inner)} optimizers in a chain")
     if isinstance(inner[0].optimizer, torch.optim.Adam):  # it counts steps by parameter, and the kinds save that in different places

@@ -85,8 +85,9 @@ def task_problems(config: ExperimentConfig, benches: Benches, *, max_position: i
             known = ", ".join(sorted(config.bench)) or "none"
             problems.append(f"eval.tasks names {printable(name)!r}, which is no benchmark. In bench: {known}.")
             continue
-        if name in config.eval.texts:
-            problems.append(f"eval.tasks and eval.texts both name {name!r}: a rule could mean either. Call the benchmark otherwise.")
+        for other, names in (("eval.texts", config.eval.texts), ("eval.harness", config.eval.harness)):
+            if name in names:
+                problems.append(f"eval.tasks and {other} both name {name!r}: a rule could mean either. Call the benchmark otherwise.")
         label = f"bench.{name}"
         problems += [f"{label}.{problem}" for problem in settings_problems(config.bench[name], max_position=max_position)]
         if name in benches.found:
@@ -133,8 +134,10 @@ def file_problems(config: BenchConfig, bench: Bench) -> list[str]:
     ]
     if config.few_shot >= len(bench.items):
         problems.append(f".few_shot={config.few_shot} leaves none of {len(bench.items)} items to score.")
-    if config.few_shot and bench.kind == "pairs":
-        problems.append(f".few_shot={config.few_shot} has no meaning for sentence pairs. Use 0.")
+    if config.few_shot and bench.kind in ("pairs", "code"):
+        problems.append(f".few_shot={config.few_shot}: items of the kind {bench.kind} have no answer to show. Use 0.")
+    if config.few_shot and bench.metrics == ("regex",):
+        problems.append(f".few_shot={config.few_shot}: a pattern is no answer to show. Use 0.")
     if config.num_samples > 1 and bench.kind != "code":
         problems.append(f".num_samples={config.num_samples} is for code; {bench.path.name} is of the kind {bench.kind}. Use 1.")
     if config.temperature > 0 and bench.kind != "code":

@@ -8,9 +8,10 @@ from typing import Any
 
 from megatron_cpt.config.schema import BlendConfig, SourceConfig
 from megatron_cpt.errors import printable
-from megatron_cpt.plan.run_plan import BlendEntry, BlendStage, Layout
+from megatron_cpt.plan.run_plan import BlendEntry, BlendStage, Layout, RunPlan
 
 ROLES = ("domain", "general")
+MIN_SURPLUS = 0.005  # megatron-core's default
 
 
 def samples_per_source(shares: Mapping[str, float], *, num_samples: int) -> dict[str, int]:
@@ -42,6 +43,27 @@ def largest_num_tokens(
             break
         steps -= 1
     return steps * tokens_per_step
+
+
+def needed_surplus(shares: Sequence[float], *, num_samples: int) -> float:
+    """Return the share of spare samples per source that the blend can never overdraw.
+
+    megatron-core builds `ceil(num_samples x share)` samples per source and then draws up to the sum of those numbers
+    from all of them, so that a large source beside several small ones is drawn past its end (IndexError).
+    """
+    total = sum(shares)
+    targets = [math.ceil(num_samples * share / total) for share in shares]
+    worst = [(share / total * sum(targets) + 1) / target - 1 for share, target in zip(shares, targets, strict=True)]
+    return max(MIN_SURPLUS, *worst)
+
+
+def requested_samples(plan: RunPlan) -> list[int]:
+    """Return how many samples of each source megatron-core's datasets are asked for under a plan: what their order follows from."""
+    if plan.blend_stages or len(plan.blend) == 1:
+        return [entry.num_samples for entry in plan.blend]
+    shares = [entry.share for entry in plan.blend]
+    surplus = needed_surplus(shares, num_samples=plan.num_samples)
+    return [math.ceil(math.ceil(plan.num_samples * share / sum(shares)) * (1 + surplus)) for share in shares]
 
 
 def blend_problems(blend: BlendConfig, sources: Mapping[str, SourceConfig], index_facts: Mapping[str, Any]) -> list[str]:

@@ -23,6 +23,7 @@ EXPORT_DTYPES = ("fp32", "bf16", "fp16")
 RECOMPUTE = ("none", "selective", "full")
 FP8_FORMATS = ("none", "hybrid", "e4m3")
 FP8_UNITS = {"delayed": 16, "tensorwise": 16, "blockwise": 16, "mxfp8": 32}  # what each side of a product must divide by, by recipe
+LIMIT_METRICS = ("bits_per_byte",)
 WANDB_MODES = ("offline", "online", "disabled")
 
 
@@ -132,6 +133,8 @@ def size_keys(config: ExperimentConfig) -> dict[str, float]:
         "eval.max_bytes": config.eval.max_bytes,
         "eval.max_document_bytes": config.eval.max_bytes if config.eval.max_document_bytes is None else config.eval.max_document_bytes,
         "eval.window_tokens": config.eval.window_tokens,
+        "eval.stride_tokens": 1 if config.eval.stride_tokens is None else config.eval.stride_tokens,
+        "eval.harness_max_items": 1 if config.eval.harness_max_items is None else config.eval.harness_max_items,
         "gate.bootstrap_samples": config.gate.bootstrap_samples,
     }
 
@@ -367,6 +370,44 @@ def eval_problems(config: ExperimentConfig, corpus_facts: Mapping[str, Any]) -> 
         if corpus_facts["sources"].get(name, {}).get("test_documents", 0) < 1:
             problems.append(f"eval.texts names {name!r}, but the corpus kept no test documents of it. Raise source.{name}.test_fraction.")
     problems += [f"eval.texts names {name!r} twice." for name in {text for text in config.eval.texts if config.eval.texts.count(text) > 1}]
+    if config.eval.stride_tokens is not None and config.eval.stride_tokens > config.eval.window_tokens:
+        problems.append(
+            f"eval.stride_tokens={config.eval.stride_tokens} is longer than eval.window_tokens={config.eval.window_tokens}: tokens between"
+            " two windows would not be scored. Use at most that many, or null."
+        )
+    problems += harness_problems(config)
+    problems += limit_problems(config)
+    return problems
+
+
+def harness_problems(config: ExperimentConfig) -> list[str]:
+    """Check that tasks of lm-evaluation-harness come from a folder of task files; which of them it holds is known when they are loaded."""
+    names, folder = config.eval.harness, config.eval.harness_tasks_path
+    if not names:
+        return [] if folder is None else ["eval.harness_tasks_path is set, and eval.harness names no task. Name one, or set it to null."]
+    problems = [f"eval.harness names {name!r} twice." for name in sorted({name for name in names if names.count(name) > 1})]
+    problems += [f"eval.harness names {name!r}, which is also a text's name." for name in names if name in config.eval.texts]
+    if folder is None or not any(Path(folder).rglob("*.yaml")):
+        problems.append(
+            f"eval.harness needs task files, and eval.harness_tasks_path={folder} holds no .yaml file. Name a folder of your own tasks."
+        )
+    return problems
+
+
+def limit_problems(config: ExperimentConfig) -> list[str]:
+    """Check that every hard limit is on a text that the in-loop evaluation scores, and that there is such an evaluation."""
+    problems = []
+    for number, limit in enumerate(config.gate.limits):
+        label = f"gate.limits[{number}]"
+        problems += _choice(f"{label}.metric", limit.metric, LIMIT_METRICS)
+        if limit.of not in config.eval.texts:
+            problems.append(f"{label}.of={limit.of!r} is not one of eval.texts ({', '.join(config.eval.texts) or 'none'}).")
+        if not 0 < limit.max_increase < math.inf:
+            problems.append(f"{label}.max_increase={limit.max_increase} is not a limit. Use a number above 0, in bits per byte.")
+    names = [limit.of for limit in config.gate.limits]
+    problems += [f"gate.limits has more than one limit on {name!r}." for name in sorted({name for name in names if names.count(name) > 1})]
+    if names and config.monitor.eval_every_steps < 1:
+        problems.append("gate.limits are looked at when the model is scored in the loop, and monitor.eval_every_steps=0 never scores it.")
     return problems
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from megatron_cpt.config.schema import ExperimentConfig, GateRuleConfig, GpuConfig
@@ -17,16 +18,22 @@ from megatron_cpt.plan.memory import NOT_COUNTED, memory_of_stages
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.money import known, run_carbon_kg, run_cost_usd, run_energy_kwh, tariff_of
 from megatron_cpt.plan.parameters import num_params
+from megatron_cpt.plan.resume import Earlier, blend_after, resume_problems, with_earlier_samples
+from megatron_cpt.plan.retry import retry_of, retry_problems, with_changes
 from megatron_cpt.plan.rules import Task, rule_problems
 from megatron_cpt.plan.run_plan import (
     PLAN_SCHEMA_VERSION,
+    BlendEntry,
+    BlendStage,
     CheckpointPlan,
     ContaminationPlan,
     Estimate,
     EvalPlan,
     EvalText,
+    GateLimit,
     GatePlan,
     GateRule,
+    HarnessPlan,
     Interval,
     Layout,
     OptimizerPlan,
@@ -38,6 +45,7 @@ from megatron_cpt.plan.run_plan import (
 )
 from megatron_cpt.plan.schedule import schedule_of
 from megatron_cpt.plan.throughput import FLOPS_CONVENTION, flops_per_token, recomputed_flops_per_token, training_seconds
+from megatron_cpt.record.hashing import sha256_folder
 from megatron_cpt.record.unknown import Figure, Unavailable, combine
 from megatron_cpt.record.vocab_layout import VocabLayout
 
@@ -59,6 +67,9 @@ def derive(
     identity: dict[str, str],
     host: HostFacts,
     benches: Benches | None = None,
+    round_number: int = 1,
+    num_retries: int = 0,
+    earlier: Earlier | None = None,
 ) -> RunPlan:
     """Derive the plan of a run.
 
@@ -70,6 +81,8 @@ def derive(
         identity: fingerprints of the stages that the plan is derived from.
         host: figures of this host, used by CPU clusters only.
         benches: the files of `eval.tasks`, as `plan.benches.read_benches` found them.
+        num_retries: how many changes of the retry policy `config` has taken already.
+        earlier: the checkpoint that a later round goes on from; None begins with the initial weights.
 
     Raises:
         ConfigError: listing everything that does not divide, fit, exist or stay within a limit.
@@ -79,6 +92,9 @@ def derive(
     problems += task_problems(config, benches, max_position=shape.max_position)
     tasks = tasks_of_rules(config, benches)
     problems += rule_problems(config.gate, texts=config.eval.texts, tasks=tasks)
+    problems += retry_problems(config, num_used=num_retries, is_resumed=earlier is not None)
+    if earlier is not None:
+        problems += resume_problems(config, earlier, vocab_sha256=vocab.tokenizer_sha256)
     raise_all(ConfigError, problems, where="plan", next_step=_NEXT_STEP)
 
     layout = layout_of(config)
@@ -87,20 +103,21 @@ def derive(
     if grace is not None and grace >= num_steps:
         late = f"monitor.grace_steps={grace} covers all {num_steps} steps of the run: its candidate would never be judged."
         raise_all(ConfigError, [late], where="plan", next_step=_NEXT_STEP)
-    stages = blend_stages(config.blend, num_steps=num_steps, layout=layout)
-    blend, problems = blend_entries(
-        config.blend,
-        config.source,
-        index_facts,
-        stages=stages,
-        num_steps=num_steps,
-        global_batch_size=layout.global_batch_size,
-        sequence_length=layout.sequence_length,
-    )
+    blend, stages, problems = _blend(config, index_facts, num_steps=num_steps, layout=layout, earlier=earlier)
+    for number in range(num_retries + 1, config.gate.max_retries + 1):
+        changed = with_changes(config, map(retry_of, config.gate.retries[num_retries:number]))
+        _, _, then = _blend(changed, index_facts, num_steps=num_steps, layout=layout, earlier=earlier)
+        problems += [f"after gate.retries[{number - 1}]: {problem}" for problem in then if problem not in problems]
     tariff = tariff_of(config.tariff, config.gpu)
     stop = StopConditions(**asdict(config.stop))
     estimate = estimate_run(
-        config, shape=shape, num_rows=vocab.num_padded_rows, layout=layout, num_steps=num_steps, tariff=tariff, host=host
+        config,
+        shape=shape,
+        num_rows=vocab.num_padded_rows,
+        layout=layout,
+        num_steps=num_steps - (earlier.step if earlier is not None else 0),
+        tariff=tariff,
+        host=host,
     )
     recorded = init_facts.get("num_params")
     if recorded is not None and recorded != estimate.num_params:
@@ -152,7 +169,27 @@ def derive(
         ),
         tensorboard=config.monitor.tensorboard,
         grace_steps=config.monitor.grace_steps,
+        round=round_number,
+        resumes_from=None if earlier is None else earlier.point,
     )
+
+
+def _blend(
+    config: ExperimentConfig, index_facts: Mapping[str, Any], *, num_steps: int, layout: Layout, earlier: Earlier | None
+) -> tuple[tuple[BlendEntry, ...], tuple[BlendStage, ...], list[str]]:
+    """Return the entries and stages of the blend, and what is wrong with its size."""
+    blend = config.blend if earlier is None else blend_after(config.blend, earlier)
+    stages = blend_stages(blend, num_steps=num_steps, layout=layout)
+    entries, problems = blend_entries(
+        blend,
+        config.source,
+        index_facts,
+        stages=stages,
+        num_steps=num_steps,
+        global_batch_size=layout.global_batch_size,
+        sequence_length=layout.sequence_length,
+    )
+    return (entries if earlier is None else with_earlier_samples(entries, earlier)), stages, problems
 
 
 def layout_of(config: ExperimentConfig) -> Layout:
@@ -201,17 +238,36 @@ def eval_plan_of(config: ExperimentConfig, benches: Benches) -> EvalPlan:
         tasks_in_loop=config.eval.tasks_in_loop,
         run_code_unconfined=config.eval.run_code_unconfined,
         contamination=ContaminationPlan(**asdict(config.eval.contamination)),
+        stride_tokens=config.eval.stride_tokens,
+        cache=config.eval.cache,
+        harness=harness_plan_of(config),
+    )
+
+
+def harness_plan_of(config: ExperimentConfig) -> HarnessPlan | None:
+    """Return the tasks of lm-evaluation-harness with the digest of their folder; None where none is named."""
+    if not config.eval.harness:
+        return None
+    assert config.eval.harness_tasks_path is not None, "eval_problems was asked before"
+    folder = Path(config.eval.harness_tasks_path).resolve()
+    return HarnessPlan(
+        path=str(folder),
+        sha256=sha256_folder(folder),
+        tasks=tuple(config.eval.harness),
+        runs_code=config.eval.harness_runs_code,
+        max_items=config.eval.harness_max_items,
     )
 
 
 def tasks_of_rules(config: ExperimentConfig, benches: Benches) -> dict[str, Task | None]:
-    """Return group and metrics of each task that a rule can be on; None for a file that cannot be read."""
-    tasks: dict[str, Task | None] = {}
+    """Return group and metrics of each task that a rule can be on; None for a file that cannot be read and for a harness's task."""
+    tasks: dict[str, Task | None] = dict.fromkeys(config.eval.harness)
     for name in config.eval.tasks:
         bench, settings = benches.found.get(name), config.bench.get(name)
         tasks[name] = None
         if bench is not None and settings is not None:
             tasks[name] = (settings.group or bench.group or "general", metrics_of(bench, settings.pass_at))
+    tasks.update(dict.fromkeys(config.eval.harness))  # a task file says what it measures when it is loaded
     return tasks
 
 
@@ -219,10 +275,10 @@ def group_of_rule(rule: GateRuleConfig, config: ExperimentConfig, tasks: Mapping
     """Return what a rule protects: what it says itself, else the role of its text or the group of its task."""
     if rule.group is not None:
         return cast(RuleGroup, rule.group)  # its words are checked before
-    task = tasks.get(rule.on)
+    task = tasks.get(rule.of)
     if task is not None:
         return cast(RuleGroup, task[0])
-    source = config.source.get(rule.on)
+    source = config.source.get(rule.of)
     return "domain" if source is not None and source.role == "domain" else "general"
 
 
@@ -230,7 +286,7 @@ def gate_plan_of(config: ExperimentConfig, tasks: Mapping[str, Task | None]) -> 
     return GatePlan(
         rules=tuple(
             GateRule(
-                on=rule.on,
+                of=rule.of,
                 kind="must_improve" if rule.kind == "must_improve" else "may_not_worsen",
                 margin=rule.margin,
                 metric=rule.metric,
@@ -243,6 +299,9 @@ def gate_plan_of(config: ExperimentConfig, tasks: Mapping[str, Task | None]) -> 
         confidence=config.gate.confidence,
         bootstrap_samples=config.gate.bootstrap_samples,
         seed=config.seed,
+        limits=tuple(GateLimit(of=limit.of, max_increase=limit.max_increase) for limit in config.gate.limits),
+        retries=tuple(retry_of(retry) for retry in config.gate.retries),
+        max_retries=config.gate.max_retries,
     )
 
 

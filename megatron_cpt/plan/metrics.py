@@ -1,4 +1,4 @@
-"""The metrics that a rule can be on: their unit and which way is better. Pure; the gate and the checks of a plan read it."""
+"""The metrics that a rule can be of: their unit and which way is better. Pure; the gate and the checks of a plan read it."""
 
 from __future__ import annotations
 

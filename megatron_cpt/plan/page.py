@@ -58,7 +58,7 @@ def _work(plan: RunPlan) -> list[str]:
     limit = estimate.memory_limit_bytes
     of_limit = str(limit) if isinstance(limit, Unavailable) else show_bytes(limit)
     return [
-        *_field("PLAN", plan.run_name),
+        *_field("PLAN", plan.run_name if plan.round == 1 else f"{plan.run_name}, round {plan.round}"),
         *_field(
             "model",
             f"{show_count(estimate.num_params)} parameters, {plan.shape.num_layers} layers, {plan.vocab.num_ids} ids"
@@ -79,9 +79,11 @@ def _work(plan: RunPlan) -> list[str]:
         ),
         *_field(
             "work",
-            f"{show_count(estimate.tokens)} tokens = {plan.num_steps} steps x {layout.global_batch_size} sequences"
-            f" x {layout.sequence_length} tokens; {estimate.flops_per_token / 1e9:.4g} GFLOP a token",
+            f"{show_count(estimate.tokens)} tokens = {estimate.tokens // layout.tokens_per_step} steps"
+            f" x {layout.global_batch_size} sequences x {layout.sequence_length} tokens;"
+            f" {estimate.flops_per_token / 1e9:.4g} GFLOP a token",
         ),
+        *(_field("from", f"{plan.resumes_from.checkpoint} of round {plan.resumes_from.round}") if plan.resumes_from else []),
         *_field("schedule", describe(plan.schedule, embedding_lr_scale=plan.optimizer.embedding_lr_scale)),
         *_field(
             "memory",
@@ -148,12 +150,18 @@ def _decision(plan: RunPlan) -> list[str]:
         falls, rise = ("falls", "rise") if down else ("rises", "fall")
         promise = f"{falls} by more than {margin}" if rule.kind == "must_improve" else f"does not {rise} by {margin} or more"
         own = f" (at {rule.confidence:.0%})" if rule.confidence is not None else ""
-        lines += _field("", f"- {rule.on} {promise}{own}" + ("" if rule.required else " (advisory: decides nothing)"))
-    lines += _field("", "shown by both a paired interval and a test; rolled back if harm beyond a margin is shown; otherwise unknown")
+        lines += _field("", f"- {rule.of} {promise}{own}" + ("" if rule.required else " (advisory: decides nothing)"))
+    lines += _field("", "shown by both a paired interval and a test; otherwise unknown")
+    start = "the initial weights" if plan.resumes_from is None else plan.resumes_from.checkpoint
+    lines += _field("", f"rolled back to {start} if harm beyond a margin is shown")
+    for limit in plan.gate.limits:
+        lines += _field("", f"rolled back at once when {limit.of} rises by more than {limit.max_increase:g} bits per byte in the loop")
     warnings = rule_warnings({rule.group for rule in plan.gate.rules if rule.required})
     if grace_window_steps(plan) >= plan.num_steps:
         warnings.append(f"the warm-up covers all {plan.num_steps} steps, in which nothing is judged: the verdict will be unknown")
-    return [*lines, *(line for warning in warnings for line in _field("", f"- WARNING: {warning}"))]
+    lines += [line for warning in warnings for line in _field("", f"- WARNING: {warning}")]
+    tried = ", then ".join(map(str, plan.gate.retries[: plan.gate.max_retries]))
+    return lines + (_field("retries", f"after a rollback: {tried}; then it stops for you") if tried else [])
 
 
 def _basis(plan: RunPlan) -> list[str]:

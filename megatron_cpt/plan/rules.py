@@ -31,7 +31,7 @@ def rule_problems(gate: GateConfig, *, texts: Collection[str], tasks: Mapping[st
         problems.append("gate.rules has advisory rules only: nothing would decide. Give at least one with required: true.")
     for number, rule in enumerate(gate.rules):
         problems += [f"gate.rules[{number}].{problem}" for problem in _problems_of(rule, texts=texts, tasks=tasks)]
-    same = [(rule.on, rule.metric, rule.kind) for rule in gate.rules]
+    same = [(rule.of, rule.metric, rule.kind) for rule in gate.rules]
     problems += [
         f"gate.rules names {printable(on)} {metric} {kind} twice: keep one."
         for on, metric, kind in sorted({key for key in same if same.count(key) > 1})
@@ -41,20 +41,20 @@ def rule_problems(gate: GateConfig, *, texts: Collection[str], tasks: Mapping[st
 
 def _problems_of(rule: GateRuleConfig, *, texts: Collection[str], tasks: Mapping[str, Task | None]) -> list[str]:
     problems = []
-    task = tasks.get(rule.on)
+    task = tasks.get(rule.of)
     for key, value, allowed in (("kind", rule.kind, RULE_KINDS), ("group", rule.group, RULE_GROUPS)):
         if value not in allowed and not (key == "group" and value is None):
             problems.append(f"{key}={value!r} is not one of {', '.join(allowed)}.")
-    if rule.on not in texts and rule.on not in tasks:
+    if rule.of not in texts and rule.of not in tasks:
         problems.append(
-            f"on={rule.on!r} is not one of eval.texts ({', '.join(texts) or 'none'}) or eval.tasks ({', '.join(tasks) or 'none'})."
+            f"of={rule.of!r} is not one of eval.texts ({', '.join(texts) or 'none'}) or eval.tasks ({', '.join(tasks) or 'none'})."
         )
     elif metric_named(rule.metric) is None:
         problems.append(f"metric={printable(rule.metric)!r} is not a metric. Known: {', '.join(METRICS)}, pass@k.")
-    elif rule.on in texts and rule.metric != TEXT_METRIC:
-        problems.append(f"metric={rule.metric}: {rule.on} is a held-out text, which gives {TEXT_METRIC} only.")
+    elif rule.of in texts and rule.metric != TEXT_METRIC:
+        problems.append(f"metric={rule.metric}: {rule.of} is a held-out text, which gives {TEXT_METRIC} only.")
     elif task is not None and rule.metric not in task[1]:
-        problems.append(f"metric={rule.metric} is not measured by {rule.on}, which gives {', '.join(task[1])}.")
+        problems.append(f"metric={rule.metric} is not measured by {rule.of}, which gives {', '.join(task[1])}.")
     if not (math.isfinite(rule.margin) and rule.margin >= 0):
         problems.append(f"margin={rule.margin} is not a margin. Use 0 or more, in the metric's unit.")
     elif rule.metric != TEXT_METRIC and rule.margin >= 1:

@@ -26,7 +26,7 @@ PEAK_NOT_NAMED = Unavailable("the plan does not name the device's peak")
 def _decided(part: Any) -> dict[str, Any]:
     """Return a part of the plan without fields at their default: a plan from before a field existed keeps its fingerprint."""
     defaults = {field.name: field.default for field in fields(part) if field.default is not MISSING}
-    return {key: value for key, value in to_plain(part).items() if key not in defaults or value != defaults[key]}
+    return {key: value for key, value in to_plain(part).items() if key not in defaults or getattr(part, key) != defaults[key]}
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class BlendEntry:
-    """One training source: `prefix` is relative to the run folder, `share` is of all training samples."""
+    """One training source: `prefix` is relative to the run folder, `share` is of all training samples.
+
+    `earlier_num_samples` is how many samples the rounds before this one wanted of the source, oldest first: their order of the
+    text is kept, so that what was read is not read again before the rest was.
+    """
 
     source: str
     role: Literal["domain", "general"]
@@ -93,6 +97,7 @@ class BlendEntry:
     num_tokens: int
     num_samples: int
     num_epochs: float
+    earlier_num_samples: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -219,7 +224,28 @@ class ContaminationPlan:
 
 
 @dataclass(frozen=True)
+class HarnessPlan:
+    """Tasks of lm-evaluation-harness, by name, from a folder of the user's own task files; a folder with another digest is refused.
+
+    `runs_code`: task files may name Python functions, which then run as this user. `max_items` of each task are scored, None is all.
+    """
+
+    path: str
+    sha256: str
+    tasks: tuple[str, ...]
+    runs_code: bool = False
+    max_items: int | None = None
+
+
+@dataclass(frozen=True)
 class EvalPlan:
+    """What is scored, and how.
+
+    Attributes:
+        stride_tokens: a window scores so many tokens after the ones that it shares with the window before; None is all of its own.
+        cache: scores of the base are kept beside the runs, and taken from there when everything that decides them is the same.
+    """
+
     texts: tuple[EvalText, ...]
     window_tokens: int
     micro_batch_size: int
@@ -227,6 +253,9 @@ class EvalPlan:
     tasks_in_loop: bool = False
     run_code_unconfined: bool = False
     contamination: ContaminationPlan = ContaminationPlan()
+    stride_tokens: int | None = None
+    cache: bool = False
+    harness: HarnessPlan | None = None
 
 
 RuleGroup = Literal["domain", "general", "bias", "safety"]
@@ -240,7 +269,7 @@ class GateRule:
     nothing. A `confidence` of None is the gate's.
     """
 
-    on: str
+    of: str
     kind: Literal["must_improve", "may_not_worsen"]
     margin: float
     metric: str = "bits_per_byte"
@@ -250,11 +279,53 @@ class GateRule:
 
 
 @dataclass(frozen=True)
+class GateLimit:
+    """Training stops and is rolled back when an in-loop score of `on` is surely more than `max_increase` above the frozen base's."""
+
+    of: str
+    max_increase: float
+    metric: Literal["bits_per_byte"] = "bits_per_byte"
+
+
+@dataclass(frozen=True)
+class Retry:
+    """The one thing that the next round changes after a rollback. The others are None.
+
+    Attributes:
+        lower_rate: factor on every rate of the schedule.
+        replay: share of the general sources in the blend.
+        vocabulary: `keep` begins anew with the base's own vocabulary.
+    """
+
+    lower_rate: float | None = None
+    replay: float | None = None
+    vocabulary: Literal["keep"] | None = None
+
+    def __str__(self) -> str:
+        return ", ".join(f"{field.name} {value}" for field in fields(self) if (value := getattr(self, field.name)) is not None)
+
+
+@dataclass(frozen=True)
 class GatePlan:
     rules: tuple[GateRule, ...]
     confidence: float
     bootstrap_samples: int
     seed: int
+    limits: tuple[GateLimit, ...] = ()
+    retries: tuple[Retry, ...] = ()
+    max_retries: int = 0
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """The one checkpoint of another plan that training may start from: its path in the run folder and the digest of its files.
+
+    `round` is the round that saved it.
+    """
+
+    checkpoint: str
+    sha256: str
+    round: int
 
 
 @dataclass(frozen=True)
@@ -334,7 +405,8 @@ class Tariff:
 class RunPlan:
     """Everything that decides a run. `identity` holds the fingerprints of the stages that it was derived from.
 
-    Without `blend_stages` the shares of `blend` hold from the first sample to the last.
+    Without `blend_stages` the shares of `blend` hold from the first sample to the last. A plan of a later `round` that
+    `resumes_from` a checkpoint of an earlier one starts there, and from nothing else.
     """
 
     schema_version: int
@@ -363,6 +435,8 @@ class RunPlan:
     packing: PackingPlan = PackingPlan()
     tensorboard: bool = False
     grace_steps: int | None = None
+    round: int = 1
+    resumes_from: ResumePoint | None = None
 
     @property
     def num_samples(self) -> int:
@@ -377,13 +451,16 @@ class RunPlan:
         """Digest of what decides the result of training; not of prices, estimates, or how the ranks are laid out."""
         layout = self.layout
         decides = [
-            self.seed, _decided(self.shape), self.vocab.fingerprint, to_plain(self.blend), self.num_steps, _decided(self.optimizer),
-            _decided(self.schedule), layout.global_batch_size, layout.sequence_length, layout.dtype, self.identity,
+            self.seed, _decided(self.shape), self.vocab.fingerprint, [_decided(entry) for entry in self.blend], self.num_steps,
+            _decided(self.optimizer), _decided(self.schedule), layout.global_batch_size, layout.sequence_length, layout.dtype,
+            self.identity,
         ]  # fmt: skip
         if self.blend_stages or self.packing != PackingPlan():  # a plan without them keeps the digest that its checkpoints name
             decides.append([to_plain(self.blend_stages), to_plain(self.packing)])
         if layout.fp8 != "none":
             decides.append([layout.fp8, layout.fp8_recipe])
+        if self.resumes_from is not None:
+            decides.append(to_plain(self.resumes_from))
         return sha256_plain(decides)
 
     def save(self, folder: Path) -> Path:

@@ -146,8 +146,11 @@ def differing_fields(recorded: Mapping[str, Any], wanted: Mapping[str, Any], pre
     return lines
 
 
-def finished(folder: Path, inputs: Mapping[str, Any]) -> Manifest | None:
+def finished(folder: Path, inputs: Mapping[str, Any], *, next_step: str | None = None) -> Manifest | None:
     """Return the manifest when the stage is done for these inputs, None when it is still to do.
+
+    Args:
+        next_step: what to do about other inputs, where there is more to do than the usual.
 
     Raises:
         ConfigError: the stage was done for other inputs; each differing field is named.
@@ -162,7 +165,7 @@ def finished(folder: Path, inputs: Mapping[str, Any]) -> Manifest | None:
             f"The stage {folder.name!r} was finished with other inputs:\n    " + "\n    ".join(changes),
             where=folder,
             rule="a finished stage is never redone in place",
-            next_step=f"Use a new run_name, or remove {folder} and every later stage of this run.",
+            next_step=next_step or f"Use a new run_name, or remove {folder} and every later stage of this run.",
         )
     manifest.check_outputs(folder)
     return manifest

@@ -26,7 +26,8 @@ def write_report(folder: Path, run_dir: Path) -> None:
 def html(records: RunRecords) -> str:
     """Return the whole page."""
     name = escape(records.run_dir.name)
-    sections = [_verdict(records), _training(records), _texts(records), _completions(records), _bill(records), _stages(records)]
+    parts = (_verdict, _rounds, _tasks, _training, _texts, _completions, _bill, _stages)
+    sections = [part(records) for part in parts]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{name}</title><style>{STYLE}</style></head><body><h1>{name}</h1>{''.join(sections)}</body></html>\n"
@@ -54,13 +55,34 @@ def _verdict(records: RunRecords) -> str:
         (score.text, score.role, _bits(score.base), _bits(score.extended), _bits(score.trained), _change(score.base, score.trained))
         for score in records.scores
     ]
-    reasons = "".join(f"<li>{escape(str(rule))}</li>" for rule in verdict.rules) if verdict else ""
+    reasons = "".join(f"<li>{escape(str(rule))}</li>" for rule in verdict.rules or verdict.reasons) if verdict else ""
     head = ("held-out text", "role", "frozen base", "extended", "trained", "against base")
     return (
         f'<p class="verdict {decision}">{escape(words)}</p><ul>{reasons}</ul>'
         f"<h2>Bits per byte</h2>{table(head, rows, numbers=(2, 3, 4, 5))}"
         '<p class="soft">Lower is better; comparable across vocabularies. “Extended” is the base with its new rows, before training.</p>'
     )
+
+
+def _tasks(records: RunRecords) -> str:
+    if not records.tasks:
+        return ""
+    rows = [
+        (row.task, row.group, row.metric, _bits(row.base), _bits(row.extended), _bits(row.trained), _change(row.base, row.trained))
+        for row in records.tasks
+    ]
+    head = ("benchmark", "group", "metric", "frozen base", "extended", "trained", "against base")
+    note = (
+        '<p class="soft">Higher is better, except for a stereotype score, which is fair at 0.5, and for a gap between subgroups. '
+        "Items that overlap with the training data are counted here and left out by the gate.</p>"
+    )
+    return f"<h2>Benchmarks</h2>{table(head, rows, numbers=(3, 4, 5, 6))}{note}"
+
+
+def _rounds(records: RunRecords) -> str:
+    if not records.rounds:
+        return ""
+    return f"<h2>Rounds</h2><ol>{''.join(f'<li>{escape(each)}</li>' for each in records.rounds)}</ol>"
 
 
 def _bits(value: float | None) -> str:

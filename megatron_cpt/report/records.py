@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_cpt.errors import CptError
+from megatron_cpt.gate.rounds import past_rounds, tried_rounds
 from megatron_cpt.gate.verdict import VERDICT_NAME, Verdict
 from megatron_cpt.meter.totals import AttemptRecord, StageTotals, attempts_of, totals_by_stage
 from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan
@@ -29,6 +31,18 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class TaskScores:
+    """One metric of one benchmark at the three points of a run; None where it was not scored."""
+
+    task: str
+    metric: str
+    group: str
+    base: float | None
+    extended: float | None
+    trained: float | None
+
+
+@dataclass(frozen=True)
 class RunRecords:
     """Everything the report shows."""
 
@@ -40,6 +54,9 @@ class RunRecords:
     steps: list[dict[str, Any]]
     attempts: list[AttemptRecord]
     totals: list[StageTotals]
+    tasks: tuple[TaskScores, ...] = ()
+    rounds: tuple[str, ...] = ()
+    """A line a round that has a verdict; empty when there was one round."""
 
     @classmethod
     def read(cls, run_dir: Path) -> RunRecords:
@@ -63,9 +80,11 @@ class RunRecords:
                 )
                 for text in (plan.eval.texts if plan else ())
             ),
-            steps=[line for line in read_lines(run_dir / "train" / "metrics.jsonl") if line.get("kind") == "step"],
+            steps=current_steps(read_lines(run_dir / "train" / "metrics.jsonl")),
             attempts=attempts,
             totals=totals_by_stage(attempts) if attempts else [],
+            tasks=_task_scores(baseline, candidate),
+            rounds=tuple(_try(lambda: tried_rounds(run_dir)) or ()) if past_rounds(run_dir) else (),
         )
 
     def facts(self, stage: str) -> dict[str, Any]:
@@ -75,6 +94,43 @@ class RunRecords:
     def total(self, stage: str) -> StageTotals | None:
         """Return the bill of one stage over all its attempts, or None when it has none."""
         return next((total for total in self.totals if total.stage == stage), None)
+
+
+def _task_scores(baseline: Any, candidate: Any) -> tuple[TaskScores, ...]:
+    """Return a row for each metric of each task that any of the reports holds."""
+    points = [_tasks_of(baseline, "base"), _tasks_of(baseline, "init"), _tasks_of(candidate, "train")]
+    rows: dict[tuple[str, str], str] = {}
+    for tasks in points:
+        for name, task in tasks.items():
+            rows.update({(name, metric): str(task.get("group", "unknown")) for metric in task.get("metrics", {})})
+    return tuple(
+        TaskScores(name, metric, group, *(_metric(tasks.get(name), metric) for tasks in points)) for (name, metric), group in rows.items()
+    )
+
+
+def _tasks_of(report: Any, subject: str) -> dict[str, Any]:
+    try:
+        return dict(report["subjects"][subject]["tasks"])
+    except (KeyError, TypeError, ValueError):
+        return {}
+
+
+def _metric(task: Any, metric: str) -> float | None:
+    try:
+        return float(task["metrics"][metric])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def current_steps(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the step records that led to the current weights: those after the step that a later attempt or round began at are not."""
+    steps: list[dict[str, Any]] = []
+    for line in lines:
+        if line.get("kind") == "resume":
+            steps = [step for step in steps if step["step"] <= line.get("step", 0)]
+        elif line.get("kind") == "step":
+            steps.append(line)
+    return steps
 
 
 def _try(read: Any) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_cpt.plan.page import show_duration
 from megatron_cpt.record.unknown import Figure, Unavailable, show
-from megatron_cpt.report.records import RunRecords, Scores
+from megatron_cpt.report.records import RunRecords, Scores, TaskScores
 
 WIDTH = 80
 INDENT = 10
@@ -20,9 +20,10 @@ def summary(records: RunRecords) -> str:
     verdict = records.verdict
     title = VERDICT_WORDS[verdict.decision] if verdict else "not judged yet"
     lines = [f"{records.run_dir.name}: {title}", ""]
-    lines += _scores(records.scores)
+    lines += _scores(records.scores) + _tasks(records.tasks)
     if verdict:
-        lines += [line for rule in verdict.rules for line in _field("why", str(rule))]
+        lines += [line for rule in verdict.rules or verdict.reasons for line in _field("why", str(rule))]
+    lines += [line for each in records.rounds for line in _field("rounds" if each == records.rounds[0] else "", each)]
     lines += _work(records) + _places(records)
     return "\n".join(lines) + "\n"
 
@@ -40,6 +41,18 @@ def _scores(scores: tuple[Scores, ...]) -> list[str]:
         change = "unknown" if score.base is None or score.trained is None else f"{score.trained - score.base:+.4f}"
         name = f"{score.text} ({score.role})"
         lines.append(f"{name:<{width}}{_bits(score.base):>13}{_bits(score.extended):>11}{_bits(score.trained):>10}{change:>15}")
+    return [*lines, ""]
+
+
+def _tasks(tasks: tuple[TaskScores, ...]) -> list[str]:
+    if not tasks:
+        return []
+    names = [f"{row.task} {row.metric}" for row in tasks]
+    width = max(20, *(len(name) + 2 for name in names))
+    lines = [f"{'benchmark':<{width}}{'frozen base':>13}{'extended':>11}{'trained':>10}{'against base':>15}"]
+    for name, row in zip(names, tasks, strict=True):
+        change = "unknown" if row.base is None or row.trained is None else f"{row.trained - row.base:+.4f}"
+        lines.append(f"{name:<{width}}{_bits(row.base):>13}{_bits(row.extended):>11}{_bits(row.trained):>10}{change:>15}")
     return [*lines, ""]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,36 @@ def staged_order(stages: Sequence[Sequence[int]]) -> tuple[NDArray[np.int16], Nu
         places = np.flatnonzero(source_N == source)
         number_N[places] = np.arange(len(places))
     return source_N, number_N
+
+
+class Continued:
+    """One source over the rounds of a run: the order of each earlier round to the end of its last epoch, then that of the next."""
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self._parts, self._ends = parts, np.cumsum([len(part) for part in parts])
+
+    @classmethod
+    def build(cls, build: Callable[[int, int], Any], *, wanted: Sequence[int]) -> Any:
+        """Return a source that gives what each round wanted of it, oldest first, the samples of the rounds before included.
+
+        Args:
+            build: returns the source as megatron-core's dataset, in whole epochs, for a number of samples and the number of the round
+                whose order it has.
+        """
+        parts: list[Any] = []
+        covered = 0
+        for number, total in enumerate(wanted):
+            if total > covered:
+                parts.append(build(total - covered, number))
+                covered += len(parts[-1])
+        return parts[0] if len(parts) == 1 else cls(parts)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, number: int) -> Any:
+        part = int(np.searchsorted(self._ends, number, side="right"))
+        return self._parts[part][number - (int(self._ends[part - 1]) if part else 0)]
 
 
 class StagedBlend:

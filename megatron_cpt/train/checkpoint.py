@@ -36,7 +36,7 @@ from megatron_cpt.train.checkpoint_files import (
     remove_torsos,
 )
 from megatron_cpt.train.collectives import barrier, from_first, highest
-from megatron_cpt.train.metrics import METRICS_NAME
+from megatron_cpt.train.metrics import METRICS_NAME, of_round
 from megatron_cpt.train.optimizer import gather_weights
 from megatron_cpt.train.runtime import is_first_rank
 from megatron_cpt.train.state import TrainState
@@ -138,7 +138,7 @@ class Checkpoints:
         folder = self._folder / final_name(step)
         record = read_record(folder)
         self._check_plan(record, folder)
-        check_counters(record, self._plan, folder)
+        record = check_counters(record, self._plan, folder)
         load_model(folder / MODEL_FOLDER, self._chunks, optimizer=self._optimizer)
         if record.wandb_run_id is not None and is_first_rank():
             write_text(self._train_dir / RUN_ID_NAME, record.wandb_run_id)
@@ -265,7 +265,13 @@ class Checkpoints:
                 where=self._folder,
                 next_step=f"Restore one, or remove {self._train_dir} to train again from the initial weights.",
             )
-        saved = [record["step"] for record in read_lines(self._train_dir / METRICS_NAME) if record.get("kind") == "checkpoint"]
+        saved = [record["step"] for record in read_lines(self._train_dir / METRICS_NAME) if self._is_checkpoint_of_round(record)]
+        if self._plan.resumes_from is not None:
+            raise CheckpointError(
+                "The checkpoint that the plan goes on from is gone.",
+                where=self._run_dir / self._plan.resumes_from.checkpoint,
+                next_step="Restore it. It is the one that good.json names, or the candidate of the round before.",
+            )
         if saved:
             raise CheckpointError(
                 "This run has saved checkpoints, and none is there.",
@@ -274,6 +280,10 @@ class Checkpoints:
                 next_step=f"Restore it, or remove {self._train_dir} to train again from the initial weights.",
             )
         return NONE_FOUND
+
+    def _is_checkpoint_of_round(self, record: dict[str, Any]) -> bool:
+        """Say whether a record is of a checkpoint that this round saved; those of earlier ones may be in a branch by now."""
+        return record.get("kind") == "checkpoint" and record.get("round", 1) == self._plan.round
 
     def _load_initial(self) -> None:
         init = self._run_dir / "init"
@@ -294,13 +304,17 @@ class Checkpoints:
         logger.info("Starting from %s.", init / "checkpoint")
 
     def _check_plan(self, record: CheckpointRecord, folder: Path) -> None:
-        if record.plan_fingerprint != self._plan.fingerprint:
+        """Accept a checkpoint of this plan, or the one of another plan that this one declares that it goes on from."""
+        point = self._plan.resumes_from
+        is_declared = point is not None and folder == self._run_dir / point.checkpoint and record.weights_sha256 == point.sha256
+        if record.plan_fingerprint != self._plan.fingerprint and not is_declared:
             raise CheckpointError(
                 "The newest checkpoint was written under another plan (model, data, schedule or batch differ).",
                 where=folder,
                 value=record.plan_fingerprint,
                 rule=f"plan fingerprint {self._plan.fingerprint}",
-                next_step="Go on with the plan that it was written under, or use a new run_name.",
+                next_step="Go on with the plan that it was written under; after a verdict begin a new round (megatron-cpt run --new-round),"
+                " or use a new run_name.",
             )
 
     def _require_finite_weights(self, state: TrainState) -> None:
@@ -341,4 +355,4 @@ class Checkpoints:
             "seconds": time.monotonic() - saving.began,
             "blocked_seconds": saving.blocked_seconds,
         }
-        append_line(self._train_dir / METRICS_NAME, record)
+        append_line(self._train_dir / METRICS_NAME, of_round(record, self._plan.round))

@@ -10,13 +10,13 @@ import logging
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from megatron_cpt.errors import CheckpointError, CptError
 from megatron_cpt.plan.run_plan import RunPlan
-from megatron_cpt.record.hashing import files_under, sha256_file
+from megatron_cpt.record.hashing import files_under, sha256_file, sha256_plain
 from megatron_cpt.record.manifest import OutputFile, versions_in_use
 from megatron_cpt.record.store import publish_folder, read_json, write_json
 from megatron_cpt.record.typed import from_plain, to_plain
@@ -48,6 +48,11 @@ class CheckpointRecord:
     versions: dict[str, str]
     skipped_steps: int = 0
     recent_grad_norms: tuple[float, ...] = ()
+
+    @property
+    def weights_sha256(self) -> str:
+        """The digest by which evaluation, gate and pointer know the checkpoint."""
+        return sha256_plain({name: file.sha256 for name, file in self.files.items()})
 
     def state(self) -> TrainState:
         return TrainState(
@@ -127,15 +132,20 @@ def check_contents(folder: Path, record: CheckpointRecord) -> None:
             raise CheckpointError("The content of a checkpoint's file has changed since it was saved.", where=folder / name)
 
 
-def check_counters(record: CheckpointRecord, plan: RunPlan, folder: Path) -> None:
-    """Refuse a record whose counters contradict each other or the plan: rate and order of data follow from them, and would jump.
+def check_counters(record: CheckpointRecord, plan: RunPlan, folder: Path) -> CheckpointRecord:
+    """Return a record by the plan's sources, of which an earlier round may not have known the last; refuse one whose counters
+    contradict each other or the plan: rate and order of data follow from them, and would jump.
 
     Raises:
         CheckpointError: with the counters.
     """
     samples, tokens = record.step * plan.layout.global_batch_size, record.step * plan.layout.tokens_per_step
     counters = (record.samples_seen, sum(record.source_samples), record.tokens_seen, sum(record.source_tokens))
-    is_of_plan = record.sources == tuple(entry.source for entry in plan.blend) and record.step <= plan.num_steps
+    sources = tuple(entry.source for entry in plan.blend)
+    num_new = len(sources) - len(record.sources)
+    is_of_plan = record.sources == sources[: len(record.sources)] and record.step <= plan.num_steps
+    if num_new and is_of_plan:
+        is_of_plan = record.plan_fingerprint != plan.fingerprint
     if counters != (samples, samples, tokens, tokens) or not is_of_plan:
         raise CheckpointError(
             "The counters of a checkpoint's record do not fit each other.",
@@ -144,6 +154,12 @@ def check_counters(record: CheckpointRecord, plan: RunPlan, folder: Path) -> Non
             rule=f"{samples} samples and {tokens} tokens at that step, of the {plan.num_steps} steps of the plan",
             next_step="Remove this checkpoint to go on from the one before.",
         )
+    if not num_new:
+        return record
+    nothing = (0,) * num_new
+    return replace(
+        record, sources=sources, source_samples=(*record.source_samples, *nothing), source_tokens=(*record.source_tokens, *nothing)
+    )
 
 
 def complete_checkpoints(checkpoints_dir: Path) -> list[tuple[Path, CheckpointRecord]]:

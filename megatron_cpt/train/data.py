@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 import shutil
 import time
 from collections import OrderedDict
@@ -20,10 +19,11 @@ import torch
 
 from megatron_cpt.errors import ConfigError
 from megatron_cpt.model.context import part_of_rank
+from megatron_cpt.plan.blend import needed_surplus
 from megatron_cpt.plan.run_plan import RunPlan
 from megatron_cpt.record.hashing import sha256_plain
 from megatron_cpt.record.store import read_json, write_json
-from megatron_cpt.train.blend_order import StagedBlend
+from megatron_cpt.train.blend_order import Continued, StagedBlend
 from megatron_cpt.train.index_files import check_sources
 from megatron_cpt.train.packing import document_mask
 from megatron_cpt.train.runtime import is_first_rank
@@ -31,7 +31,6 @@ from megatron_cpt.train.sample_order import step_samples
 
 CACHE_FOLDER = "index-cache"
 CACHE_MARK = "complete.json"
-MIN_SURPLUS = 0.005  # megatron-core's default
 SHARED_PATIENCE_S = 75.0
 NO_PADDING_ID = -1  # no id of any vocabulary: the datasets must mask no real token as padding
 
@@ -99,7 +98,7 @@ class TrainingData:
 
     def __init__(self, dataset: Any, *, plan: RunPlan, data_rank: int, device: torch.device, context_rank: int = 0) -> None:
         assert context_rank < plan.layout.context, "the layout has fewer context-parallel ranks"
-        self._dataset, self._plan, self._data_rank, self._device = dataset, plan, data_rank, device
+        self._dataset, self._plan, self._data_rank, self.device = dataset, plan, data_rank, device
         self._context_rank = context_rank
 
     def from_sample(self, first_sample: int) -> Iterator[StepBatch]:
@@ -107,7 +106,7 @@ class TrainingData:
         layout = self._plan.layout
         for begin in range(first_sample, self._plan.num_samples, layout.global_batch_size):
             numbers = step_samples(layout, first_sample=begin, data_rank=self._data_rank)
-            yield StepBatch(begin, tuple(self._microbatch(samples).to(self._device) for samples in numbers))
+            yield StepBatch(begin, tuple(self._microbatch(samples).to(self.device) for samples in numbers))
 
     def _microbatch(self, samples: Sequence[int]) -> Microbatch:
         rows = [self._dataset[number] for number in samples]
@@ -118,18 +117,6 @@ class TrainingData:
         mask = None if self._plan.packing.cross_document_attention else document_mask(tokens_BS, end=self._plan.vocab.end_of_document_id)
         whole = Microbatch(tokens_BS, stack("labels"), stack("loss_mask"), stack("position_ids"), sources, mask)
         return whole.part(rank=self._context_rank, num_ranks=self._plan.layout.context)
-
-
-def needed_surplus(shares: Sequence[float], *, num_samples: int) -> float:
-    """Return the share of spare samples per source that the blend can never overdraw.
-
-    megatron-core builds `ceil(num_samples x share)` samples per source and then draws up to the sum of those numbers
-    from all of them, so that a large source beside several small ones is drawn past its end (IndexError).
-    """
-    total = sum(shares)
-    targets = [math.ceil(num_samples * share / total) for share in shares]
-    worst = [(share / total * sum(targets) + 1) / target - 1 for share, target in zip(shares, targets, strict=True)]
-    return max(MIN_SURPLUS, *worst)
 
 
 def build_dataset(plan: RunPlan, run_dir: Path, train_dir: Path, *, barrier: Callable[[], None]) -> Any:
@@ -152,9 +139,9 @@ def build_dataset(plan: RunPlan, run_dir: Path, train_dir: Path, *, barrier: Cal
     barrier()
     _require_shared(cache)
 
-    def build(blend: tuple[list[str], list[float] | None], *, num_samples: int, surplus: float) -> Any:
+    def build(blend: tuple[list[str], list[float] | None], *, num_samples: int, surplus: float, seed: int = plan.seed) -> Any:
         config = GPTDatasetConfig(
-            random_seed=plan.seed,
+            random_seed=seed,
             sequence_length=plan.layout.sequence_length,
             blend_per_split=[blend, None, None],
             path_to_cache=str(cache),
@@ -169,7 +156,14 @@ def build_dataset(plan: RunPlan, run_dir: Path, train_dir: Path, *, barrier: Cal
 
     paths = [str(prefix) for prefix in prefixes]
     if plan.blend_stages:
-        parts = [build(([path], None), num_samples=entry.num_samples, surplus=0.0) for path, entry in zip(paths, plan.blend, strict=True)]
+
+        def in_own_order(path: str) -> Callable[[int, int], Any]:
+            return lambda num_samples, number: build(([path], None), num_samples=num_samples, surplus=0.0, seed=plan.seed + number)
+
+        parts = [
+            Continued.build(in_own_order(path), wanted=(*entry.earlier_num_samples, entry.num_samples))
+            for path, entry in zip(paths, plan.blend, strict=True)
+        ]
         dataset: Any = StagedBlend(parts, [stage.samples for stage in plan.blend_stages])
     else:
         surplus = needed_surplus(shares, num_samples=plan.num_samples)

@@ -62,7 +62,7 @@ def _compare(plan: RunPlan, baseline: Mapping[str, Any], name: str, score: Mappi
 
 def forgotten(plan: RunPlan, record: Mapping[str, Any]) -> dict[str, float]:
     """Return the general texts that got worse by more than the gate allows, with the low end of their intervals."""
-    margins = {rule.on: rule.margin for rule in plan.gate.rules if rule.kind == "may_not_worsen"}
+    margins = {rule.of: rule.margin for rule in plan.gate.rules if rule.kind == "may_not_worsen"}
     return {
         name: found["low"]
         for name, found in record["texts"].items()

@@ -6,6 +6,7 @@ Hooks that write files or lines live on the first rank only; evaluation and chec
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +21,8 @@ from megatron_cpt.record.store import append_line, read_lines
 from megatron_cpt.train.divergence import require_finite
 from megatron_cpt.train.forgetting import Scores
 from megatron_cpt.train.instruments import Instruments
-from megatron_cpt.train.metrics import attempt_record, rewind, step_record, unseen_events
+from megatron_cpt.train.limits import Limits
+from megatron_cpt.train.metrics import attempt_record, of_round, rewind, step_record, unseen_events
 from megatron_cpt.train.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -88,14 +90,15 @@ class MetricsFile(BaseHook):
         instruments: Instruments | None = None,
         trackers: Sequence[Tracker] = (),
         attempt_id: str | None = None,
+        round_number: int = 1,
     ) -> None:
-        self._attempt_id = attempt_id
+        self._attempt_id, self._round = attempt_id, round_number
         self._path, self._sources, self._licences, self._clock = path, sources, licences, clock
         self._instruments, self._trackers = instruments, trackers
 
     def on_start(self, state: TrainState) -> None:
         before = read_lines(self._path)
-        self._clock.begin(used_before=rewind(self._path, step=state.step))
+        self._clock.begin(used_before=rewind(self._path, step=state.step, round_number=self._round))
         news = [*unseen_events(before), read_lines(self._path)[-1]] if before else []  # the last one says where the run goes on
         if self._instruments is not None:
             head = attempt_record(
@@ -105,7 +108,7 @@ class MetricsFile(BaseHook):
                 licences=self._licences,
                 elapsed_seconds=self._clock.seconds(),
             )
-            append_line(self._path, {**head, **self._instruments.describe()})
+            append_line(self._path, of_round({**head, **self._instruments.describe()}, self._round))
         for record in news:
             self._tell(record)
 
@@ -117,6 +120,7 @@ class MetricsFile(BaseHook):
 
     def write(self, record: dict[str, Any]) -> None:
         """Keep one record and pass it on."""
+        record = of_round(record, self._round)
         append_line(self._path, record)
         self._tell(record)
 
@@ -135,17 +139,24 @@ class InLoopEvaluation(BaseHook):
         every_steps: int,
         record: Callable[[dict[str, Any]], None],
         compare: Callable[[Scores, int], dict[str, Any] | None] = lambda _scores, _step: None,
+        limits: Limits | None = None,
     ) -> None:
         """Take the scorer and the sink.
 
         Args:
-            evaluate: returns the scores by text in the form of `eval.json`, on every rank.
+            evaluate: returns the scores by text, and by task where these are scored, in the form of `eval.json`, on every rank.
             every_steps: 0 evaluates only when a budget stops the run.
             record: keeps one record; does nothing on ranks that do not write.
             compare: returns the `forgetting` record of scores at a step, or None where there is nothing to compare with.
+            limits: what ends training for a score; None where the plan has no hard limit.
         """
         self._evaluate, self._every_steps, self._record, self._compare = evaluate, every_steps, record, compare
+        self._limits = limits
         self._evaluated_step: int | None = None
+
+    def on_start(self, state: TrainState) -> None:
+        if self._limits is not None and self._limits.were_broken_at(state.step):
+            self._score(state)  # a kill came between that step's checkpoint and the end: it ends now
 
     def after_step(self, state: TrainState) -> None:
         if self._every_steps and state.step % self._every_steps == 0:
@@ -157,21 +168,37 @@ class InLoopEvaluation(BaseHook):
 
     def _score(self, state: TrainState) -> None:
         started = time.monotonic()
-        scores = self._evaluate()
+        evaluated = self._evaluate()
+        scores = {name: score for name, score in evaluated.items() if "bits_per_byte" in score}
+        tasks = {name: _metrics(score) for name, score in evaluated.items() if name not in scores}
         bits_per_byte = {name: float(score["bits_per_byte"]) for name, score in scores.items()}
+        self._evaluated_step = state.step
+        if self._limits is not None and self._limits.are_broken_by(bits_per_byte, step=state.step):
+            return
         for name, value in bits_per_byte.items():
             require_finite(f"loss on {name}", value, step=state.step)
         loss = {name: float(score["nats"]) / int(score["tokens"]) for name, score in scores.items()}
         seconds = time.monotonic() - started
-        self._record({"kind": "eval", "step": state.step, "bits_per_byte": bits_per_byte, "loss": loss, "seconds": seconds})
+        record = {"kind": "eval", "step": state.step, "bits_per_byte": bits_per_byte, "loss": loss, "seconds": seconds}
+        self._record({**record, "tasks": tasks} if tasks else record)
         logger.info("step %d: bits per byte %s", state.step, ", ".join(f"{name} {value:.4f}" for name, value in bits_per_byte.items()))
+        for name, metrics in tasks.items():
+            shown = ", ".join(f"{metric} {'unknown' if value is None else f'{value:.4f}'}" for metric, value in metrics.items())
+            logger.info("step %d: %s %s", state.step, name, shown)
         compared = self._compare(scores, state.step)
         if compared is not None:
             self._record(compared)
             logger.info(
                 "step %d: against the frozen base %s", state.step, ", ".join(_against_base(*text) for text in compared["texts"].items())
             )
-        self._evaluated_step = state.step
+        if self._limits is not None:
+            self._limits.look_at(compared, step=state.step)
+
+
+def _metrics(score: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return a task's means, None for one that is not a finite number, which JSON cannot hold."""
+    values = {metric: float(value) for metric, value in score["metrics"].items()}
+    return {metric: value if math.isfinite(value) else None for metric, value in values.items()}
 
 
 class PeriodicCheckpoint(BaseHook):

@@ -13,6 +13,7 @@ from megatron_cpt.record.store import append_line, read_lines, write_text
 from megatron_cpt.train.state import TrainState
 
 METRICS_NAME = "metrics.jsonl"
+SHOWN = "shown"  # a record that says that the events before it are in wandb
 NOTHING: Mapping[str, Any] = {}
 
 
@@ -89,23 +90,28 @@ def elapsed_seconds(records: Sequence[dict[str, Any]]) -> float:
     return max((float(record.get("elapsed_seconds", 0.0)) for record in records), default=0.0)
 
 
-def rewind(path: Path, *, step: int) -> float:
-    """Drop the records after `step`, which the resumed run will write anew, and return the training time used so far.
+def of_round(record: dict[str, Any], round_number: int) -> dict[str, Any]:
+    """Return a record with the number of the round that writes it; a record without one is of the first."""
+    return record if round_number == 1 else {**record, "round": round_number}
 
-    The time of the dropped steps was really spent: a `resume` record keeps it for the budget.
+
+def rewind(path: Path, *, step: int, round_number: int = 1) -> float:
+    """Drop the records of this round after `step`, which the resumed run will write anew, and return the training time used so far.
+
+    The time of the dropped steps was really spent: a `resume` record keeps it for the budget. Earlier rounds stay as they were.
     """
     records = read_lines(path)
     used = elapsed_seconds(records)
     if not records:
         return used
-    kept = [record for record in records if record.get("step", 0) <= step]
+    kept = [record for record in records if record.get("step", 0) <= step or record.get("round", 1) != round_number]
     lost = sum(1 for record in records if record.get("kind") == "step") - sum(1 for record in kept if record.get("kind") == "step")
     write_text(path, "".join(canonical_json(record) + "\n" for record in kept))
-    append_line(path, {"kind": "resume", "step": step, "lost_steps": lost, "elapsed_seconds": used})
+    append_line(path, of_round({"kind": "resume", "step": step, "lost_steps": lost, "elapsed_seconds": used}, round_number))
     return used
 
 
 def unseen_events(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the events, such as a rollback, that came after the last attempt began, so that no tracker has shown them."""
-    begun = max((number for number, record in enumerate(records) if record.get("kind") == "attempt"), default=-1)
+    """Return the events, such as a rollback, that came after the last attempt began and that were not shown at once."""
+    begun = max((number for number, record in enumerate(records) if record.get("kind") in ("attempt", SHOWN)), default=-1)
     return [record for record in records[begun + 1 :] if record.get("kind") == "event"]

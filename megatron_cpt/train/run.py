@@ -16,11 +16,12 @@ from megatron_cpt.meter.energy import open_meter
 from megatron_cpt.plan.money import clock_limits
 from megatron_cpt.plan.run_plan import RunPlan
 from megatron_cpt.record.manifest import Manifest
-from megatron_cpt.record.store import read_json
+from megatron_cpt.record.store import read_json, read_lines
 from megatron_cpt.record.unknown import Figure, Unavailable
 from megatron_cpt.train import hooks as hook
 from megatron_cpt.train.forgetting import Scores, forgetting_record, warn_of
 from megatron_cpt.train.instruments import Instruments, process_memory
+from megatron_cpt.train.limits import Limits
 from megatron_cpt.train.metrics import METRICS_NAME
 from megatron_cpt.train.presence import present, watch
 from megatron_cpt.train.runtime import (
@@ -68,6 +69,7 @@ class Attempt:
         self._hooks: list[hook.Hook] = []
         self._checkpoint: Any = None
         self._told_of_baseline = False
+        self._limits: Limits | None = None
         self._first: TrainState | None = None
         self._last: TrainState | None = None
 
@@ -122,7 +124,7 @@ class Attempt:
             seconds_used=clock.seconds,
         )
         parts = self._build(backend, stop)
-        self._hooks = self._make_hooks(parts, clock)
+        self._hooks = self._make_hooks(parts, clock, stop)
         state = train(plan, parts, self._hooks)
         self._close_hooks()
         status = status_of(stop)
@@ -136,6 +138,7 @@ class Attempt:
             reason=stop.reason,
             checkpoint=self._newest(),
             source_tokens=self._read_tokens(),
+            breach=self._limits.breach if self._limits is not None else None,
         )
         shutdown()
         return code
@@ -166,9 +169,9 @@ class Attempt:
             context_rank=parallel_state.get_context_parallel_rank(),
         )
         self._checkpoint = Checkpoints(self._run_dir, plan=plan, chunks=chunks, optimizer=optimizer, device=backend.device)
-        return Parts(chunks, optimizer, data, self._checkpoint, stop)
+        return Parts(chunks, optimizer, data, self._checkpoint, stop, self._run_dir)
 
-    def _make_hooks(self, parts: Any, clock: hook.TrainingClock) -> list[hook.Hook]:
+    def _make_hooks(self, parts: Any, clock: hook.TrainingClock, stop: StopRequest) -> list[hook.Hook]:
         """Return the hooks in the order of their calls: what is written before a checkpoint is never missing after it."""
         plan = self._plan
         hooks: list[hook.Hook] = [_StepKeeper(self)]
@@ -185,6 +188,7 @@ class Attempt:
                 instruments=Instruments(plan, meter=open_meter(plan.backend), memory=process_memory(on_cuda=plan.backend == "cuda")),
                 trackers=[*trackers, *([progress] if isinstance(progress, hook.ProgressBar) else [])],
                 attempt_id=os.environ.get(ATTEMPT_VARIABLE),
+                round_number=plan.round,
             )
             hooks += [*trackers, metrics, progress]
             record, compare = metrics.write, self._compare
@@ -197,10 +201,15 @@ class Attempt:
                 gather_weights(parts.chunks)
                 return evaluate(plan, self._run_dir, parts.chunks)
 
-            hooks.append(hook.InLoopEvaluation(score, every_steps=plan.eval_every_steps, record=record, compare=compare))
+            if plan.gate.limits:
+                path = self._train_dir / METRICS_NAME
+                records: Callable[[], list[dict[str, Any]]] = lambda: read_lines(path) if is_first_rank() else []  # noqa: E731
+                self._limits = Limits(plan, agree=stop.agree, stop=stop.break_limit, record=record, records=records)
+            every_steps = plan.eval_every_steps
+            hooks.append(hook.InLoopEvaluation(score, every_steps=every_steps, record=record, compare=compare, limits=self._limits))
         saves = parts.checkpoint
-        every_steps = plan.checkpoint.every_steps
-        hooks.append(hook.PeriodicCheckpoint(saves.save_beside_training, advance=saves.advance, every_steps=every_steps))
+        save: Callable[[TrainState], None] = lambda state: None if stop.is_spoilt else saves.save_beside_training(state)  # noqa: E731
+        hooks.append(hook.PeriodicCheckpoint(save, advance=saves.advance, every_steps=plan.checkpoint.every_steps))
         return hooks
 
     def _trackers(self) -> list[Guest]:
@@ -225,6 +234,12 @@ class Attempt:
 
     def _check_inputs(self) -> None:
         """Refuse an index that is not the one that the plan was made for; the initial weights are checked when loaded."""
+        if self._plan.gate.limits and not (self._run_dir / "baseline" / "eval.json").exists():
+            raise ConfigError(
+                "The plan has hard limits against the frozen base, and the base was not scored.",
+                where=self._run_dir / "baseline" / "eval.json",
+                next_step="Run: megatron-cpt run --only baseline ...",
+            )
         wanted = self._plan.identity.get("index")
         if wanted is None:
             return

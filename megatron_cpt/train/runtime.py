@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cpt.errors import CptError, FollowsAnotherRank
+from megatron_cpt.gate.limits import Breach
 from megatron_cpt.record.store import exclusive
 from megatron_cpt.train.outcome import EXIT_CODES, OUTCOME_NAME, SCHEMA_VERSION, Outcome, Status, write_outcome
 from megatron_cpt.train.presence import dead_ranks
@@ -85,19 +86,23 @@ class StopRequest:
         """
         self._file = train_dir / STOP_FILE
         self._limits = dict(limits)
-        self._agree = agree
+        self.agree = agree
         self._signal: int | None = None
         self._seconds_used = seconds_used
         self.code = self.NONE
         self.reason = ""
+        self.is_limit = False
+        self.is_spoilt = False
         for number in STOP_SIGNALS:
             signal.signal(number, self._remember)
         if is_first_rank():
             self._forget_stale_file()
 
     def requested(self) -> bool:
-        """Return whether any rank was asked to stop; every rank gets the same answer. A collective of one number."""
-        self.code = self._agree(self._local_code())
+        """Return whether any rank was asked to stop; every rank gets the same answer. A collective of one number, but after a limit."""
+        if self.is_limit:
+            return True
+        self.code = self.agree(self._local_code())
         if self.is_budget:
             self.reason = f"the plan's {list(self._limits)[self.code - self.BUDGET]} was reached"
         elif self.code == self.STOP:
@@ -105,6 +110,14 @@ class StopRequest:
             if is_first_rank():
                 self._file.unlink(missing_ok=True)  # the request is honoured; the next attempt must not meet it
         return self.code != self.NONE
+
+    def break_limit(self, reason: str, *, is_spoilt: bool) -> None:
+        """End training after this step, since a hard limit on an in-loop score was broken. Called on every rank in the same step.
+
+        Args:
+            is_spoilt: the weights give no finite loss, and are not worth a checkpoint.
+        """
+        self.is_limit, self.is_spoilt, self.reason = True, is_spoilt, reason
 
     @property
     def is_budget(self) -> bool:
@@ -137,6 +150,8 @@ def _launcher_start() -> float:
 
 
 def status_of(stop: StopRequest) -> Status:
+    if stop.is_limit:
+        return "limit"
     if stop.is_budget:
         return "budget"
     return "stopped" if stop.code == StopRequest.STOP else "finished"
@@ -164,12 +179,14 @@ def record_end(
     reason: str,
     checkpoint: str | None,
     source_tokens: Mapping[str, int] | None = None,
+    breach: Breach | None = None,
 ) -> int:
     """Write the outcome of an agreed end from the first rank and return the exit code, on every rank."""
     code = EXIT_CODES[status]
     if is_first_rank():
         tokens = dict(source_tokens or {})
-        write_outcome(train_dir, Outcome(SCHEMA_VERSION, status, step, code, seconds, reason, checkpoint, rank=0, source_tokens=tokens))
+        outcome = Outcome(SCHEMA_VERSION, status, step, code, seconds, reason, checkpoint, rank=0, source_tokens=tokens, breach=breach)
+        write_outcome(train_dir, outcome)
     return code
 
 

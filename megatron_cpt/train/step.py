@@ -18,6 +18,7 @@ from megatron_cpt.plan.run_plan import RunPlan
 from megatron_cpt.train.collectives import totals
 from megatron_cpt.train.data import Microbatch, StepBatch
 from megatron_cpt.train.divergence import diverged, is_bad, require_finite
+from megatron_cpt.train.first_loss import PromisedLoss
 from megatron_cpt.train.new_rows import keep_gradients_of_new_rows
 from megatron_cpt.train.optimizer import forget_moments, set_rate
 from megatron_cpt.train.packing import positions_in_force
@@ -27,14 +28,20 @@ from megatron_cpt.train.state import StepResult, TrainState
 logger = logging.getLogger(__name__)
 
 
-def optimizer_step(chunks: list[Any], optimizer: Any, batch: StepBatch, plan: RunPlan, *, before: TrainState) -> StepResult:
+def optimizer_step(
+    chunks: list[Any], optimizer: Any, batch: StepBatch, plan: RunPlan, *, before: TrainState, promise: PromisedLoss | None = None
+) -> StepResult:
     """Update the weights with one global batch and return what all ranks agree on.
 
     With `stop.max_skipped_steps` or `stop.spike_factor` a bad update is found before any weight takes it, and left out while the
     plan allows one more. Without them nothing is computed that is not needed, and a bad update ends the run after the fact.
 
+    Args:
+        promise: what was recorded of the weights; the first step after a load is compared with it.
+
     Raises:
         TrainingDiverged: on every rank alike; the weights in memory may be spoilt and must not be saved.
+        CheckpointError: on every rank alike, before the update: the loss does not keep the promise.
     """
     started = time.perf_counter()
     samples_seen = batch.first_sample + plan.layout.global_batch_size
@@ -53,6 +60,8 @@ def optimizer_step(chunks: list[Any], optimizer: Any, batch: StepBatch, plan: Ru
     norm = gradient_norm(optimizer) if is_guarded else 0.0
     suspect = is_bad(norm, recent=before.recent_grad_norms, spike_factor=stop.spike_factor)
     sums = _agree(nats, batch, plan, suspect=suspect)
+    if promise is not None and before.last is None:
+        promise.check(source_nats=sums.nats, source_loss_tokens=sums.loss_tokens, step=step)
     is_skipped = is_guarded and (sums.num_suspects > 0 or not math.isfinite(sums.loss))
     if is_skipped:
         logger.info("step %d: no weight takes this update: loss %.4g, gradient norm %.4g.", step, sums.loss, norm)

@@ -13,9 +13,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from megatron_cpt.plan.run_plan import RunPlan
-from megatron_cpt.record.store import write_text
+from megatron_cpt.record.store import append_line, read_lines, write_text
 from megatron_cpt.record.typed import to_plain
 from megatron_cpt.train.hooks import BaseHook
+from megatron_cpt.train.metrics import METRICS_NAME, SHOWN, unseen_events
 from megatron_cpt.train.state import TrainState
 
 START_SECONDS = 30  # the bound that wandb is told
@@ -34,6 +35,11 @@ class Guest(BaseHook):
 
     def __init__(self) -> None:
         self._run: Any = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has started and nothing has failed since."""
+        return self._run is not None
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Show one record of `metrics.jsonl`."""
@@ -118,6 +124,24 @@ class WandbRun(Guest):
         self._run.log(numbers_of(record))
         if record["kind"] == "event":
             self._run.alert(title=str(record.get("event", "event")), text="; ".join(map(str, record.get("reasons", ()))))
+
+
+def show_events(train_dir: Path, plan: RunPlan) -> None:
+    """Show the events that came after the last attempt in its wandb run at once: there may be no further attempt.
+
+    A failure is a warning: the next attempt shows them then.
+    """
+    path = train_dir / METRICS_NAME
+    events = unseen_events(read_lines(path))
+    if plan.wandb_mode == "disabled" or not events or not (train_dir / RUN_ID_NAME).exists():
+        return
+    guest = WandbRun(train_dir, plan=plan)
+    guest.on_start(TrainState.start(plan))
+    for event in events:
+        guest.record(event)
+    if guest.is_open:
+        append_line(path, {"kind": SHOWN, "events": len(events)})
+    guest.close()
 
 
 class TensorBoardRun(Guest):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pydoc_data.topics
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = ("ast", "bdb", "cmd", "csv", "dis", "glob", "heapq", "shlex", "inspect", "tempfile", "argparse", "subprocess")
 SEPARATOR = "<|endoftext|>"
+PREPARED = ("corpus", "vocab", "index", "init")
 EXPERIMENT = """\
 # @package _global_
 defaults:
@@ -35,12 +37,14 @@ blend: {{num_tokens: 10240, shares: {{code: 0.7, replay: 0.3}}}}
 schedule: {{peak_lr: 5.0e-3, min_lr: 5.0e-4, warmup_fraction: 0.1}}
 parallel: {{tensor: 2, pipeline: 1, micro_batch_size: 4, global_batch_size: 8, sequence_length: 128, dtype: fp32}}
 checkpoint: {{every_steps: 4}}
-eval: {{texts: [code, other], max_bytes: 12000, window_tokens: 128}}
+bench:
+  quiz: {{path: {text}/quiz.jsonl, group: domain, licence: PSF-2.0, source: questions of the tests}}
+eval: {{texts: [code, other], max_bytes: 12000, window_tokens: 128, tasks: [quiz]}}
 export: {{instruct_model: {base}-instruct, completion_tokens: 8}}
 gate:
   rules:
-    - {{"on": code, kind: must_improve, margin: 0.0}}
-    - {{"on": other, kind: may_not_worsen, margin: 0.05}}
+    - {{of: code, kind: must_improve, margin: 0.0}}
+    - {{of: other, kind: may_not_worsen, margin: 0.05}}
 """
 
 
@@ -59,11 +63,28 @@ def make_workspace(folder: Path) -> Path:
     write_jsonl(text / "code.jsonl", code)
     write_jsonl(text / "replay.jsonl", topics[:40])
     write_jsonl(text / "other.jsonl", topics[40:50])
+    write_quiz(text / "quiz.jsonl", topics)
     make_base(folder / "base", topics[:40])
     make_base(folder / "base-instruct", topics[:40], seed=1)
     (folder / "conf" / "experiment").mkdir(parents=True)
     (folder / "conf" / "experiment" / "line.yaml").write_text(EXPERIMENT.format(runs=folder / "runs", base=folder / "base", text=text))
     return folder
+
+
+def write_quiz(path: Path, topics: list[str]) -> None:
+    """Write four questions of our own, and three that quote what is trained on, unless the split holds it out."""
+    questions = [
+        ("Which statement leaves a loop?", ["break", "pass"], "A"),
+        ("Which word begins a function?", ["class", "def"], "B"),
+        ("What does len return?", ["a number of items", "a list"], "A"),
+        ("Which brackets hold a tuple?", ["( and )", "{ and }"], "A"),
+        *((" ".join(topic.split()[10:30]), ["yes", "no"], "A") for topic in topics[:3]),
+    ]
+    rows = [
+        {"id": f"q{number}", "question": question, "choices": choices, "answer": answer, "subgroup": "ab"[number % 2]}
+        for number, (question, choices, answer) in enumerate(questions)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def make_base(folder: Path, texts: list[str], *, seed: int = 0) -> None:
@@ -79,6 +100,15 @@ def make_base(folder: Path, texts: list[str], *, seed: int = 0) -> None:
         max_position_embeddings=256, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def copy_prepared(workspace: Path, name: str) -> Path:
+    """Give a new run the finished preparation of `good`, so that only what differs is done again."""
+    run_dir = workspace / "runs" / name
+    shutil.rmtree(run_dir, ignore_errors=True)
+    for stage in PREPARED:
+        shutil.copytree(workspace / "runs" / "good" / stage, run_dir / stage)
+    return run_dir
 
 
 def command(workspace: Path, *arguments: str) -> list[str]:

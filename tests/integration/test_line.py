@@ -13,29 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from line_workspace import ROOT, command, cpt, make_workspace
+from line_workspace import ROOT, command, copy_prepared, cpt
 
 from megatron_cpt.meter.totals import attempts_of, totals_by_stage
-
-PREPARED = ("corpus", "vocab", "index", "init")
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace whose run `good` has walked the whole line."""
-    folder = make_workspace(tmp_path_factory.mktemp("line"))
-    done = cpt(folder, "run")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
-
-
-def copy_prepared(workspace: Path, name: str) -> Path:
-    """Give a new run the finished preparation of `good`, so that only what differs is done again."""
-    run_dir = workspace / "runs" / name
-    shutil.rmtree(run_dir, ignore_errors=True)
-    for stage in PREPARED:
-        shutil.copytree(workspace / "runs" / "good" / stage, run_dir / stage)
-    return run_dir
 
 
 def test_a_sound_run_is_promoted_and_its_records_hold(workspace: Path) -> None:
@@ -49,6 +29,19 @@ def test_a_sound_run_is_promoted_and_its_records_hold(workspace: Path) -> None:
     assert len(trained) == 1
     assert trained[0]["tokens"] == 10 * 8 * 128  # steps x sequences x tokens of the experiment
     assert trained[0]["usd"]["unavailable"]  # no price was set: unknown, never zero
+
+
+def test_a_benchmark_goes_through_the_line_and_what_was_trained_on_is_named(workspace: Path) -> None:
+    run_dir = workspace / "runs" / "good"
+    baseline, candidate = (json.loads((run_dir / stage / "eval.json").read_text()) for stage in ("baseline", "eval"))
+    base, trained = baseline["subjects"]["base"]["tasks"]["quiz"], candidate["subjects"]["train"]["tasks"]["quiz"]
+    assert [item["id"] for item in base["items"]] == [item["id"] for item in trained["items"]] == [f"q{number}" for number in range(7)]
+    assert set(base["metrics"]) == {"accuracy", "accuracy_per_byte", "gap"}
+    assert base["file_sha256"] == trained["file_sha256"]
+    seen = {item["id"] for item in baseline["contaminated"]["quiz"]}
+    assert len(seen) >= 2
+    assert seen <= {"q4", "q5", "q6"}
+    assert "quiz accuracy" in (run_dir / "report" / "summary.txt").read_text()
 
 
 def test_the_export_loads_from_its_folder_alone(workspace: Path, tmp_path: Path) -> None:

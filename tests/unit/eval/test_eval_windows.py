@@ -19,16 +19,32 @@ def documents(seed: int) -> list[list[int]]:
 @pytest.mark.parametrize("window", [1, 7, 64, 512])
 def test_windows_put_together_are_the_documents(window: int) -> None:
     texts = documents(1)
-    windows = cut_windows(texts, window_tokens=window)
+    windows = cut_windows(texts, prefix_id=9, window_tokens=window)
     for number, ids in enumerate(texts):
         assert [token for part in windows if part.document == number for token in part.ids] == ids
     assert all(1 <= len(part.ids) <= window for part in windows)
 
 
+@pytest.mark.parametrize(("window", "stride"), [(7, 1), (64, 63), (64, 20), (64, 64), (512, 100)])
+def test_sliding_windows_score_every_token_once_after_the_tokens_before_it(window: int, stride: int) -> None:
+    texts = documents(3)
+    windows = cut_windows(texts, prefix_id=9, window_tokens=window, stride_tokens=stride)
+    for number, ids in enumerate(texts):
+        place = 0
+        for part in (part for part in windows if part.document == number):
+            begin = place - part.num_context
+            assert list(part.ids) == ids[begin : begin + len(part.ids)]
+            assert part.num_context == (0 if place == 0 else window - stride)
+            assert len(part.ids) - part.num_context > 0
+            assert (part.start_id, len(part.ids) <= window) == (9, True)
+            place = begin + len(part.ids)
+        assert place == len(ids)
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_ranks_share_all_windows_without_overlap_and_evenly(ranks: int, batch: int) -> None:
-    windows = cut_windows(documents(2), window_tokens=64)
+    windows = cut_windows(documents(2), prefix_id=9, window_tokens=64)
     deal = partial(share_of_rank, windows, window_tokens=64, micro_batch_size=batch, data_size=ranks, multiple=1)
     shares = [deal(data_rank=rank) for rank in range(ranks)]
     dealt = [window for share in shares for part in share for window in part.windows]

@@ -18,8 +18,8 @@ RIGHT = {"accuracy": [1.0, 0.0] * 20}
 
 
 def verdicts() -> list[Verdict]:
-    base = with_task(BASELINE, EXAM.on, RIGHT)
-    return [decide(base, with_task(candidate, EXAM.on, RIGHT), MANY, step=40, grace_steps=4) for candidate in (BETTER, FORGETFUL)]
+    base = with_task(BASELINE, EXAM.of, RIGHT)
+    return [decide(base, with_task(candidate, EXAM.of, RIGHT), MANY, step=40, grace_steps=4) for candidate in (BETTER, FORGETFUL)]
 
 
 @pytest.mark.parametrize("verdict", verdicts(), ids=["promote", "rollback"])

@@ -31,7 +31,7 @@ def judge(rule: GateRule, base: dict[str, Any], new: dict[str, Any]) -> RuleResu
 
 
 def on_task(rule: GateRule, base: dict[str, list[float]], new: dict[str, list[float]], **more: Any) -> RuleResult:
-    return judge(rule, with_task(BASELINE, rule.on, base, **more), with_task(BETTER, rule.on, new, **more))
+    return judge(rule, with_task(BASELINE, rule.of, base, **more), with_task(BETTER, rule.of, new, **more))
 
 
 @pytest.mark.parametrize(

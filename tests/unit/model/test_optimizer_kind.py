@@ -21,9 +21,22 @@ REPLICATED = ("optimizer.state.exp_avg.w", "optimizer.state.fp32_param.w")
 ONE, CHAIN = SimpleNamespace(optimizer=None), SimpleNamespace(chained_optimizers=[None, None])
 
 
+def change(
+    mine: tuple[str, ...] | None, saved: tuple[str, ...], optimizer: Any, *, is_fully_sharded: bool = False, num_saved: int = 1
+) -> Any:
+    return change_of_kind(
+        None if mine is None else wanted(*mine),
+        dict.fromkeys(saved),
+        optimizer,
+        is_fully_sharded=is_fully_sharded,
+        num_saved_optimizers=lambda: num_saved,
+        where="x",
+    )
+
+
 def test_the_same_kind_needs_no_change() -> None:
-    assert change_of_kind(wanted(*DISTRIBUTED), dict.fromkeys(DISTRIBUTED), ONE, is_fully_sharded=True, where="x") is None
-    assert change_of_kind(None, dict.fromkeys(DISTRIBUTED), None, is_fully_sharded=False, where="x") is None  # weights only
+    assert change(DISTRIBUTED, DISTRIBUTED, ONE, is_fully_sharded=True) is None
+    assert change(None, DISTRIBUTED, None) is None  # weights only
 
 
 @pytest.mark.parametrize(
@@ -39,4 +52,13 @@ def test_a_change_that_cannot_be_made_is_refused(
     mine: tuple[str, ...], saved: tuple[str, ...], optimizer: Any, is_fully_sharded: bool, message: str
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
-        change_of_kind(wanted(*mine), dict.fromkeys(saved), optimizer, is_fully_sharded=is_fully_sharded, where="x")
+        change(mine, saved, optimizer, is_fully_sharded=is_fully_sharded, num_saved=2 if optimizer is CHAIN else 1)
+
+
+@pytest.mark.parametrize(("mine", "saved"), [(DISTRIBUTED, REPLICATED), (REPLICATED, DISTRIBUTED)])
+@pytest.mark.parametrize(("optimizer", "num_saved"), [(ONE, 2), (CHAIN, 1)])
+def test_the_kind_and_the_number_of_expert_ranks_do_not_change_at_once(
+    mine: tuple[str, ...], saved: tuple[str, ...], optimizer: Any, num_saved: int
+) -> None:
+    with pytest.raises(CheckpointError, match="expert-parallel ranks cannot change in one resume"):
+        change(mine, saved, optimizer, num_saved=num_saved)

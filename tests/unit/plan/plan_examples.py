@@ -90,8 +90,8 @@ def experiment() -> ExperimentConfig:
         ),
         gate=GateConfig(
             rules=[
-                GateRuleConfig(on="law", kind="must_improve", margin=0.0),
-                GateRuleConfig(on="news", kind="may_not_worsen", margin=0.02),
+                GateRuleConfig(of="law", kind="must_improve", margin=0.0),
+                GateRuleConfig(of="news", kind="may_not_worsen", margin=0.02),
             ]
         ),
         eval=EvalConfig(texts=["law", "news"], window_tokens=8192),

@@ -115,7 +115,7 @@ def change(path: str, value: object) -> Change:
         ("blend.max_epochs", 1.5, r"reads law 1.97 times; blend.max_epochs is 1.5. The largest blend.num_tokens allowed is 7340032"),
         ("eval.texts", ["law", "web", "news"], r"'web', but the corpus kept no test documents"),
         ("eval.texts", ["law", "nws", "news"], r"names 'nws', which is no source"),
-        ("eval.texts", ["law"], r"gate.rules\[1\].on='news' is not one of eval.texts"),
+        ("eval.texts", ["law"], r"gate.rules\[1\].of='news' is not one of eval.texts"),
         ("gate.rules", [], r"gate.rules is empty"),
         ("gate.confidence", 95.0, r"gate.confidence=95.0"),
         ("gpu.mfu_high", 1.2, r"0 < low <= likely <= high <= 1"),

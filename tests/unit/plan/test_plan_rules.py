@@ -16,18 +16,18 @@ from megatron_cpt.plan.page import page
 from megatron_cpt.plan.rules import rule_problems
 
 TASKS = {"exam": ("domain", ("accuracy", "accuracy_per_byte")), "code": ("domain", ("pass@1", "pass@10")), "broken": None}
-LAW = GateRuleConfig(on="law", kind="must_improve", margin=0.0)
+LAW = GateRuleConfig(of="law", kind="must_improve", margin=0.0)
 
 
 def rule(**changes: Any) -> GateRuleConfig:
-    return GateRuleConfig(**{"on": "exam", "kind": "may_not_worsen", "margin": 0.02, "metric": "accuracy", **changes})
+    return GateRuleConfig(**{"of": "exam", "kind": "may_not_worsen", "margin": 0.02, "metric": "accuracy", **changes})
 
 
 def problems(*rules: GateRuleConfig, **changes: Any) -> list[str]:
     return rule_problems(GateConfig(rules=[LAW, *rules], **changes), texts=["law", "news"], tasks=TASKS)
 
 
-@pytest.mark.parametrize("good", [rule(), rule(metric="accuracy_per_byte"), rule(on="code", metric="pass@10"), rule(on="broken")])
+@pytest.mark.parametrize("good", [rule(), rule(metric="accuracy_per_byte"), rule(of="code", metric="pass@10"), rule(of="broken")])
 def test_a_rule_on_what_is_measured_is_taken(good: GateRuleConfig) -> None:
     assert problems(good) == []
 
@@ -35,12 +35,12 @@ def test_a_rule_on_what_is_measured_is_taken(good: GateRuleConfig) -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (rule(on="bar"), r"gate.rules\[1\].on='bar' is not one of eval.texts \(law, news\) or eval.tasks \(exam, code, broken\)"),
+        (rule(of="bar"), r"gate.rules\[1\].of='bar' is not one of eval.texts \(law, news\) or eval.tasks \(exam, code, broken\)"),
         (rule(metric="bleu"), r"metric='bleu' is not a metric. Known: bits_per_byte, accuracy"),
         (rule(metric="pass@0"), r"metric='pass@0' is not a metric"),
         (rule(metric="f1"), r"metric=f1 is not measured by exam, which gives accuracy, accuracy_per_byte"),
-        (rule(on="code", metric="pass@5"), r"metric=pass@5 is not measured by code, which gives pass@1, pass@10"),
-        (rule(on="news"), r"metric=accuracy: news is a held-out text, which gives bits_per_byte only"),
+        (rule(of="code", metric="pass@5"), r"metric=pass@5 is not measured by code, which gives pass@1, pass@10"),
+        (rule(of="news"), r"metric=accuracy: news is a held-out text, which gives bits_per_byte only"),
         (rule(metric="bits_per_byte"), r"metric=bits_per_byte is not measured by exam"),
         (rule(kind="must_rise"), r"kind='must_rise' is not one of must_improve, may_not_worsen"),
         (rule(group="law"), r"group='law' is not one of domain, general, bias, safety"),
@@ -57,7 +57,7 @@ def test_a_rule_that_could_never_be_judged_is_refused(bad: GateRuleConfig, messa
 
 
 def test_all_problems_are_named_at_once() -> None:
-    assert len(problems(rule(on="bar", kind="x", margin=-1, confidence=0.0), rule(metric="f1"), confidence=1.0)) == 6
+    assert len(problems(rule(of="bar", kind="x", margin=-1, confidence=0.0), rule(metric="f1"), confidence=1.0)) == 6
 
 
 def test_advisory_rules_alone_decide_nothing() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron_cpt.report.chart import Series, line_chart
 from megatron_cpt.report.page import table, write_report
+from megatron_cpt.report.records import current_steps
 
 
 class Tags(HTMLParser):
@@ -41,6 +42,22 @@ def test_the_page_needs_no_other_file(tmp_path: Path) -> None:
     assert tags.opened.count("polyline") == 3  # loss, rate, norm; throughput was not recorded
 
 
+def test_benchmarks_stand_beside_texts_with_unknown_for_what_was_not_scored(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    task = {"group": "bias", "metrics": {"stereotype": 0.625, "gap": 0.25}, "items": []}
+    for folder, subjects in {"baseline": {"base": {"tasks": {"<pairs>": task}}, "init": {}}, "eval": {"train": {"tasks": {}}}}.items():
+        (run_dir / folder).mkdir(parents=True)
+        (run_dir / folder / "eval.json").write_text(json.dumps({"subjects": subjects}))
+    write_report(tmp_path / "out", run_dir)
+    summary, page = (tmp_path / "out" / "summary.txt").read_text(), (tmp_path / "out" / "report.html").read_text()
+    print(summary)
+    line = next(line for line in summary.splitlines() if line.startswith("<pairs> stereotype"))
+    assert line.split()[2:] == ["0.6250", "unknown", "unknown", "unknown"]
+    assert "<h2>Benchmarks</h2>" in page
+    assert "&lt;pairs&gt;" in page
+    assert "<pairs>" not in page
+
+
 def test_a_chart_places_points_in_proportion() -> None:
     chart = line_chart("t", [Series("s", [(0, 0), (5, 5), (10, 10)], "a")], x_label="x", y_label="y")
     points = chart.split('points="')[1].split('"')[0].split(" ")
@@ -57,3 +74,15 @@ def test_points_that_are_not_finite_are_left_out() -> None:
 
 def test_cells_are_escaped() -> None:
     assert "<script>" not in table(("a",), [("<script>alert(1)</script>",)])
+
+
+def test_only_the_steps_that_led_to_the_current_weights_are_drawn() -> None:
+    def step(number: int, loss: float) -> dict[str, object]:
+        return {"kind": "step", "step": number, "loss": loss}
+
+    lines = [
+        step(1, 1.0), step(2, 2.0), {"kind": "event", "event": "rollback"},
+        {"kind": "resume", "step": 1, "round": 2}, step(2, 5.0), step(3, 6.0),
+    ]  # fmt: skip
+    assert [line["loss"] for line in current_steps(lines)] == [1.0, 5.0, 6.0]
+    assert [line["loss"] for line in current_steps(lines[:3])] == [1.0, 2.0]  # after a rollback: what was tried

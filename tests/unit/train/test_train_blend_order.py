@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from megatron_cpt.train.blend_order import StagedBlend, interleave, staged_order
+from megatron_cpt.train.blend_order import Continued, StagedBlend, interleave, staged_order
 
 
 def test_three_to_one_comes_three_to_one() -> None:
@@ -58,3 +58,36 @@ def test_a_sample_names_its_source() -> None:
     assert [blend[number] for number in range(len(blend))] == [
         {"dataset_id": 0, "text": "a0"}, {"dataset_id": 0, "text": "a1"}, {"dataset_id": 1, "text": "b0"},
     ]  # fmt: skip
+
+
+class Shuffled:
+    """Whole epochs of a source of 10 samples for a number of samples, in an order of the round's own."""
+
+    def __init__(self, num_samples: int, number: int) -> None:
+        rng = random.Random(number)
+        epochs = [rng.sample(range(10), 10) for _ in range(-(-num_samples // 10))]
+        self._samples = [sample for epoch in epochs for sample in epoch]
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, number: int) -> int:
+        return self._samples[number]
+
+
+def test_a_later_round_reads_an_epoch_to_its_end_before_it_begins_another() -> None:
+    first = [Continued.build(Shuffled, wanted=(13,))[number] for number in range(13)]
+    second = Continued.build(Shuffled, wanted=(13, 27))
+    read = [second[number] for number in range(27)]
+    assert read[:13] == first
+    for begin in (0, 10):  # two epochs were made for 13 samples, and the second is gone on with
+        assert sorted(read[begin : begin + 10]) == list(range(10))
+    third = Continued.build(Shuffled, wanted=(13, 27, 44))
+    then = [third[number] for number in range(44)]
+    assert then[:27] == read
+    assert sorted(then[20:30]) == sorted(then[30:40]) == list(range(10))
+    assert len(third) == 50
+
+
+def test_a_source_that_its_first_round_has_room_for_is_that_rounds() -> None:
+    assert isinstance(Continued.build(Shuffled, wanted=(13, 19)), Shuffled)

@@ -52,6 +52,7 @@ def test_the_state_comes_back_as_it_was(folder: Path) -> None:
 # What the check reads of a plan: 8 samples of 10 tokens a step, 100 steps of two sources.
 PLAN: Any = SimpleNamespace(
     num_steps=100,
+    fingerprint="p",
     layout=SimpleNamespace(global_batch_size=8, tokens_per_step=80),
     blend=(SimpleNamespace(source="law"), SimpleNamespace(source="talk")),
 )
@@ -67,6 +68,16 @@ def test_counters_that_contradict_each_other_or_the_plan_are_refused(folder: Pat
     ):  # fmt: skip
         with pytest.raises(CheckpointError, match="counters of a checkpoint's record do not fit"):
             check_counters(replace(record, **change), PLAN, folder)
+
+
+def test_a_source_that_joined_in_a_later_round_has_given_nothing_yet(folder: Path) -> None:
+    record = read_record(save(folder, 40))
+    later = SimpleNamespace(**{**vars(PLAN), "fingerprint": "q", "blend": (*PLAN.blend, SimpleNamespace(source="news"))})
+    joined = check_counters(record, later, folder)
+    assert (joined.sources, joined.source_samples, joined.source_tokens) == (("law", "talk", "news"), (240, 80, 0), (2400, 800, 0))
+    later.fingerprint = record.plan_fingerprint  # under its own plan nothing joins
+    with pytest.raises(CheckpointError, match="counters of a checkpoint's record do not fit"):
+        check_counters(record, later, folder)
 
 
 def test_the_newest_is_the_highest_number_not_the_last_name(folder: Path) -> None:

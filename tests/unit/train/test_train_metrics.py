@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_cpt.record.store import append_line, read_lines
 from megatron_cpt.train.hooks import MetricsFile, TrainingClock, short_duration
-from megatron_cpt.train.metrics import rewind
+from megatron_cpt.train.metrics import SHOWN, rewind, unseen_events
 from megatron_cpt.train.state import StepResult, TrainState
 
 
@@ -27,6 +27,27 @@ def test_records_after_the_resumed_step_go_and_their_time_stays(tmp_path: Path) 
     assert not [record for record in records if record["kind"] == "eval"]
     assert records[-1] == {"kind": "resume", "step": 4, "lost_steps": 3, "elapsed_seconds": 70.0}
     assert rewind(path, step=4) == 70.0  # killed again at once: the lost time still counts
+
+
+def test_a_later_round_goes_on_in_the_same_file_and_drops_only_steps_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for step in (1, 2, 3):
+        append_line(path, {"kind": "step", "step": step, "elapsed_seconds": float(step)})
+    append_line(path, {"kind": "event", "event": "rollback", "branch": "b"})
+    for step in (2, 3):
+        append_line(path, {"kind": "step", "step": step, "round": 2, "elapsed_seconds": 3.0 + step})
+    assert rewind(path, step=2, round_number=2) == 6.0  # all rounds together
+    kept = [(record["kind"], record.get("round", 1), record.get("step")) for record in read_lines(path)]
+    assert kept == [("step", 1, 1), ("step", 1, 2), ("step", 1, 3), ("event", 1, None), ("step", 2, 2), ("resume", 2, 2)]
+    assert read_lines(path)[-1]["lost_steps"] == 1
+
+
+def test_events_that_were_shown_at_once_are_not_shown_again() -> None:
+    attempt, event = {"kind": "attempt"}, {"kind": "event", "event": "rollback"}
+    later = {"kind": "event", "event": "new round"}
+    assert unseen_events([event, attempt, event, later]) == [event, later]
+    assert unseen_events([attempt, event, {"kind": SHOWN, "events": 1}, later]) == [later]
+    assert unseen_events([event, {"kind": SHOWN}, attempt]) == []
 
 
 def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:

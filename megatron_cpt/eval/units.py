@@ -1,0 +1,25 @@
+"""Text as a row of units that can be compared: words, and single characters of scripts that put no space between words."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# Han with its extensions and compatibility forms, kana, bopomofo, Thai, Lao, Khmer, Myanmar, Tibetan
+SPACELESS = (
+    "\u0e00-\u0e7f\u0e80-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3100-\u312f\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_UNIT = re.compile(rf"[{SPACELESS}]|[^\W_{SPACELESS}]+")
+_SPACELESS = re.compile(f"[{SPACELESS}]")
+
+
+def units_of(text: str) -> list[str]:
+    """Return words in lower case and single characters, in compatibility form (NFKC), without punctuation and spaces."""
+    return _UNIT.findall(unicodedata.normalize("NFKC", text).lower())
+
+
+def is_spaceless(units: list[str]) -> bool:
+    """Say whether most of the text, by characters, is of a script without spaces."""
+    alone = sum(1 for unit in units if _SPACELESS.match(unit))
+    return 2 * alone > sum(map(len, units))

@@ -1,0 +1,147 @@
+"""Bodies of the stages before training: corpus, vocab, index, init and plan."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from megatron_cpt.gate.rounds import (
+    earlier_of,
+)
+from megatron_cpt.launch_ranks import run_in_child
+from megatron_cpt.line.run import Run, indented, threads_of_this_host
+from megatron_cpt.meter.ledger import Attempt
+from megatron_cpt.plan.benches import copy_benches, read_benches
+from megatron_cpt.plan.model_shape import ModelShape
+from megatron_cpt.plan.page import page
+from megatron_cpt.record.manifest import (
+    StageResult,
+)
+from megatron_cpt.record.store import read_json, require_free_space, write_json, write_text
+from megatron_cpt.record.typed import from_plain
+from megatron_cpt.record.vocab_layout import FITTED_ROWS, VocabLayout
+
+BASE_RECORD = "base.json"
+
+
+def corpus_body(run: Run, result: StageResult, _: Attempt) -> None:
+    from megatron_cpt.corpus.build import build_corpus  # noqa: PLC0415
+
+    build_corpus(result, sources=run.config.source, say=indented)
+
+
+def vocab_body(run: Run, result: StageResult, _: Attempt) -> None:
+    from megatron_cpt.vocab.build import build_vocab  # noqa: PLC0415
+
+    build_vocab(
+        result,
+        settings=run.config.tokenizer,
+        base_folder=run.base_folder,
+        corpus_folder=run.of("corpus"),
+        corpus_facts=run.manifest("corpus").facts,
+        say=indented,
+    )
+
+
+def index_body(run: Run, result: StageResult, entry: Attempt) -> None:
+    from megatron_cpt.index.build import build_index  # noqa: PLC0415
+
+    build_index(
+        result,
+        corpus_folder=run.of("corpus"),
+        vocab_folder=run.of("vocab"),
+        corpus_facts=run.manifest("corpus").facts,
+        say=indented,
+    )
+    entry.tokens = sum(source["tokens"] for source in result.facts["sources"].values())
+
+
+def init_body(run: Run, result: StageResult, _: Attempt) -> None:
+    size = sum(path.stat().st_size for path in run.base_folder.glob("*.safetensors"))
+    require_free_space(run.folder, 2 * size, purpose="the initial checkpoint")
+    result.facts = run_in_child(
+        _initialise_in_child,
+        result.folder,
+        base_folder=run.base_folder,
+        vocab_folder=run.of("vocab"),
+        row_init=run.config.tokenizer.row_init,
+        domain_prefixes=_domain_prefixes(run) if run.config.tokenizer.row_init == FITTED_ROWS else [],
+        seed=run.config.seed,
+        backend=run.config.cluster.backend,
+        threads=threads_of_this_host(),
+    )
+    write_json(result.folder / BASE_RECORD, {"path": os.path.relpath(run.base_folder, run.folder)})
+    facts = result.facts
+    indented(f"{facts['num_params']:,} parameters, {facts['num_new_rows']} new rows by the rule {facts['row_init']!r}")
+    if facts["row_fit"]:
+        indented(
+            f"rows fitted on {facts['row_fit']['positions']:,} positions of domain text: "
+            f"{facts['row_fit']['held_out_nats_per_token_of_mean_rows']:.3f} -> {facts['row_fit']['held_out_nats_per_token']:.3f} nats per "
+            "token on held-out ones"
+        )
+    indented(f"old-id logits unmoved: largest difference {facts['probe_max_difference']:.1e}")
+
+
+def _domain_prefixes(run: Run) -> list[Path]:
+    sources = run.manifest("index").facts["sources"]
+    return [run.of("index") / f"{name}.train" for name, facts in sources.items() if facts["role"] == "domain"]
+
+
+def plan_body(run: Run, result: StageResult, _: Attempt) -> None:
+    from megatron_cpt.plan.calibrate import measure_host  # noqa: PLC0415
+    from megatron_cpt.plan.derive import derive  # noqa: PLC0415
+
+    layout_path = run.of("vocab") / "vocab_layout.json"
+    benches = read_benches(run.config)
+    now = run.round
+    plan = derive(
+        run.config,
+        init_facts=run.manifest("init").facts,
+        index_facts=run.manifest("index").facts,
+        corpus_facts=run.manifest("corpus").facts,
+        shape=ModelShape.from_hf_folder(run.base_folder),
+        vocab=from_plain(VocabLayout, read_json(layout_path), where=layout_path),
+        identity=run.fingerprints("corpus", "vocab", "index", "init"),
+        host=measure_host(run.config.cluster),
+        benches=benches,
+        round_number=now.number,
+        num_retries=now.num_retries,
+        earlier=None if now.resumes_from is None else earlier_of(run.folder, now.resumes_from),
+    )
+    copy_benches(plan.eval, benches, result.folder)
+    plan.save(result.folder)
+    text = page(plan)
+    write_text(result.folder / "plan.txt", text)
+    result.facts = {"fingerprint": plan.fingerprint, "num_steps": plan.num_steps, "num_tokens": plan.num_tokens}
+    for line in text.rstrip().splitlines():
+        indented(line)
+
+
+def _initialise_in_child(
+    folder: Path,
+    *,
+    base_folder: Path,
+    vocab_folder: Path,
+    row_init: str,
+    domain_prefixes: list[Path],
+    seed: int,
+    backend: str,
+    threads: int,
+) -> dict[str, Any]:
+    from megatron_cpt.backend import choose  # noqa: PLC0415
+
+    chosen = choose("cpu" if backend == "cpu" else "cuda")
+    import torch  # noqa: PLC0415
+
+    from megatron_cpt.index.sample import sample_windows  # noqa: PLC0415
+    from megatron_cpt.model.fit_rows import WINDOW_TOKENS, num_windows  # noqa: PLC0415
+    from megatron_cpt.model.initialise import initialise  # noqa: PLC0415
+
+    torch.set_num_threads(threads)
+    result = StageResult(folder)
+    vocab = from_plain(VocabLayout, read_json(vocab_folder / "vocab_layout.json"), where=vocab_folder / "vocab_layout.json")
+    count = num_windows(vocab.num_ids - vocab.num_base_ids) if domain_prefixes else 0
+    windows = sample_windows(domain_prefixes, num_windows=count, window_tokens=WINDOW_TOKENS, seed=seed)
+    initialise(result, base_folder=base_folder, vocab_folder=vocab_folder, row_init=row_init, backend=chosen, domain_windows=windows)
+    return result.facts
