@@ -117,6 +117,11 @@ def test_a_run_with_a_huge_rate_is_really_rolled_back(workspace: Path) -> None:
     audit = cpt(workspace, "audit", "run_name=bad", "schedule.peak_lr=30", "schedule.min_lr=30")
     assert audit.returncode == 3
     assert "good.json" in audit.stderr
+    verdict = run_dir / "gate" / "verdict.json"
+    verdict.write_text(verdict.read_text().replace('"decision": "rollback"', '"decision": "promote"'))
+    audit = cpt(workspace, "audit", "run_name=bad", "schedule.peak_lr=30", "schedule.min_lr=30")
+    assert audit.returncode == 3  # what `make pretrain-eval` ends with
+    assert "says promote; the scores and the plan's rules give rollback" in audit.stderr
 
 
 @pytest.mark.slow
