@@ -80,9 +80,19 @@ def _common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the parsed command line; overrides may stand before, between and after options, which argparse alone refuses of a subcommand."""
+    root = parser()
+    arguments, rest = root.parse_known_args(argv)
+    if any(argument.startswith("-") for argument in rest):
+        root.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.overrides += rest
+    return arguments
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    arguments = parser().parse_intermixed_args(argv) if argv else parser().parse_args(argv)
+    arguments = _parse(argv)
     if arguments.debug:
         os.environ["MEGATRON_CPT_DEBUG"] = "1"  # the ranks are other processes
     else:

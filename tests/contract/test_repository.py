@@ -25,6 +25,7 @@ GROUPS = {
     "gpu": schema.GpuConfig,
     "tariff": schema.TariffConfig,
     "gate": schema.GateConfig,
+    "bench": schema.BenchConfig,
 }
 FILES = [(group, path) for group in GROUPS for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]
 
