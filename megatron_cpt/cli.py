@@ -81,7 +81,7 @@ def _common(command: argparse.ArgumentParser) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the parsed command line; overrides may stand before, between and after options, which argparse alone refuses of a subcommand."""
+    """Return the parsed command line; overrides may stand after options too, which argparse alone refuses of a subcommand."""
     root = parser()
     arguments, rest = root.parse_known_args(argv)
     if any(argument.startswith("-") for argument in rest):
