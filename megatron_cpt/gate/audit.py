@@ -43,7 +43,7 @@ def audit(run_dir: Path) -> list[str]:
     candidate = {} if breach else _read(problems, lambda: read_json(run_dir / "eval" / "eval.json"))
     verdict = _read(problems, lambda: Verdict.load(run_dir / "gate" / VERDICT_NAME))
     problems += changed_records(run_dir) + training_problems(run_dir)
-    problems += [problem for stage in ("baseline", "eval") for problem in bill_problems(run_dir, stage)]
+    problems += [problem for stage in ("baseline", "eval") if stage in wanted for problem in bill_problems(run_dir, stage)]
     step = _read(problems, lambda: _step_of(run_dir))
     if isinstance(plan, RunPlan) and isinstance(baseline, dict) and isinstance(candidate, dict):
         if breach is None:

@@ -14,6 +14,7 @@ from gate_examples import BASELINE, BETTER, FORGETFUL, RULES, audited_run, recor
 from megatron_cpt.gate.act import carry_out
 from megatron_cpt.gate.audit import audit
 from megatron_cpt.gate.decide import decide
+from megatron_cpt.gate.limits import Breach, verdict_of_breach
 from megatron_cpt.gate.verdict import Verdict
 from megatron_cpt.plan.derive import derive
 from megatron_cpt.plan.run_plan import RunPlan
@@ -83,6 +84,20 @@ def test_a_candidate_inside_the_grace_window_is_not_judged_by_the_audit_either(t
     run = audited_run(tmp_path, BASELINE, WORSE, dataclasses.replace(plan, grace_steps=2500))
     (problem,) = audit(run)
     assert "the verdict is unknown: step 2500 lies inside the grace window" in problem
+
+
+def test_a_run_that_a_hard_limit_ended_needs_no_evaluation_and_no_bill_of_one(tmp_path: Path, plan: RunPlan) -> None:
+    run = audited_run(tmp_path, BASELINE, BETTER, plan)
+    for path in (run / "eval").iterdir():
+        path.unlink()
+    without_line(run, lambda line: line.get("stage") != "eval")
+    breach = Breach(step=2500, of="web", max_increase=0.3, confidence=0.95, difference=0.5, low=0.4)
+    write_manifest(run / "train", "train", {}, {"step": 2500, "checkpoint_sha256": "train", "limit": to_plain(breach)})
+    verdict = verdict_of_breach(BASELINE, plan.gate, breach, weights_sha256="train")
+    write_json(run / "gate/verdict.json", to_plain(verdict))
+    write_manifest(run / "gate", "gate", {}, {})
+    carry_out(run, verdict, checkpoint="train/checkpoints/step_00002500", init_sha256="start")
+    assert audit(run) == []
 
 
 def without_line(run: Path, keep: Callable[[dict], bool]) -> None:
