@@ -31,6 +31,7 @@ from megatron_cpt.gate.act import GOOD_NAME, GoodCheckpoint, carry_out, check_di
 from megatron_cpt.gate.audit import audit as audit_run
 from megatron_cpt.gate.decide import decide
 from megatron_cpt.gate.limits import Breach, verdict_of_breach
+from megatron_cpt.gate.page import verdict_lines, verdict_page
 from megatron_cpt.gate.rounds import (
     Round,
     asked_round,
@@ -44,16 +45,17 @@ from megatron_cpt.gate.rounds import (
     resume_point,
     tried_rounds,
 )
-from megatron_cpt.gate.verdict import VERDICT_NAME, Verdict
+from megatron_cpt.gate.verdict import VERDICT_NAME, VERDICT_PAGE, Verdict
 from megatron_cpt.launch_ranks import run_in_child, run_ranks
 from megatron_cpt.meter.energy import open_meter
 from megatron_cpt.meter.killed import consumption_of, settle
 from megatron_cpt.meter.ledger import STEP_RECORDS, Attempt, Planned, attempt
 from megatron_cpt.meter.totals import attempts_of, totals_by_stage
+from megatron_cpt.plan.benches import bench_inputs, copy_benches, read_benches
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.page import page
 from megatron_cpt.plan.retry import with_changes
-from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan
+from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan, grace_window_steps
 from megatron_cpt.record.hashing import sha256_file, sha256_plain
 from megatron_cpt.record.manifest import (
     MANIFEST_NAME,
@@ -163,6 +165,8 @@ def init_inputs(run: Run) -> dict[str, Any]:
 def plan_inputs(run: Run) -> dict[str, Any]:
     groups = ("blend", "optim", "schedule", "parallel", "cluster", "gpu", "tariff", "gate", "eval", "checkpoint", "stop", "monitor")
     settings = {group: asdict(getattr(run.config, group)) for group in groups}
+    if run.config.eval.tasks:
+        settings["bench"] = bench_inputs(run.config)
     for name in ("limits", "retries", "max_retries"):  # a plan from before they existed keeps its inputs
         if not settings["gate"][name]:
             del settings["gate"][name]
@@ -271,6 +275,7 @@ def plan_body(run: Run, result: StageResult, _: Attempt) -> None:
 
     layout_path = run.of("vocab") / "vocab_layout.json"
     now = run.round
+    benches = read_benches(run.config)
     plan = derive(
         run.config,
         init_facts=run.manifest("init").facts,
@@ -283,7 +288,9 @@ def plan_body(run: Run, result: StageResult, _: Attempt) -> None:
         round_number=now.number,
         num_retries=now.num_retries,
         earlier=None if now.resumes_from is None else earlier_of(run.folder, now.resumes_from),
+        benches=benches,
     )
+    copy_benches(plan.eval, benches, result.folder)
     plan.save(result.folder)
     text = page(plan)
     write_text(result.folder / "plan.txt", text)
@@ -385,13 +392,15 @@ def _by_licence(source_tokens: dict[str, int], licences: dict[str, str]) -> dict
 
 
 def gate_body(run: Run, result: StageResult, _: Attempt) -> None:
-    baseline = read_json(run.of("baseline") / "eval.json")
+    baseline, plan = read_json(run.of("baseline") / "eval.json"), run.plan
+    facts = run.manifest("train").facts
     if run.limit:
-        weights = run.manifest("train").facts["checkpoint_sha256"]
-        verdict = verdict_of_breach(baseline, run.plan.gate, run.limit, weights_sha256=weights)
+        verdict = verdict_of_breach(baseline, plan.gate, run.limit, weights_sha256=facts["checkpoint_sha256"])
     else:
-        verdict = decide(baseline, read_json(run.of("eval") / "eval.json"), run.plan.gate)
+        candidate = read_json(run.of("eval") / "eval.json")
+        verdict = decide(baseline, candidate, plan.gate, step=int(facts["step"]), grace_steps=grace_window_steps(plan))
     write_json(result.folder / VERDICT_NAME, to_plain(verdict))
+    write_text(result.folder / VERDICT_PAGE, verdict_page(verdict, run_name=plan.run_name))
     result.facts = {"decision": verdict.decision, "reasons": list(verdict.reasons)}
 
 
@@ -711,9 +720,8 @@ def _carry_out(run: Run, *, say_it: bool = True) -> None:
         run_in_child(_show_events_in_child, run.of("train"), plan_path=run.of("plan") / PLAN_NAME)
     if not say_it:
         return
-    for rule in verdict.rules:
-        _indented(str(rule))
-    _indented(f"verdict: {verdict.decision}")
+    for line in verdict_lines(verdict):
+        _indented(line)
     if verdict.decision == "rollback":
         raise RolledBack(
             "The candidate was rolled back:\n    " + "\n    ".join(verdict.reasons),
@@ -723,7 +731,10 @@ def _carry_out(run: Run, *, say_it: bool = True) -> None:
         )
     if verdict.decision == "unknown":
         raise DataError(
-            "The verdict is unknown, which is never a pass.", where=run.of("gate") / VERDICT_NAME, value="; ".join(verdict.reasons)
+            "The verdict is unknown, which is never a pass:\n    " + "\n    ".join(verdict.reasons),
+            where=run.of("gate") / VERDICT_PAGE,
+            value=f"{run.of('train').parent / GOOD_NAME} is as it was",
+            next_step="More items decide (eval.max_bytes, a larger benchmark), or a margin that these can show, or longer training.",
         )
 
 

@@ -89,9 +89,10 @@ def _check_names(config: ExperimentConfig) -> None:
     problems = []
     if not RUN_NAME.fullmatch(config.run_name):
         problems.append(f"run_name {printable(config.run_name)!r} is not a plain name ({NAME_RULE}).")
-    problems += [
-        f"source name {printable(name)!r} is not a plain name ({NAME_RULE})." for name in config.source if not RUN_NAME.fullmatch(name)
-    ]
+    for group, names in (("source", config.source), ("bench", config.bench)):
+        problems += [
+            f"{group} name {printable(name)!r} is not a plain name ({NAME_RULE})." for name in names if not RUN_NAME.fullmatch(name)
+        ]
     raise_all(ConfigError, problems)
 
 

@@ -239,14 +239,60 @@ class GateConfig:
 
 
 @dataclass
+class BenchConfig:
+    """A benchmark: a JSONL file of questions (docs/evaluation.md). What its rows say of group, licence and source need not be repeated.
+
+    `template` turns a question into a prompt ({question} is its place) and `separator` stands before an answer. The first `few_shot`
+    items are shown as examples and not scored; at most `max_items` of the others are. What is generated, up to `max_new_tokens`, ends at
+    the first text of `stop` (null: the kind's own). Of code, `num_samples` programs are drawn at `temperature` for each k of `pass_at`.
+    """
+
+    path: str = MISSING
+    group: str | None = None
+    licence: str | None = None
+    source: str | None = None
+    template: str | None = None
+    separator: str = " "
+    few_shot: int = 0
+    max_items: int | None = None
+    max_new_tokens: int = 128
+    stop: list[str] | None = None
+    num_samples: int = 1
+    temperature: float = 0.0
+    pass_at: list[int] = field(default_factory=lambda: [1])
+
+
+@dataclass
+class ContaminationConfig:
+    """When an item or a held-out document counts as seen in training, by runs of words (of characters where a script has no spaces).
+
+    An item is contaminated when more than `task_share` of its runs stand in the training index (0: any one does), a held-out document
+    from `document_share` on.
+    """
+
+    words: int = 13  # Brown et al. 2020, arXiv 2005.14165, appendix C
+    characters: int = 24  # a Chinese word has some 1.5 to 2 characters
+    task_share: float = 0.0
+    document_share: float = 0.5
+
+
+@dataclass
 class EvalConfig:
-    """Held-out texts: the test split of each named source, at most `max_bytes` of it and `max_document_bytes` of a document."""
+    """Held-out texts: the test split of each named source, at most `max_bytes` of it and `max_document_bytes` of a document.
+
+    `tasks` names benchmarks of `bench`; with `tasks_in_loop` they are scored while training too. Generated code runs in a sandbox
+    (docs/evaluation.md); where the kernel offers none the evaluation stops, unless `run_code_unconfined` accepts the risk.
+    """
 
     texts: list[str] = field(default_factory=list)
     max_bytes: int = 200_000
     max_document_bytes: int | None = None
     window_tokens: int = MISSING
     micro_batch_size: int = 1
+    tasks: list[str] = field(default_factory=list)
+    tasks_in_loop: bool = False
+    run_code_unconfined: bool = False
+    contamination: ContaminationConfig = field(default_factory=ContaminationConfig)
 
 
 @dataclass
@@ -317,6 +363,7 @@ class ExperimentConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     source: dict[str, SourceConfig] = field(default_factory=dict)
+    bench: dict[str, BenchConfig] = field(default_factory=dict)
     blend: BlendConfig = field(default_factory=BlendConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

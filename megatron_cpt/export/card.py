@@ -125,15 +125,16 @@ def _texts(plan: RunPlan, facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _scores(verdict: Verdict) -> list[str]:
     rows = [
-        (cell(rule.on), rule.num_documents, _bits(rule.base), _bits(rule.candidate), _interval(rule.low, rule.high), cell(rule.reason))
+        (cell(rule.name), rule.num_items, _bits(rule.base), _bits(rule.candidate), _interval(rule.low, rule.high), cell(rule.reason))
         for rule in verdict.rules
     ]
     percent = f"{100 * verdict.confidence:g} %"
-    head = ("held-out text", "documents", "base", "this model", f"difference, {percent} interval", "judged")
+    head = ("held-out text or task", "items", "base", "this model", f"difference, {percent} interval", "judged")
     return [
-        "## Against the frozen base, in bits per byte",
+        "## Against the frozen base",
         "",
-        f"Lower is better. Intervals: paired bootstrap over documents, {verdict.bootstrap_samples:,} samples.",
+        "Bits per byte of held-out texts (lower is better), shares of tasks where their metric is named. Intervals: paired, over documents "
+        f"or items, {verdict.bootstrap_samples:,} resamples, corrected for the number of rules.",
         "",
         *_table(head, rows),
     ]
@@ -201,7 +202,7 @@ def _lineage(lineage: Mapping[str, str]) -> list[str]:
 def _limits(plan: RunPlan, verdict: Verdict) -> list[str]:
     limits = [
         "Judged by bits per byte on held-out text only: no task, safety or bias score was taken.",
-        f"{len(verdict.rules)} held-out texts were judged; what they do not cover may have been forgotten without being seen.",
+        f"{len(verdict.rules)} rules were judged; what they do not cover may have been forgotten without being seen.",
         "A base that chatted or followed instructions may do so less well after training on plain text; this was not measured.",
         f"Longest sequence in training: {plan.layout.sequence_length:,} tokens, of {plan.shape.max_position:,} that the base was made for.",
     ]

@@ -22,11 +22,13 @@ from megatron_cpt.gate.decide import decide
 from megatron_cpt.gate.limits import Breach, verdict_of_breach
 from megatron_cpt.gate.rounds import is_move_unfinished, past_rounds
 from megatron_cpt.gate.verdict import VERDICT_NAME, Verdict
-from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan
+from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan, grace_window_steps
+from megatron_cpt.record.hashing import sha256_file
 from megatron_cpt.record.manifest import MANIFEST_NAME, Manifest
 from megatron_cpt.record.store import read_json, read_lines
 from megatron_cpt.record.typed import from_plain
 
+DECIDING_RECORDS = (("plan", PLAN_NAME), ("baseline", "eval.json"), ("eval", "eval.json"), ("gate", VERDICT_NAME))
 STAGES_WITH_MANIFEST = ("corpus", "vocab", "index", "init", "plan", "baseline", "train", "eval", "gate")
 
 
@@ -40,10 +42,12 @@ def audit(run_dir: Path) -> list[str]:
     baseline = _read(problems, lambda: read_json(run_dir / "baseline" / "eval.json"))
     candidate = {} if breach else _read(problems, lambda: read_json(run_dir / "eval" / "eval.json"))
     verdict = _read(problems, lambda: Verdict.load(run_dir / "gate" / VERDICT_NAME))
-    problems += training_problems(run_dir)
+    problems += changed_records(run_dir) + training_problems(run_dir)
+    problems += [problem for stage in ("baseline", *(() if breach else ("eval",))) for problem in bill_problems(run_dir, stage)]
+    step = _read(problems, lambda: _step_of(run_dir))
     if isinstance(plan, RunPlan) and isinstance(baseline, dict) and isinstance(candidate, dict):
         if breach is None:
-            expected = decide(baseline, candidate, plan.gate)
+            expected = decide(baseline, candidate, plan.gate, step=step, grace_steps=grace_window_steps(plan))
         else:
             weights = Manifest.load(run_dir / "train").facts["checkpoint_sha256"]
             expected = verdict_of_breach(baseline, plan.gate, breach, weights_sha256=weights)
@@ -71,6 +75,28 @@ def past_problems(run_dir: Path) -> list[str]:
         verdict = _read(problems, lambda path=folder / "gate" / VERDICT_NAME: Verdict.load(path))  # type: ignore[misc]
         if isinstance(verdict, Verdict) and verdict.decision == "rollback":
             problems += [f"{name}: {problem}" for problem in branch_problems(run_dir, verdict)]
+    return problems
+
+
+def _step_of(run_dir: Path) -> int | None:
+    if not (run_dir / "train" / MANIFEST_NAME).exists():
+        return None  # said already
+    return int(Manifest.load(run_dir / "train").facts["step"])
+
+
+def changed_records(run_dir: Path) -> list[str]:
+    """Say which records that a decision rests on are not what their stage wrote, by size and digest."""
+    problems = []
+    for stage, name in DECIDING_RECORDS:
+        try:
+            written = Manifest.load(run_dir / stage).outputs.get(name)
+        except CptError:
+            continue  # a missing manifest is said already, a damaged one where its facts are read
+        path = run_dir / stage / name
+        if written is None:
+            problems.append(f"{stage}/{MANIFEST_NAME} does not name {name}")
+        elif path.exists() and sha256_file(path) != written.sha256:
+            problems.append(f"{stage}/{name} was changed after its stage wrote it")
     return problems
 
 
@@ -131,20 +157,24 @@ def branch_problems(run_dir: Path, verdict: Verdict) -> list[str]:
 
 def training_problems(run_dir: Path) -> list[str]:
     """Say which records of training are missing: steps, and a ledger entry with its cost and energy, known or with the reason why not."""
-    problems = []
+    problems: list[str] = []
     steps = [line for line in read_lines(run_dir / METRICS) if line.get("kind") != "event"]
     if not steps:
         problems.append(f"{METRICS} holds no training step")
-    ends = [line for line in read_lines(run_dir / LEDGER) if line.get("kind") == "end" and line.get("stage") == "train"]
+    return problems + bill_problems(run_dir, "train")
+
+
+def bill_problems(run_dir: Path, stage: str) -> list[str]:
+    """Say what the ledger lacks of a stage's cost and energy."""
+    ends = [line for line in read_lines(run_dir / LEDGER) if line.get("kind") == "end" and line.get("stage") == stage]
     if not ends:
-        return [*problems, f"{LEDGER} holds no ended attempt of train"]
-    for figure in ("usd", "joules"):
-        problems += [
-            f"{LEDGER}: the train attempt {line.get('attempt')} records no {figure}, nor why it is unknown"
-            for line in ends
-            if not _is_figure(line.get(figure))
-        ]
-    return problems
+        return [f"{LEDGER} holds no ended attempt of {stage}"]
+    return [
+        f"{LEDGER}: the {stage} attempt {line.get('attempt')} records no {figure}, nor why it is unknown"
+        for figure in ("usd", "joules")
+        for line in ends
+        if not _is_figure(line.get(figure))
+    ]
 
 
 def _is_figure(value: object) -> bool:

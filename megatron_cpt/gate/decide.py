@@ -1,131 +1,123 @@
-"""Judges a candidate against the frozen base by the rules of the plan. Pure: dictionaries in, a verdict out."""
+"""Judges a candidate against the frozen base by the rules of the plan. Pure: dictionaries in, a verdict out.
+
+A promotion needs proof of every gain and of the absence of every harm that the rules name; a rollback needs proof of harm. What is
+proven neither way is unknown, which promotes nothing and rolls nothing back. docs/evaluation.md gives the reasons and sources.
+"""
 
 from __future__ import annotations
 
-import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from megatron_cpt.gate.scores import (
-    NotComparableError,
-    PairedScores,
-    bits_per_byte,
-    bootstrap_interval,
-    documents_by_id,
-    pair_up,
-    weights_sha256,
-)
+from megatron_cpt.gate.judge import Judged, measure, result_of
+from megatron_cpt.gate.pairs import BASE, CANDIDATE
+from megatron_cpt.gate.scores import PairedScores, bootstrap_interval, subject_of, weights_sha256
+from megatron_cpt.gate.statistics import Corrected, holm
 from megatron_cpt.gate.verdict import RuleResult, Verdict
+from megatron_cpt.plan.rules import rule_warnings
 from megatron_cpt.plan.run_plan import GatePlan, GateRule
 
-BASE, CANDIDATE = "base", "train"
-FEW_DOCUMENTS = 5
+EQUALS_THE_BASE = "the candidate equals the base: no score differs"
+NOT_CHECKED = "no overlap of the items with the training texts was looked for: the records hold no such check"
 
 
-def decide(baseline: Mapping[str, Any], candidate: Mapping[str, Any], plan: GatePlan) -> Verdict:
-    """Decide what happens with a candidate: promoted only if every rule passed, unknown while one cannot be judged, else rolled back.
+def decide(
+    baseline: Mapping[str, Any], candidate: Mapping[str, Any], plan: GatePlan, *, step: int | None = None, grace_steps: int = 0
+) -> Verdict:
+    """Decide what happens with a candidate.
+
+    `rollback`: harm was shown by a required rule. `promote`: every required rule passed. `unknown`: everything else, above all a
+    score that is missing, a candidate inside the grace window, and one that equals the base.
 
     Args:
         baseline: an `eval.json` with the subject `base`.
         candidate: an `eval.json` with the subject `train`.
+        step: the candidate's, when known.
+        grace_steps: up to this step a loss on general text is expected, and nothing is judged.
     """
-    results = tuple(judge(rule, baseline, candidate, plan) for rule in plan.rules)
-    failed = [result for result in results if result.passed is False]
-    unknown = [result for result in results if result.passed is None]
-    reasons = [f"{result.on} {result.kind}: {result.reason}" for result in (*failed, *unknown)]
-    decision: Literal["promote", "rollback", "unknown"]
-    if not results:
-        decision, reasons = "unknown", ["the plan has no rules"]
-    elif unknown:
-        decision = "unknown"
-    elif failed:
-        decision = "rollback"
-    else:
-        decision, reasons = "promote", [f"all {len(results)} rules passed"]
+    measured = [measure(rule, baseline, candidate, plan) for rule in plan.rules]
+    results = _results(measured, plan)
+    decision, reasons = _decision(results)
+    if results and decision != "rollback" and _are_equal(baseline, candidate):
+        decision, reasons = "unknown", [EQUALS_THE_BASE]
+    if step is not None and step <= grace_steps:
+        decision, reasons = "unknown", [f"step {step} lies inside the grace window, which ends after step {grace_steps}: nothing is judged"]
+        results = [_unjudged(rule) for rule in plan.rules]
+    groups = {rule.group for rule in plan.rules if rule.required}
+    checked = "contaminated" in baseline or "contaminated" in candidate
     return Verdict(
         decision=decision,
-        rules=results,
+        rules=tuple(results),
         reasons=tuple(reasons),
         confidence=plan.confidence,
         bootstrap_samples=plan.bootstrap_samples,
         seed=plan.seed,
         base_weights_sha256=weights_sha256(baseline, BASE),
         candidate_weights_sha256=weights_sha256(candidate, CANDIDATE),
+        step=step,
+        notes=(*(rule_warnings(groups) if results else ()), *(() if checked else (NOT_CHECKED,))),
     )
-
-
-def judge(rule: GateRule, baseline: Mapping[str, Any], candidate: Mapping[str, Any], plan: GatePlan) -> RuleResult:
-    """Judge one rule; without usable scores of the same documents its result is unknown.
-
-    A candidate whose loss is not a finite number has been measured, and has diverged: it fails.
-    """
-    try:
-        scores = pair_up(documents_by_id(baseline, BASE, rule.on), documents_by_id(candidate, CANDIDATE, rule.on))
-    except NotComparableError as error:
-        return _result(rule, passed=None, reason=str(error))
-    total_bytes = float(scores.bytes_N.sum())
-    base = bits_per_byte(float(scores.base_N.sum()), total_bytes)
-    new = bits_per_byte(float(scores.candidate_N.sum()), total_bytes)
-    num = scores.num_documents
-    if not math.isfinite(base):
-        return _result(rule, passed=None, reason="the base has a loss that is not a finite number", num_documents=num)
-    if not math.isfinite(new):
-        reason = "the candidate has a loss that is not a finite number: it has diverged"
-        return _result(rule, passed=False, reason=reason, num_documents=num, base=base)
-    if num < 2:
-        reason = "one document gives no interval; raise eval.max_bytes or test_fraction"
-        return _result(rule, passed=None, reason=reason, num_documents=num, base=base, candidate=new)
-    return _judge_interval(rule, scores, plan, base=base, candidate=new)
 
 
 def interval_on(text: str, scores: PairedScores, plan: GatePlan) -> tuple[float, float]:
-    """Return the interval of the difference in bits per byte on one text, candidate minus base; the same for all who ask."""
+    """Return the interval of the difference in bits per byte on one text, candidate minus base, uncorrected: that of a single look."""
     return bootstrap_interval(
-        scores,
-        confidence=plan.confidence,
-        num_resamples=plan.bootstrap_samples,
-        seed=plan.seed ^ zlib.crc32(text.encode("utf-8")),  # equal for rules on one text, whatever their order
+        scores, confidence=plan.confidence, num_resamples=plan.bootstrap_samples, seed=plan.seed ^ zlib.crc32(text.encode("utf-8"))
     )
 
 
-def _judge_interval(rule: GateRule, scores: PairedScores, plan: GatePlan, *, base: float, candidate: float) -> RuleResult:
-    low, high = interval_on(rule.on, scores, plan)
-    bound = -rule.margin if rule.kind == "must_improve" else rule.margin
-    passed = high < bound
-    bound = bound + 0.0  # -0.0 reads as a mistake
-    reason = (
-        f"{candidate - base:+.4f} bits per byte ({low:+.4f} to {high:+.4f}): "
-        f"the upper end {'is' if passed else 'is not'} below {bound:+.4f}"
-    )
-    if scores.num_documents < FEW_DOCUMENTS:
-        reason += f"; only {scores.num_documents} documents, so the interval is rough"
-    return _result(
-        rule, passed=passed, reason=reason, num_documents=scores.num_documents, base=base, candidate=candidate, low=low, high=high
-    )
+def _results(measured: Sequence[Judged], plan: GatePlan) -> list[RuleResult]:
+    """Correct for several rules and say what each shows. Required and advisory rules are two families: one never moves the other."""
+    results: list[RuleResult | None] = [None] * len(measured)
+    for family in (True, False):
+        members = [index for index, each in enumerate(measured) if each.rule.required is family]
+        levels = [measured[index].level for index in members]
+        passing: Sequence[Corrected] = holm([measured[index].p_passed for index in members], levels)
+        failing: Sequence[Corrected] = holm([measured[index].p_failed for index in members], levels)
+        for index, good, bad in zip(members, passing, failing, strict=True):
+            results[index] = result_of(measured[index], passing=good, failing=bad, num_rules=len(members))
+    return [result for result in results if result is not None]
 
 
-def _result(
-    rule: GateRule,
-    *,
-    passed: bool | None,
-    reason: str,
-    num_documents: int = 0,
-    base: float | None = None,
-    candidate: float | None = None,
-    low: float | None = None,
-    high: float | None = None,
-) -> RuleResult:
+def _decision(results: Sequence[RuleResult]) -> tuple[Literal["promote", "rollback", "unknown"], list[str]]:
+    required = [result for result in results if result.required]
+    if not required:
+        return "unknown", ["the plan has no required rules" if results else "the plan has no rules"]
+    open_ones = [result for outcome in ("failed", "unknown", "unsure") for result in required if result.outcome == outcome]
+    reasons = [str(result) for result in open_ones]
+    if any(result.outcome == "failed" for result in required):
+        return "rollback", reasons
+    if open_ones:
+        return "unknown", reasons
+    return "promote", [f"all {len(required)} required rules passed"]
+
+
+def _are_equal(baseline: Mapping[str, Any], candidate: Mapping[str, Any]) -> bool:
+    """Say whether the candidate is the base: by its digest, or because no text's or task's item scores otherwise.
+
+    Answers to a task can all agree by chance, losses of a text cannot: with any text, the texts alone say it.
+    """
+    digest = weights_sha256(baseline, BASE)
+    if digest is not None and digest == weights_sha256(candidate, CANDIDATE):
+        return True
+    base, new = subject_of(baseline, BASE), subject_of(candidate, CANDIDATE)
+    for kind, item_key, score_key in (("texts", "documents", "nats"), ("tasks", "items", "metrics")):
+        scores = [_scores_of(subject.get(kind), item_key, score_key) for subject in (base, new)]
+        if all(scores):
+            return scores[0] == scores[1]
+    return False
+
+
+def _scores_of(kinds: object, item_key: str, score_key: str) -> dict[tuple[str, str], Any]:
+    found: dict[tuple[str, str], Any] = {}
+    for name, each in kinds.items() if isinstance(kinds, Mapping) else ():
+        items = each.get(item_key) if isinstance(each, Mapping) else None
+        found |= {(name, str(item.get("id"))): item.get(score_key) for item in items or () if isinstance(item, Mapping)}
+    return found
+
+
+def _unjudged(rule: GateRule) -> RuleResult:
     return RuleResult(
-        on=rule.on,
-        kind=rule.kind,
-        margin=rule.margin,
-        num_documents=num_documents,
-        base=base,
-        candidate=candidate,
-        difference=None if base is None or candidate is None else candidate - base,
-        low=low,
-        high=high,
-        passed=passed,
-        reason=reason,
+        rule.on, rule.metric, rule.kind, rule.group, rule.margin, rule.required, "unknown", "inside the grace window, not judged"
     )

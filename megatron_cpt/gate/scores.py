@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from megatron_cpt.gate.statistics import Floats, resampled_counts
+
 NOT_FINITE = ("nan", "inf", "-inf")  # how an `eval.json` writes them
 
 
@@ -89,6 +89,12 @@ def pair_up(base: Mapping[str, tuple[int, float]], candidate: Mapping[str, tuple
     )
 
 
+def subject_of(record: Mapping[str, Any], subject: str) -> Mapping[str, Any]:
+    """Return what a record holds of a subject, or nothing when it does not name it."""
+    found = _at(record, "subjects", subject)
+    return found if isinstance(found, Mapping) else {}
+
+
 def weights_sha256(record: Mapping[str, Any], subject: str) -> str | None:
     """Return the digest of the weights that a subject was scored with, or None when the record does not name it."""
     found = _at(record, "subjects", subject, "weights_sha256")
@@ -101,15 +107,12 @@ def bootstrap_interval(scores: PairedScores, *, confidence: float, num_resamples
     Both models keep their score of a drawn document, so what makes a document hard for both cancels. The interval is that of
     percentiles: `(1 - confidence) / 2` on either side (Koehn 2004 for the pairing, Efron and Tibshirani 1993 for percentiles).
     """
-    generator = np.random.default_rng(seed)
     extra_N = scores.candidate_N - scores.base_N
-    num = scores.num_documents
-    rows = max(1, 4_000_000 // num)  # bounds the table of draws to about 32 MB
-    differences = []
-    for begin in range(0, num_resamples, rows):
-        count = min(rows, num_resamples - begin)
-        times_RN = generator.multinomial(num, np.full(num, 1.0 / num), size=count).astype(np.float64)
-        differences.append((times_RN @ extra_N) / math.log(2) / (times_RN @ scores.bytes_N))
+    one_stratum_N = np.zeros(scores.num_documents, dtype=np.int64)
+    differences = [
+        (times_RN @ extra_N) / math.log(2) / (times_RN @ scores.bytes_N)
+        for times_RN in resampled_counts(one_stratum_N, num_resamples=num_resamples, seed=seed)
+    ]
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.concatenate(differences), [tail, 1 - tail])
     return float(low), float(high)

@@ -23,9 +23,7 @@ EXPORT_DTYPES = ("fp32", "bf16", "fp16")
 RECOMPUTE = ("none", "selective", "full")
 FP8_FORMATS = ("none", "hybrid", "e4m3")
 FP8_UNITS = {"delayed": 16, "tensorwise": 16, "blockwise": 16, "mxfp8": 32}  # what each side of a product must divide by, by recipe
-RULE_KINDS = ("must_improve", "may_not_worsen")
 LIMIT_METRICS = ("bits_per_byte",)
-RULE_GROUPS = ("domain", "general", "bias", "safety")
 WANDB_MODES = ("offline", "online", "disabled")
 
 
@@ -77,8 +75,6 @@ def literal_problems(config: ExperimentConfig) -> list[str]:
         problems.append(f"optim.epsilon={config.optim.epsilon} is not above 0.")
     if not config.blend.max_epochs > 0:
         problems.append(f"blend.max_epochs={config.blend.max_epochs} is not above 0.")
-    if not 0 < config.gate.confidence < 1:
-        problems.append(f"gate.confidence={config.gate.confidence} is not between 0 and 1.")
     problems += keep_best_problems(config) + export_problems(config)
     for key, limit in stop_keys(config).items():
         if limit is not None and not limit > 0:
@@ -359,7 +355,7 @@ def batch_problems(global_batch_size: int, *, micro_batch_size: int, data: int, 
 
 
 def eval_problems(config: ExperimentConfig, corpus_facts: Mapping[str, Any]) -> list[str]:
-    """Check that every text to score exists with test documents, and that every gate rule can be judged on one."""
+    """Check that every text to score exists with test documents."""
     problems = []
     if not config.eval.texts:
         problems.append("eval.texts is empty: nothing would be measured.")
@@ -373,16 +369,6 @@ def eval_problems(config: ExperimentConfig, corpus_facts: Mapping[str, Any]) -> 
             problems.append(f"eval.texts names {name!r}, but the corpus kept no test documents of it. Raise source.{name}.test_fraction.")
     problems += [f"eval.texts names {name!r} twice." for name in {text for text in config.eval.texts if config.eval.texts.count(text) > 1}]
     problems += limit_problems(config)
-    if not config.gate.rules:
-        problems.append("gate.rules is empty: no checkpoint could ever be promoted. Give at least one rule.")
-    for number, rule in enumerate(config.gate.rules):
-        label = f"gate.rules[{number}]"
-        problems += _choice(f"{label}.kind", rule.kind, RULE_KINDS)
-        problems += [] if rule.group is None else _choice(f"{label}.group", rule.group, RULE_GROUPS)
-        if rule.on not in config.eval.texts:
-            problems.append(f"{label}.on={rule.on!r} is not one of eval.texts ({', '.join(config.eval.texts) or 'none'}).")
-        if not (math.isfinite(rule.margin) and rule.margin >= 0):
-            problems.append(f"{label}.margin={rule.margin} is not a margin. Use 0 or more.")
     return problems
 
 

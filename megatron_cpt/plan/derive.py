@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 from megatron_cpt.config.schema import ExperimentConfig, GateRuleConfig, GpuConfig
 from megatron_cpt.errors import ConfigError, raise_all
+from megatron_cpt.plan.benches import Benches, metrics_of, task_of, task_problems
 from megatron_cpt.plan.blend import blend_entries, blend_stages
 from megatron_cpt.plan.calibrate import HostFacts
 from megatron_cpt.plan.checks import estimate_problems, input_problems
@@ -18,11 +19,13 @@ from megatron_cpt.plan.money import known, run_carbon_kg, run_cost_usd, run_ener
 from megatron_cpt.plan.parameters import num_params
 from megatron_cpt.plan.resume import Earlier, blend_after, resume_problems, with_earlier_samples
 from megatron_cpt.plan.retry import retry_of, retry_problems, with_changes
+from megatron_cpt.plan.rules import Task, rule_problems
 from megatron_cpt.plan.run_plan import (
     PLAN_SCHEMA_VERSION,
     BlendEntry,
     BlendStage,
     CheckpointPlan,
+    ContaminationPlan,
     Estimate,
     EvalPlan,
     EvalText,
@@ -63,6 +66,7 @@ def derive(
     round_number: int = 1,
     num_retries: int = 0,
     earlier: Earlier | None = None,
+    benches: Benches | None = None,
 ) -> RunPlan:
     """Derive the plan of a run.
 
@@ -75,14 +79,19 @@ def derive(
         host: figures of this host, used by CPU clusters only.
         num_retries: how many changes of the retry policy `config` has taken already.
         earlier: the checkpoint that a later round goes on from; None begins with the initial weights.
+        benches: the files of `eval.tasks`, as `plan.benches.read_benches` found them.
 
     Raises:
         ConfigError: listing everything that does not divide, fit, exist or stay within a limit.
     """
+    benches = benches or Benches()
     problems = input_problems(config, shape=shape, vocab=vocab, index_facts=index_facts, corpus_facts=corpus_facts)
     problems += retry_problems(config, num_used=num_retries, is_resumed=earlier is not None)
     if earlier is not None:
         problems += resume_problems(config, earlier, vocab_sha256=vocab.tokenizer_sha256)
+    problems += task_problems(config, benches, max_position=shape.max_position)
+    tasks = tasks_of_rules(config, benches)
+    problems += rule_problems(config.gate, texts=config.eval.texts, tasks=tasks)
     raise_all(ConfigError, problems, where="plan", next_step=_NEXT_STEP)
 
     layout = layout_of(config)
@@ -139,8 +148,8 @@ def derive(
         eval_every_steps=config.monitor.eval_every_steps,
         wandb_mode=cast(WandbMode, config.monitor.wandb_mode),
         wandb_project=config.monitor.wandb_project,
-        eval=eval_plan_of(config),
-        gate=gate_plan_of(config),
+        eval=eval_plan_of(config, benches),
+        gate=gate_plan_of(config, tasks),
         stop=stop,
         tariff=tariff,
         estimate=estimate,
@@ -204,7 +213,7 @@ def layout_of(config: ExperimentConfig) -> Layout:
     )
 
 
-def eval_plan_of(config: ExperimentConfig) -> EvalPlan:
+def eval_plan_of(config: ExperimentConfig, benches: Benches) -> EvalPlan:
     return EvalPlan(
         texts=tuple(
             EvalText(
@@ -218,18 +227,36 @@ def eval_plan_of(config: ExperimentConfig) -> EvalPlan:
         ),
         window_tokens=config.eval.window_tokens,
         micro_batch_size=config.eval.micro_batch_size,
+        tasks=tuple(task_of(name, config.bench[name], benches.found[name]) for name in config.eval.tasks),
+        tasks_in_loop=config.eval.tasks_in_loop,
+        run_code_unconfined=config.eval.run_code_unconfined,
+        contamination=ContaminationPlan(**asdict(config.eval.contamination)),
     )
 
 
-def group_of_rule(rule: GateRuleConfig, config: ExperimentConfig) -> RuleGroup:
-    """Return what a rule protects: what it says itself, else the role of its text."""
+def tasks_of_rules(config: ExperimentConfig, benches: Benches) -> dict[str, Task | None]:
+    """Return group and metrics of each task that a rule can be on; None for a file that cannot be read."""
+    tasks: dict[str, Task | None] = {}
+    for name in config.eval.tasks:
+        bench, settings = benches.found.get(name), config.bench.get(name)
+        tasks[name] = None
+        if bench is not None and settings is not None:
+            tasks[name] = (settings.group or bench.group or "general", metrics_of(bench, settings.pass_at))
+    return tasks
+
+
+def group_of_rule(rule: GateRuleConfig, config: ExperimentConfig, tasks: Mapping[str, Task | None]) -> RuleGroup:
+    """Return what a rule protects: what it says itself, else the role of its text or the group of its task."""
     if rule.group is not None:
         return cast(RuleGroup, rule.group)  # its words are checked before
+    task = tasks.get(rule.on)
+    if task is not None:
+        return cast(RuleGroup, task[0])
     source = config.source.get(rule.on)
     return "domain" if source is not None and source.role == "domain" else "general"
 
 
-def gate_plan_of(config: ExperimentConfig) -> GatePlan:
+def gate_plan_of(config: ExperimentConfig, tasks: Mapping[str, Task | None]) -> GatePlan:
     return GatePlan(
         rules=tuple(
             GateRule(
@@ -237,7 +264,7 @@ def gate_plan_of(config: ExperimentConfig) -> GatePlan:
                 kind="must_improve" if rule.kind == "must_improve" else "may_not_worsen",
                 margin=rule.margin,
                 metric=rule.metric,
-                group=group_of_rule(rule, config),
+                group=group_of_rule(rule, config, tasks),
                 required=rule.required,
                 confidence=rule.confidence,
             )

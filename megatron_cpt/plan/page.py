@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import textwrap
 
+from megatron_cpt.plan.metrics import TEXT_METRIC, metric_named
+from megatron_cpt.plan.rules import rule_warnings
 from megatron_cpt.plan.run_plan import RunPlan
 from megatron_cpt.plan.schedule import describe
 from megatron_cpt.record.unknown import Figure, Unavailable, show
@@ -142,15 +144,22 @@ def _blend(plan: RunPlan) -> list[str]:
 def _decision(plan: RunPlan) -> list[str]:
     lines = [f"{'promoted if':<{_INDENT}}at {plan.gate.confidence:.0%} confidence, against the frozen base,"]
     for rule in plan.gate.rules:
-        margin = f"{rule.margin:g} bits per byte"
-        promise = f"falls by more than {margin}" if rule.kind == "must_improve" else f"does not rise by {margin} or more"
-        lines += _field("", f"- {rule.on} {promise}")
+        metric = metric_named(rule.metric)
+        down = metric is not None and metric.lower_is_better
+        margin = f"{rule.margin:g} {metric.unit if metric is not None and rule.metric == TEXT_METRIC else rule.metric}"
+        falls, rise = ("falls", "rise") if down else ("rises", "fall")
+        promise = f"{falls} by more than {margin}" if rule.kind == "must_improve" else f"does not {rise} by {margin} or more"
+        own = f" (at {rule.confidence:.0%})" if rule.confidence is not None else ""
+        lines += _field("", f"- {rule.on} {promise}{own}" + ("" if rule.required else " (advisory: decides nothing)"))
+    lines += _field("", "shown by both a paired interval and a test; rolled back if harm beyond a margin is shown; otherwise unknown")
+    groups = {rule.group for rule in plan.gate.rules if rule.required}
     start = "the initial weights" if plan.resumes_from is None else plan.resumes_from.checkpoint
-    lines += _field("", f"otherwise rolled back to {start}")
+    lines += _field("", f"a rollback goes back to {start}")
     for limit in plan.gate.limits:
         lines += _field("", f"rolled back at once when {limit.on} rises by more than {limit.max_increase:g} bits per byte in the loop")
     tried = ", then ".join(map(str, plan.gate.retries[: plan.gate.max_retries]))
-    return lines + (_field("retries", f"after a rollback: {tried}; then it stops for you") if tried else [])
+    lines += _field("retries", f"after a rollback: {tried}; then it stops for you") if tried else []
+    return [*lines, *(line for warning in rule_warnings(groups) for line in _field("", f"- WARNING: {warning}"))]
 
 
 def _basis(plan: RunPlan) -> list[str]:

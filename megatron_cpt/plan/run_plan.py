@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -182,10 +183,55 @@ class EvalText:
 
 
 @dataclass(frozen=True)
+class EvalTask:
+    """A benchmark to score: `path` is the plan's own copy, relative to the run folder, and `sha256` its digest.
+
+    Attributes:
+        metrics: what is measured, the main one first; `gap` is the spread of the main one over subgroups.
+        num_items: items that are scored.
+        template: what a question becomes, `{question}` being its place; `separator` stands between that and an answer.
+        few_shot: the first items, which are examples and not scored; `max_items` of the others are, None for all.
+        stop: what is generated ends before the first of these texts.
+    """
+
+    name: str
+    path: str
+    sha256: str
+    kind: Literal["choice", "generation", "code", "pairs"]
+    group: Literal["domain", "general", "bias", "safety"]
+    licence: str
+    source: str
+    metrics: tuple[str, ...]
+    num_items: int
+    template: str
+    separator: str
+    few_shot: int = 0
+    max_items: int | None = None
+    max_new_tokens: int = 128
+    stop: tuple[str, ...] = ()
+    num_samples: int = 1
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True)
+class ContaminationPlan:
+    """Length of the runs of words, or of characters, that are looked for in the training index, and the share from which it counts."""
+
+    words: int = 13
+    characters: int = 24
+    task_share: float = 0.0
+    document_share: float = 0.5
+
+
+@dataclass(frozen=True)
 class EvalPlan:
     texts: tuple[EvalText, ...]
     window_tokens: int
     micro_batch_size: int
+    tasks: tuple[EvalTask, ...] = ()
+    tasks_in_loop: bool = False
+    run_code_unconfined: bool = False
+    contamination: ContaminationPlan = ContaminationPlan()
 
 
 RuleGroup = Literal["domain", "general", "bias", "safety"]
@@ -413,3 +459,13 @@ class RunPlan:
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise DataError("The plan is not readable YAML.", where=path, value=str(error)) from None
         return from_plain(cls, data, where=path)
+
+
+def grace_window_steps(plan: RunPlan) -> int:
+    """Return the steps in which a loss on general text is expected and nothing is judged: as configured, or the warm-up.
+
+    Source: the stability gap, Guo et al. 2024, arXiv 2406.14833.
+    """
+    if plan.grace_steps is not None:
+        return plan.grace_steps
+    return math.ceil(plan.schedule.warmup_samples / plan.layout.global_batch_size)

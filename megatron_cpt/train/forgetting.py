@@ -7,9 +7,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_cpt.gate.decide import BASE, CANDIDATE, interval_on
+from megatron_cpt.gate.decide import interval_on
+from megatron_cpt.gate.pairs import BASE, CANDIDATE
 from megatron_cpt.gate.scores import NotComparableError, bits_per_byte, documents_by_id, pair_up
-from megatron_cpt.plan.run_plan import RunPlan
+from megatron_cpt.plan.run_plan import RunPlan, grace_window_steps
 
 Scores = Mapping[str, Mapping[str, Any]]
 
@@ -17,13 +18,8 @@ logger = logging.getLogger(__name__)
 
 
 def grace_steps(plan: RunPlan) -> int:
-    """Return the steps in which a loss on general text is no warning: a dip and a recovery early on are usual.
-
-    Source: the stability gap, Guo et al. 2024, arXiv 2406.14833.
-    """
-    if plan.grace_steps is not None:
-        return plan.grace_steps
-    return math.ceil(plan.schedule.warmup_samples / plan.layout.global_batch_size)
+    """Return the steps in which a loss on general text is no warning, as for the gate: a dip and a recovery early on are usual."""
+    return grace_window_steps(plan)
 
 
 def forgetting_record(plan: RunPlan, baseline: Mapping[str, Any], scores: Scores, *, step: int) -> dict[str, Any]:

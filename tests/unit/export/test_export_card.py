@@ -20,9 +20,12 @@ from megatron_cpt.record.unknown import Unavailable
 from tests.unit.plan import plan_examples
 
 RULES = (
-    RuleResult("law", "must_improve", 0.0, 31, 1.25, 1.0, -0.25, -0.3, -0.2, True, "the upper end is below | 0"),
-    RuleResult("news", "may_not_worsen", 0.05, 12, None, None, None, None, None, None, "not scored"),
-)
+    RuleResult(
+        "law", "bits_per_byte", "must_improve", "domain", 0.0, True, "passed", "the upper end is below | 0",
+        num_items=31, base=1.25, candidate=1.0, difference=-0.25, low=-0.3, high=-0.2,
+    ),
+    RuleResult("news", "bits_per_byte", "may_not_worsen", "general", 0.05, True, "unknown", "not scored", num_items=12),
+)  # fmt: skip
 VERDICT = Verdict("promote", RULES, (), 0.95, 2000, 1, "a" * 64, "b" * 64)
 GOOD = GoodCheckpoint("train/checkpoints/step_00000010", "c" * 64, "promote", "d" * 64)
 FACTS: dict[str, dict[str, Any]] = {

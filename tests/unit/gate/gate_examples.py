@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -13,7 +14,10 @@ from megatron_cpt.record.store import append_line, write_json
 from megatron_cpt.record.typed import to_plain
 
 RULES = GatePlan(
-    rules=(GateRule("law", "must_improve", 0.0), GateRule("web", "may_not_worsen", 0.02)), confidence=0.95, bootstrap_samples=2000, seed=7
+    rules=(GateRule("law", "must_improve", 0.0, group="domain"), GateRule("web", "may_not_worsen", 0.02)),
+    confidence=0.95,
+    bootstrap_samples=2000,
+    seed=7,
 )
 SIZES = [1000 + 37 * index for index in range(40)]
 
@@ -39,6 +43,31 @@ def record(subject: str, texts: dict[str, list[float]], *, weights: str = "") ->
             }
         }
     }
+
+
+def with_task(
+    evaluation: dict[str, Any],
+    name: str,
+    scores: dict[str, list[float]],
+    *,
+    subgroups: list[str | None] | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """Return an eval record with a task added, item i of which has the given score for each metric."""
+    changed = copy.deepcopy(evaluation)
+    (subject,) = changed["subjects"].values()
+    num = len(next(iter(scores.values())))
+    subject.setdefault("tasks", {})[name] = {
+        "kind": "choice", "group": "domain", "licence": "CC0-1.0", "source": "a test", "file_sha256": "f", "rule": "the likeliest choice",
+        "metrics": {metric: sum(values) / num for metric, values in scores.items()},
+        "joined_boundaries": 0,
+        "items": [
+            {"id": f"{name}-{i}", "subgroup": (subgroups or [None] * num)[i], "metrics": {key: each[i] for key, each in scores.items()}}
+            for i in range(num)
+        ],
+        **changes,
+    }  # fmt: skip
+    return changed
 
 
 def spread(center: float, *, phase: int = 0) -> list[float]:
