@@ -9,7 +9,8 @@ from megatron_cpt.errors import printable
 from megatron_cpt.gate.statistics import POWER
 from megatron_cpt.gate.verdict import RuleResult, Verdict
 
-WIDTH = 80  # the line indents its own lines by 18 columns, and a terminal has about 100
+NAME_WIDTH = 19
+WIDTH = 82  # the line indents its own lines by 18 columns, and a terminal has about 100
 DECISIONS = {
     "promote": "PROMOTE: everything that the rules ask was shown.",
     "rollback": "ROLLBACK: harm was shown.",
@@ -18,28 +19,35 @@ DECISIONS = {
 
 
 def verdict_lines(verdict: Verdict) -> list[str]:
-    """Return the verdict as lines of at most 80 columns: a row for each rule, then why."""
+    """Return the verdict as lines of at most 82 columns: a row for each rule, then why.
+
+    `detects` is the smallest difference that so many items show in four cases of five.
+    """
     lines = []
     if verdict.rules:
-        width = min(30, max(len(_short(rule)) for rule in verdict.rules))
-        lines.append(f"{'rule':<{width}}  {'items':>6} {'base':>8} {'trained':>8} {'change':>8}  {'interval':<18} {'outcome':<8}")
+        width = min(NAME_WIDTH, max(len(_short(rule)) for rule in verdict.rules))
+        lines.append(f"{'rule':<{width}} items    base trained   change {'interval':<15} detects outcome")
         lines += [_row(rule, width) for rule in verdict.rules]
+        if not all(rule.required for rule in verdict.rules):
+            lines.append("* advisory: decides nothing")
     lines += [f"verdict: {verdict.decision}"]
     for reason in (*verdict.reasons, *(f"note: {note}" for note in verdict.notes)):
         lines += textwrap.wrap(reason, WIDTH, initial_indent="- ", subsequent_indent="  ", break_long_words=True)
     return lines
 
 
-def _short(rule: RuleResult) -> str:
-    return printable(f"{rule.name} {'better' if rule.kind == 'must_improve' else 'no worse'}" + ("" if rule.required else "*"))
+def _short(rule: RuleResult, width: int = WIDTH) -> str:
+    """Return what the rule asks of what, in at most `width` columns: the name is cut, never the promise."""
+    promise = (" better" if rule.kind == "must_improve" else " no worse") + ("" if rule.required else "*")
+    name = printable(rule.name)
+    room = width - len(promise)
+    return (name if len(name) <= room else name[: room - 1] + "…") + promise
 
 
 def _row(rule: RuleResult, width: int) -> str:
     interval = "unknown" if rule.low is None or rule.high is None else f"{rule.low:+.4f} {rule.high:+.4f}"
-    name = _short(rule)
-    name = name if len(name) <= width else name[: width - 1] + "…"
-    figures = f"{rule.num_items:>6} {_figure(rule.base):>8} {_figure(rule.candidate):>8} {_figure(rule.difference, '+'):>8}"
-    return f"{name:<{width}}  {figures}  {interval:<18} {rule.outcome}"
+    figures = f"{rule.num_items:>5} {_figure(rule.base):>7} {_figure(rule.candidate):>7} {_figure(rule.difference, '+'):>8}"
+    return f"{_short(rule, width):<{width}} {figures} {interval:<15} {_figure(rule.smallest_detectable):>7} {rule.outcome}"
 
 
 def _figure(value: float | None, sign: str = "") -> str:

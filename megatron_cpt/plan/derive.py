@@ -96,6 +96,10 @@ def derive(
 
     layout = layout_of(config)
     num_steps = math.ceil(config.blend.num_tokens / layout.tokens_per_step)
+    grace = config.monitor.grace_steps
+    if grace is not None and grace >= num_steps:
+        late = f"monitor.grace_steps={grace} covers all {num_steps} steps of the run: its candidate would never be judged."
+        raise_all(ConfigError, [late], where="plan", next_step=_NEXT_STEP)
     blend, stages, problems = _blend(config, index_facts, num_steps=num_steps, layout=layout, earlier=earlier)
     for number in range(num_retries + 1, config.gate.max_retries + 1):
         changed = with_changes(config, map(retry_of, config.gate.retries[num_retries:number]))

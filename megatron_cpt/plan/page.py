@@ -6,7 +6,7 @@ import textwrap
 
 from megatron_cpt.plan.metrics import TEXT_METRIC, metric_named
 from megatron_cpt.plan.rules import rule_warnings
-from megatron_cpt.plan.run_plan import RunPlan
+from megatron_cpt.plan.run_plan import RunPlan, grace_window_steps
 from megatron_cpt.plan.schedule import describe
 from megatron_cpt.record.unknown import Figure, Unavailable, show
 
@@ -152,14 +152,16 @@ def _decision(plan: RunPlan) -> list[str]:
         own = f" (at {rule.confidence:.0%})" if rule.confidence is not None else ""
         lines += _field("", f"- {rule.on} {promise}{own}" + ("" if rule.required else " (advisory: decides nothing)"))
     lines += _field("", "shown by both a paired interval and a test; rolled back if harm beyond a margin is shown; otherwise unknown")
-    groups = {rule.group for rule in plan.gate.rules if rule.required}
     start = "the initial weights" if plan.resumes_from is None else plan.resumes_from.checkpoint
     lines += _field("", f"a rollback goes back to {start}")
     for limit in plan.gate.limits:
         lines += _field("", f"rolled back at once when {limit.on} rises by more than {limit.max_increase:g} bits per byte in the loop")
     tried = ", then ".join(map(str, plan.gate.retries[: plan.gate.max_retries]))
     lines += _field("retries", f"after a rollback: {tried}; then it stops for you") if tried else []
-    return [*lines, *(line for warning in rule_warnings(groups) for line in _field("", f"- WARNING: {warning}"))]
+    warnings = rule_warnings({rule.group for rule in plan.gate.rules if rule.required})
+    if grace_window_steps(plan) >= plan.num_steps:
+        warnings.append(f"the warm-up covers all {plan.num_steps} steps, in which nothing is judged: the verdict will be unknown")
+    return [*lines, *(line for warning in warnings for line in _field("", f"- WARNING: {warning}"))]
 
 
 def _basis(plan: RunPlan) -> list[str]:

@@ -8,8 +8,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+from megatron_cpt.gate.audit import STAGES_WITH_MANIFEST
+from megatron_cpt.gate.decide import decide
 from megatron_cpt.gate.verdict import VERDICT_NAME, Verdict
-from megatron_cpt.plan.run_plan import GatePlan, GateRule
+from megatron_cpt.plan.run_plan import GatePlan, GateRule, RunPlan, grace_window_steps
+from megatron_cpt.record.manifest import write_manifest
 from megatron_cpt.record.store import append_line, write_json
 from megatron_cpt.record.typed import to_plain
 
@@ -90,6 +93,22 @@ def run_folder(folder: Path, verdict: Verdict) -> Path:
     end = {"kind": "end", "attempt": "a", "stage": "train", "status": "finished", "joules": {"unavailable": "no counter"}, "usd": 1.5}
     append_line(folder / "ledger.jsonl", end)
     write_json(folder / "gate" / VERDICT_NAME, to_plain(verdict))
+    return folder
+
+
+def audited_run(folder: Path, baseline: dict[str, Any], candidate: dict[str, Any], plan: RunPlan) -> Path:
+    """Make a finished run with every record of an honest line, up to a verdict that was recorded and is not carried out yet."""
+    verdict = decide(baseline, candidate, plan.gate, step=2500, grace_steps=grace_window_steps(plan))
+    run_folder(folder, verdict)
+    plan.save(folder / "plan")
+    write_json(folder / "baseline/eval.json", baseline)
+    write_json(folder / "eval/eval.json", candidate)
+    for stage in ("baseline", "eval"):
+        end = {"kind": "end", "attempt": stage, "stage": stage, "status": "finished", "joules": 3.0, "usd": {"unavailable": "no price"}}
+        append_line(folder / "ledger.jsonl", end)
+    for stage in STAGES_WITH_MANIFEST:
+        (folder / stage).mkdir(exist_ok=True)
+        write_manifest(folder / stage, stage, {}, {"step": 2500} if stage == "train" else {})
     return folder
 
 
