@@ -11,7 +11,6 @@ import pytest
 from gate_examples import BASELINE, BETTER, FORGETFUL, RULES, run_folder, snapshot
 
 from megatron_cpt.errors import CheckpointError, DataError
-from megatron_cpt.eval.subjects import newest_checkpoint
 from megatron_cpt.gate import rounds
 from megatron_cpt.gate.act import GoodCheckpoint, carry_out, check_digest
 from megatron_cpt.gate.audit import past_problems
@@ -212,12 +211,3 @@ def test_the_event_of_a_round_is_not_written_twice_over_a_log_that_has_it(tmp_pa
     begin_round(run, ASKED, stages=STAGES)
     assert len([line for line in read_lines(run / "ledger.jsonl") if line.get("event") == "new round"]) == 1
     assert read_json(run / "round.json")["number"] == 2
-
-
-def test_the_newest_candidate_is_the_highest_step_by_its_record_and_not_the_last_name_or_time(tmp_path: Path) -> None:
-    """`step_500` sorts behind `step_2500` and `step_10000` as text; a folder without its record is not finished."""
-    folder = tmp_path / "train" / "checkpoints"
-    for step in (10000, 2500, 500):  # the oldest step is the youngest folder
-        saved(folder, f"step_{step}", step=step, fingerprint="p")
-    write_text(folder / "step_99999" / "model" / "weights", "torso")
-    assert newest_checkpoint(folder).name == "step_10000"
