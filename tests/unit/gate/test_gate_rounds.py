@@ -55,7 +55,7 @@ def test_a_new_round_keeps_the_preparation_the_checkpoints_and_the_logs_and_puts
     for name in ("ledger.jsonl", "train/metrics.jsonl"):
         (event,) = [line for line in read_lines(run / name) if line.get("event") == "new round"]
         assert (event["round"], event["reasons"], event["resumes_from"]["checkpoint"]) == (2, ["asked for"], CANDIDATE)
-    assert tried_rounds(run) == ["round 1 (the first): promote: all 2 rules passed"]
+    assert tried_rounds(run) == [f"round 1 (the first): promote: {PROMOTE.reasons[0]}"]
     assert past_problems(run) == []
 
 
