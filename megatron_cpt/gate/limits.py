@@ -67,4 +67,11 @@ def verdict_of_breach(baseline: Mapping[str, Any], plan: GatePlan, breach: Breac
         weights_sha256: of the checkpoint that was saved at the end; None when there is none.
     """
     unjudged = decide(baseline, {}, replace(plan, rules=()))
-    return replace(unjudged, decision="rollback", rules=(), reasons=(breach.reason,), candidate_weights_sha256=weights_sha256)
+    return replace(
+        unjudged,
+        decision="rollback",
+        reasons=(breach.reason,),
+        candidate_weights_sha256=weights_sha256,
+        step=breach.step,
+        notes=(),
+    )

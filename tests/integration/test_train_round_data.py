@@ -13,7 +13,7 @@ from tiny_run import make_layout, make_plan, make_run
 from megatron_cpt.plan.blend import requested_samples
 from megatron_cpt.plan.run_plan import BlendEntry, BlendStage, RunPlan
 
-STEPS, MORE = 60, 100  # steps of 8 samples of 32 tokens: 480 samples, and 800
+STEPS, MORE = 30, 70  # steps of 8 samples of 32 tokens: 240 samples, and 560
 SHARES = (0.7, 0.3)
 Samples = dict[int, list[tuple[int, ...]]]
 
@@ -22,7 +22,7 @@ def test_a_longer_plan_goes_on_in_the_order_of_the_shorter_one(tmp_path: Path) -
     run_dir = make_run(tmp_path)
     first, second, forgetful, lengths, num_epochs = launch_ranks(_read_rounds, 1, str(run_dir))[0]
     assert num_epochs == [2, 1]
-    assert [len(first[source]) for source in (0, 1)] == [336, 144]
+    assert [len(first[source]) for source in (0, 1)] == [168, 72]
     for source in (0, 1):
         read = first[source]
         assert second[source][: len(read)] == read
@@ -32,7 +32,7 @@ def test_a_longer_plan_goes_on_in_the_order_of_the_shorter_one(tmp_path: Path) -
         epoch = lengths[source] // num_epochs[source]
         assert not set(rest) & set(read[(num_epochs[source] - 1) * epoch + 1 :])  # what is left of the last epoch was not read in it
     # law is read more than once: without the earlier numbers a longer plan draws another order, and what was read comes again
-    assert forgetful[0][:336] != first[0]
+    assert forgetful[0][:168] != first[0]
 
 
 def _read_rounds(run_dir_text: str) -> tuple[Samples, Samples, Samples, list[int], list[int]]:
@@ -43,17 +43,17 @@ def _read_rounds(run_dir_text: str) -> tuple[Samples, Samples, Samples, list[int
     backend, run_dir = choose("cpu"), Path(run_dir_text)
     plan = RunPlan.load(make_plan(run_dir, make_layout(), num_steps=STEPS))
     entries = tuple(
-        BlendEntry(name, "domain", "CC0", f"index/{name}", share, 1500, round(share * 480), 1.0)
+        BlendEntry(name, "domain", "CC0", f"index/{name}", share, 1500, round(share * 240), 1.0)
         for name, share in zip(("law", "talk"), SHARES, strict=True)
     )
     first = dataclasses.replace(plan, blend=entries)
     longer = tuple(
         dataclasses.replace(
-            entry, share=(entry.num_samples + 160) / 800, num_samples=entry.num_samples + 160, earlier_num_samples=(wanted,)
+            entry, share=(entry.num_samples + 160) / 560, num_samples=entry.num_samples + 160, earlier_num_samples=(wanted,)
         )
         for entry, wanted in zip(entries, requested_samples(first), strict=True)
     )
-    stages = (BlendStage(0, (336, 144)), BlendStage(STEPS, (160, 160)))
+    stages = (BlendStage(0, (168, 72)), BlendStage(STEPS, (160, 160)))
     second = dataclasses.replace(first, num_steps=MORE, blend=longer, blend_stages=stages)
     forgetful = dataclasses.replace(second, blend=tuple(dataclasses.replace(entry, earlier_num_samples=()) for entry in longer))
     with ranks(single_rank_layout(32, dtype="fp32"), backend=backend, seed=0):
