@@ -213,7 +213,7 @@ def torchrun(module: str, *arguments: str, num_ranks: int, wait: bool = True, **
 def finish(process: subprocess.Popen[str]) -> str:
     """Wait for a process and return what it said."""
     try:
-        output, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=900)  # far beyond any run here: a busy machine is not a failure
     except subprocess.TimeoutExpired:
         process.kill()
         raise
