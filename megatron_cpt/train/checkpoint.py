@@ -37,8 +37,9 @@ from megatron_cpt.train.checkpoint_files import (
 )
 from megatron_cpt.train.collectives import barrier, from_first, highest
 from megatron_cpt.train.metrics import METRICS_NAME, of_round
-from megatron_cpt.train.optimizer import gather_weights
+from megatron_cpt.train.optimizer import gather_weights, rate_in_force
 from megatron_cpt.train.runtime import is_first_rank
+from megatron_cpt.train.schedule import learning_rate
 from megatron_cpt.train.state import TrainState
 from megatron_cpt.train.tracking import RUN_ID_NAME
 
@@ -143,8 +144,11 @@ class Checkpoints:
         if record.wandb_run_id is not None and is_first_rank():
             write_text(self._train_dir / RUN_ID_NAME, record.wandb_run_id)
         self._saved_step = step
+        state = record.state()
+        rate = learning_rate(self._plan.schedule, samples_seen=state.samples_seen + self._plan.layout.global_batch_size)
         logger.info("Resuming after step %d of %d from %s.", step, self._plan.num_steps, folder)
-        return record.state()
+        logger.info("The rate was %.2e there, and the plan's next one is %.2e.", rate_in_force(self._optimizer), rate)
+        return state
 
     def save(self, state: TrainState) -> None:
         """Write a checkpoint aside, publish it whole and prune older ones; nothing to do when this step is saved already.

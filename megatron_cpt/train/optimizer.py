@@ -146,6 +146,11 @@ def parameter_groups(optimizer: Any) -> list[dict[str, Any]]:
     return [group for part in parts if not getattr(part, "is_stub_optimizer", False) for group in part.optimizer.param_groups]
 
 
+def rate_in_force(optimizer: Any) -> float:
+    """Return the rate of the next update if nobody sets another: a loaded checkpoint's own. NaN on a rank without parameters."""
+    return next((group["lr"] for group in parameter_groups(optimizer) if group["lr_mult"] == 1.0), math.nan)
+
+
 def set_rate(optimizer: Any, *, rate: float, weight_decay: float, embedding_scale: float = 1.0) -> None:
     """Put rate and decay in force in every group; a loaded checkpoint's values never survive.
 

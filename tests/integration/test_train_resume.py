@@ -196,6 +196,7 @@ def test_a_cut_newest_checkpoint_is_skipped_for_the_one_before(uninterrupted: Pa
     assert again.returncode == 0, again.said
     assert "Skipping a damaged checkpoint" in again.said
     assert "Resuming after step 16" in again.said
+    assert "The rate was" in again.said
     assert_equal_runs(run_dir, uninterrupted)
 
 
