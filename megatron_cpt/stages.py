@@ -13,15 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_cpt.config.schema import ExperimentConfig
-from megatron_cpt.errors import (
-    DataError,
-    RolledBack,
-)
+from megatron_cpt.errors import DataError, RolledBack
 from megatron_cpt.gate.audit import audit as audit_run
-from megatron_cpt.gate.rounds import (
-    finish_move,
-    next_retry,
-)
+from megatron_cpt.gate.rounds import finish_move, next_retry
 from megatron_cpt.gate.verdict import VERDICT_NAME, Verdict
 from megatron_cpt.line.deciding import do_verdict, gate_body
 from megatron_cpt.line.exporting import export_body, report_body
@@ -35,14 +29,7 @@ from megatron_cpt.meter.energy import open_meter
 from megatron_cpt.meter.killed import settle
 from megatron_cpt.meter.ledger import Attempt, Planned, attempt
 from megatron_cpt.plan.model_shape import ModelShape
-from megatron_cpt.record.manifest import (
-    MANIFEST_NAME,
-    StageResult,
-    build_stage,
-    finished,
-    run_lock,
-    write_manifest,
-)
+from megatron_cpt.record.manifest import MANIFEST_NAME, StageResult, build_stage, finished, run_lock, write_manifest
 from megatron_cpt.record.store import write_json
 from megatron_cpt.stage_names import STAGES, StageInfo
 
@@ -214,12 +201,6 @@ def _on_the_bill(run: Run, stage: str) -> Iterator[Attempt]:
             planned = Planned(plan.estimate.seconds, plan.estimate.tokens, plan.estimate.usd, plan.estimate.kwh)
     meter = open_meter(run.config.cluster.backend if stage in STAGES_ON_RANKS else "cpu")
     with attempt(
-        run.folder,
-        stage,
-        num_ranks=num_ranks,
-        usd_per_device_hour=run.price,
-        meter=meter,
-        planned=planned,
-        round_number=run.round.number,
+        run.folder, stage, num_ranks=num_ranks, usd_per_device_hour=run.price, meter=meter, planned=planned, round_number=run.round.number
     ) as entry:
         yield entry

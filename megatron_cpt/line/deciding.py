@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_cpt.errors import (
-    DataError,
-    RolledBack,
-)
+from megatron_cpt.errors import DataError, RolledBack
 from megatron_cpt.gate.act import GOOD_NAME, GoodCheckpoint, carry_out
 from megatron_cpt.gate.decide import decide
 from megatron_cpt.gate.limits import verdict_of_breach
@@ -18,9 +15,7 @@ from megatron_cpt.line.run import Run, indented
 from megatron_cpt.meter.ledger import Attempt
 from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan, grace_window_steps
 from megatron_cpt.record.hashing import sha256_plain
-from megatron_cpt.record.manifest import (
-    StageResult,
-)
+from megatron_cpt.record.manifest import StageResult
 from megatron_cpt.record.store import read_json, write_json, write_text
 from megatron_cpt.record.typed import to_plain
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from megatron_cpt.errors import (
-    DataError,
-    printable,
-)
+from megatron_cpt.errors import DataError, printable
 from megatron_cpt.gate.act import GoodCheckpoint, check_digest
 from megatron_cpt.gate.verdict import VERDICT_NAME, Verdict
 from megatron_cpt.launch_ranks import run_in_child
@@ -18,10 +15,7 @@ from megatron_cpt.meter.ledger import Attempt
 from megatron_cpt.meter.totals import attempts_of, totals_by_stage
 from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan
 from megatron_cpt.record.hashing import sha256_plain
-from megatron_cpt.record.manifest import (
-    MANIFEST_NAME,
-    StageResult,
-)
+from megatron_cpt.record.manifest import MANIFEST_NAME, StageResult
 from megatron_cpt.record.store import require_free_space, write_text
 from megatron_cpt.stage_names import STAGES
 
@@ -188,9 +182,5 @@ def _add_chat_in_child(
 
     torch.set_num_threads(threads)
     return add_chat(
-        folder,
-        continued_folder=continued_folder,
-        base_folder=base_folder,
-        instruct_folder=instruct_folder,
-        max_shard_bytes=max_shard_bytes,
+        folder, continued_folder=continued_folder, base_folder=base_folder, instruct_folder=instruct_folder, max_shard_bytes=max_shard_bytes
     )

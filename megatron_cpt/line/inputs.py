@@ -7,16 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from megatron_cpt.errors import (
-    DataError,
-)
+from megatron_cpt.errors import DataError
 from megatron_cpt.line.run import Run
 from megatron_cpt.plan.benches import bench_inputs
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.record.hashing import sha256_file
-from megatron_cpt.record.manifest import (
-    MANIFEST_NAME,
-)
+from megatron_cpt.record.manifest import MANIFEST_NAME
 from megatron_cpt.record.typed import to_plain
 from megatron_cpt.record.vocab_layout import FITTED_ROWS
 from megatron_cpt.stage_names import STAGES

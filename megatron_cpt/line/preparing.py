@@ -6,18 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from megatron_cpt.gate.rounds import (
-    earlier_of,
-)
+from megatron_cpt.gate.rounds import earlier_of
 from megatron_cpt.launch_ranks import run_in_child
 from megatron_cpt.line.run import Run, indented, threads_of_this_host
 from megatron_cpt.meter.ledger import Attempt
 from megatron_cpt.plan.benches import copy_benches, read_benches
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.page import page
-from megatron_cpt.record.manifest import (
-    StageResult,
-)
+from megatron_cpt.record.manifest import StageResult
 from megatron_cpt.record.store import read_json, require_free_space, write_json, write_text
 from megatron_cpt.record.typed import from_plain
 from megatron_cpt.record.vocab_layout import FITTED_ROWS, VocabLayout
@@ -48,11 +44,7 @@ def index_body(run: Run, result: StageResult, entry: Attempt) -> None:
     from megatron_cpt.index.build import build_index  # noqa: PLC0415
 
     build_index(
-        result,
-        corpus_folder=run.of("corpus"),
-        vocab_folder=run.of("vocab"),
-        corpus_facts=run.manifest("corpus").facts,
-        say=indented,
+        result, corpus_folder=run.of("corpus"), vocab_folder=run.of("vocab"), corpus_facts=run.manifest("corpus").facts, say=indented
     )
     entry.tokens = sum(source["tokens"] for source in result.facts["sources"].values())
 

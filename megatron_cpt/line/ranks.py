@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from megatron_cpt.errors import (
-    CptError,
-)
+from megatron_cpt.errors import CptError
 from megatron_cpt.launch_ranks import run_ranks
 from megatron_cpt.line.run import Run
 from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan

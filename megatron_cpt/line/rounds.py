@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from megatron_cpt.errors import (
-    ConfigError,
-    RolledBack,
-)
+from megatron_cpt.errors import ConfigError, RolledBack
 from megatron_cpt.gate.act import GOOD_NAME, GoodCheckpoint
-from megatron_cpt.gate.rounds import (
-    Round,
-    asked_round,
-    begin_round,
-    going_on_from,
-    next_retry,
-    resume_point,
-    tried_rounds,
-)
+from megatron_cpt.gate.rounds import Round, asked_round, begin_round, going_on_from, next_retry, resume_point, tried_rounds
 from megatron_cpt.gate.verdict import VERDICT_NAME, Verdict
 from megatron_cpt.line.deciding import do_verdict
 from megatron_cpt.line.inputs import INPUTS, plan_inputs
 from megatron_cpt.line.run import Run, say
-from megatron_cpt.record.manifest import (
-    MANIFEST_NAME,
-    finished,
-)
+from megatron_cpt.record.manifest import MANIFEST_NAME, finished
 from megatron_cpt.stage_names import STAGES
 
 

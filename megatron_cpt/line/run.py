@@ -9,16 +9,10 @@ from pathlib import Path
 
 from megatron_cpt.config.schema import ExperimentConfig
 from megatron_cpt.gate.limits import Breach
-from megatron_cpt.gate.rounds import (
-    Round,
-    current_round,
-)
+from megatron_cpt.gate.rounds import Round, current_round
 from megatron_cpt.plan.retry import with_changes
 from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan
-from megatron_cpt.record.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-)
+from megatron_cpt.record.manifest import MANIFEST_NAME, Manifest
 from megatron_cpt.record.typed import from_plain
 from megatron_cpt.record.unknown import Figure, Unavailable
 from megatron_cpt.stage_names import STAGES

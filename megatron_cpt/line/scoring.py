@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_cpt.errors import (
-    CptError,
-)
-from megatron_cpt.gate.rounds import (
-    past_rounds,
-)
+from megatron_cpt.errors import CptError
+from megatron_cpt.gate.rounds import past_rounds
 from megatron_cpt.line.ranks import start_ranks
 from megatron_cpt.line.run import Run, indented
 from megatron_cpt.meter.ledger import Attempt
 from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan
-from megatron_cpt.record.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    StageResult,
-    commit_in_use,
-    versions_in_use,
-)
+from megatron_cpt.record.manifest import MANIFEST_NAME, Manifest, StageResult, commit_in_use, versions_in_use
 from megatron_cpt.record.store import read_json, write_json
 
 

@@ -5,15 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from megatron_cpt.errors import (
-    EXIT_ROLLED_BACK,
-    BudgetReached,
-    CheckpointError,
-    ConfigError,
-    CptError,
-    DataError,
-    Stopped,
-)
+from megatron_cpt.errors import EXIT_ROLLED_BACK, BudgetReached, CheckpointError, ConfigError, CptError, DataError, Stopped
 from megatron_cpt.line.ranks import start_ranks
 from megatron_cpt.line.run import Run, indented
 from megatron_cpt.meter.killed import consumption_of
