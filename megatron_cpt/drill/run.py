@@ -26,11 +26,12 @@ from megatron_cpt.line.run import Run, say
 from megatron_cpt.meter.energy import open_meter
 from megatron_cpt.meter.killed import settle
 from megatron_cpt.meter.ledger import attempt
+from megatron_cpt.plan.benches import COPIES
 from megatron_cpt.plan.page import page
 from megatron_cpt.plan.run_plan import BlendEntry, RunPlan
 from megatron_cpt.record.hashing import sha256_file
 from megatron_cpt.record.manifest import Manifest, StageResult, build_stage, run_lock
-from megatron_cpt.record.store import read_json, write_json, write_text
+from megatron_cpt.record.store import append_line, read_json, read_lines, write_json, write_text
 from megatron_cpt.stage_names import STAGES
 
 STAGE = "drill"  # on the run's ledger
@@ -140,6 +141,9 @@ def _prepare(run: Run, copy: Run, kind: Kind, good: GoodCheckpoint) -> str:
         if not (kind == "blend" and stage == "index"):
             share_folder(run.of(stage), copy.of(stage))
     shutil.copyfile(run.folder / GOOD_NAME, copy.folder / GOOD_NAME)
+    for line in read_lines(run.folder / LEDGER):
+        if line.get("stage") == "baseline":  # whose scores the copy is judged by; the audit asks what they took
+            append_line(copy.folder / LEDGER, line)
     identity, poisoned = dict(plan.identity), None
     if kind == "blend":
         poisoned = _poison(run, copy, plan, num_tokens=_num_steps(run, kind) * plan.layout.tokens_per_step)
@@ -159,7 +163,7 @@ def _prepare(run: Run, copy: Run, kind: Kind, good: GoodCheckpoint) -> str:
         poisoned=poisoned,
         identity=identity,
     )
-    build_stage(copy.of("plan"), {"drill": kind, "plan": run.manifest("plan").fingerprint}, lambda result: _save_plan(worse, result))
+    build_stage(copy.of("plan"), {"drill": kind, "plan": run.manifest("plan").fingerprint}, lambda result: _save_plan(run, worse, result))
     if good.checkpoint != INIT_CHECKPOINT:
         write_json(copy.folder / good.checkpoint / CHECKPOINT_RECORD, checkpoint_under(worse, record))
     if poisoned is not None:
@@ -167,8 +171,10 @@ def _prepare(run: Run, copy: Run, kind: Kind, good: GoodCheckpoint) -> str:
     return f"the peak rate times {settings.rate_factor:g} ({peak_lr:g})"
 
 
-def _save_plan(plan: RunPlan, result: StageResult) -> None:
+def _save_plan(run: Run, plan: RunPlan, result: StageResult) -> None:
     plan.save(result.folder)
+    if (run.of("plan") / COPIES).is_dir():
+        share_folder(run.of("plan") / COPIES, result.folder / COPIES)  # the benchmarks, which a plan keeps beside it
     write_text(result.folder / "plan.txt", page(plan))
     result.facts = {"fingerprint": plan.fingerprint, "num_steps": plan.num_steps, "num_tokens": plan.num_tokens}
 
