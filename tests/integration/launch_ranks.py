@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import random
 import socket
 import sys
 import tempfile
@@ -19,6 +20,8 @@ from megatron_cpt.launch_ranks import tie_helpers_to_this_process
 
 # What the others report when one rank leaves: a consequence, never the cause.
 CONSEQUENCES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+PORTS = (12000, 32000)  # below Linux's ephemeral range, which starts at 32768
+_given: set[int] = set()
 GRACE_S = 5.0  # for the cause to be written when a consequence was written first
 
 
@@ -109,6 +112,17 @@ def _run_rank(rank: int, function: Callable[..., Any], args: tuple[Any, ...], va
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nobody listens on now, never the same one twice.
+
+    It lies below the ephemeral range: a port of that range, free now, may be the near end of somebody's connection when the ranks bind it.
+    """
+    while True:
+        port = random.SystemRandom().randrange(*PORTS)  # not the generator that tests seed
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+        if port not in _given:
+            _given.add(port)
+            return port
