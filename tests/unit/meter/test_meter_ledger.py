@@ -16,7 +16,7 @@ import pytest
 
 from megatron_cpt.errors import BudgetReached, DataError, RolledBack, Stopped
 from megatron_cpt.meter.account import account_csv, account_text
-from megatron_cpt.meter.energy import NoMeter
+from megatron_cpt.meter.energy import NoMeter, Part
 from megatron_cpt.meter.ledger import Planned, attempt
 from megatron_cpt.meter.totals import attempts_in, attempts_of, totals_by_stage
 from megatron_cpt.record.store import append_line, read_lines
@@ -27,6 +27,9 @@ ROOT = Path(__file__).parents[3]
 
 class TenJoules:
     scope = "a test"
+
+    def parts(self) -> tuple[Part, ...]:
+        return (Part("cpu", 10.0, 1, 1, "a test"),)
 
     def read(self) -> Figure:
         return 10.0
