@@ -76,7 +76,11 @@ def _work(
     records: Sequence[AttemptRecord], shares: Sequence[float], planned: Mapping[str, Figure], *, figure: str, planned_work: float
 ) -> tuple[float, dict[str, float]]:
     """Return the work (seconds or device-seconds) of attempts, and why it is not what was planned, in the same unit."""
-    timed = [(value, share, record.tokens) for record, share in zip(records, shares, strict=True) if (value := _known(record, figure)) is not None]
+    timed = [
+        (value, share, record.tokens)
+        for record, share in zip(records, shares, strict=True)
+        if (value := _known(record, figure)) is not None
+    ]
     total = math.fsum(value for value, _, _ in timed)
     lost = math.fsum(value * share for value, share, _ in timed)
     tokens = planned.get("tokens", Unavailable("not recorded"))
@@ -109,7 +113,7 @@ def _of_rate(
     if work <= 0:
         return Unavailable("the plan expects no device time")
     rate = expected / work
-    total, parts = _work(records, shares, planned, figure="device_seconds", planned_work=work)
+    _, parts = _work(records, shares, planned, figure="device_seconds", planned_work=work)
     actual, at_rate, unmeasured = 0.0, 0.0, 0.0
     for record in records:
         used, value = _known(record, "device_seconds"), _known(record, figure)

@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_cpt.meter.energy import Kind, Part, joules_of, part_from
 from megatron_cpt.meter.here import is_alive
-from megatron_cpt.meter.killed import BILLED, recovered_lines
+from megatron_cpt.meter.killed import BILLED, TRAIN, recovered_lines
 from megatron_cpt.meter.ledger import JOULES_PER_KWH, LEDGER_NAME, NOT_RECORDED, STEP_RECORDS
 from megatron_cpt.record.store import read_lines
 from megatron_cpt.record.unknown import Figure, Unavailable, combine
@@ -127,6 +127,8 @@ class StageTotals:
     usd: Total
     planned: dict[str, Figure] | None
     lost_tokens: int = 0
+    trained_tokens: int = 0
+    """Of the stage train alone, where `tokens` are of all stages."""
     site_kwh: Total = NO_TOTAL
     g_co2e: Total = NO_TOTAL
     estimated_joules: float = 0.0
@@ -175,15 +177,23 @@ def _seconds(line: dict[str, Any]) -> float:
 def _record(attempt_id: str, parts: dict[str, dict[str, Any]]) -> AttemptRecord:
     start, end, imported = parts.get("start", {}), parts.get("end"), parts.get("imported", {})
     first = start or end or imported or next(iter(parts.values()))
-    job = start.get("slurm") or imported.get("slurm") or {}
-    device: Kind = "gpu" if (start or imported).get("device") == "gpu" else "cpu"
+    known = start or imported  # of a job that never wrote, the scheduler's word and the run's own rates
+    job = known.get("slurm") or imported.get("slurm") or {}
     common: dict[str, Any] = {
-        "attempt_id": attempt_id, "stage": str(first.get("stage", "unknown")), "run": str(first.get("run") or ""),
-        "user": str((start or imported).get("user", "unknown")), "began": _number(start.get("time", imported.get("began"))),
-        "round": int(first.get("round", 1)), "tariff": str((start or imported).get("tariff") or ""), "pue": _figure((start or imported).get("pue")),
-        "usd_per_device_hour": _figure((start or imported).get("usd_per_device_hour")), "device": device, "job_id": job.get("job_id"),
-        "grid_g_co2e_per_kwh": _figure((start or imported).get("grid_g_co2e_per_kwh")), "job_restart": int(job.get("restart", 0)),
-    }  # fmt: skip
+        "attempt_id": attempt_id,
+        "stage": str(first.get("stage", "unknown")),
+        "run": str(first.get("run") or ""),
+        "user": str(known.get("user", "unknown")),
+        "began": _number(start.get("time", imported.get("began"))),
+        "round": int(first.get("round", 1)),
+        "tariff": str(known.get("tariff") or ""),
+        "usd_per_device_hour": _figure(known.get("usd_per_device_hour")),
+        "pue": _figure(known.get("pue")),
+        "grid_g_co2e_per_kwh": _figure(known.get("grid_g_co2e_per_kwh")),
+        "device": "gpu" if known.get("device") == "gpu" else "cpu",
+        "job_id": job.get("job_id"),
+        "job_restart": int(job.get("restart", 0)),
+    }
     return _ended(end, imported, common) if end is not None else _unended(parts, common)
 
 
@@ -316,6 +326,7 @@ def totals(records: Sequence[AttemptRecord], *, stage: str) -> StageTotals:
         usd=total_of("usd", records),
         planned=planned_of(records),
         lost_tokens=sum(lost_tokens(list(same)) for same in _by_run(records)),
+        trained_tokens=sum(record.tokens for record in records if record.stage == TRAIN),
         site_kwh=total_of("site_kwh", records),
         g_co2e=total_of("g_co2e", records),
         estimated_joules=math.fsum(record.estimated_joules or 0.0 for record in estimated),
