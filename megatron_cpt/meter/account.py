@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from megatron_cpt.meter.difference import Difference
 from megatron_cpt.meter.ledger import JOULES_PER_KWH
-from megatron_cpt.meter.totals import WHOLE, StageTotals
+from megatron_cpt.meter.totals import WHOLE, StageTotals, Total
 from megatron_cpt.record.unknown import Unavailable
 
 UNITS = {"seconds": ("time", "s"), "usd": ("cost", "USD"), "kwh": ("energy with PUE", "kWh")}
@@ -22,17 +22,19 @@ def account_text(run: str, stages: Sequence[StageTotals], *, differences: Mappin
         lines += [
             f"  {part.stage}: {ends}",
             f"    time    {part.seconds.show('{:,.1f} s')}{_planned(part, 'seconds', '{:,.1f} s')}",
-            f"    devices {part.device_seconds.show('{:,.3f} device-hours', 1 / 3600)}",
+            f"    devices {part.device_seconds.show('{:,.4g} device-hours', 1 / 3600)}",
             *([f"    tokens  {part.tokens:,}{_planned(part, 'tokens', '{:,.0f}')}"] if part.tokens and part.stage != WHOLE else []),
             *([f"    lost    {part.lost_tokens:,} of these tokens: read, and in no weights"] if _shows_loss(part) else []),
             f"    energy  {part.joules.show('{:,.4g} kWh', 1 / JOULES_PER_KWH)}",
             *_estimate(part),
-            f"    site    {part.site_kwh.show('{:,.4g} kWh with PUE')}{_planned(part, 'kwh', '{:,.4g} kWh')}",
-            f"    carbon  {part.g_co2e.show('{:,.4g} g CO2e')}{_planned(part, 'g_co2e', '{:,.4g} g CO2e')}",
+            f"    site    {_from_energy(part, part.site_kwh, '{:,.4g} kWh with PUE')}{_planned(part, 'kwh', '{:,.4g} kWh')}",
+            f"    carbon  {_from_energy(part, part.g_co2e, '{:,.4g} g CO2e')}{_planned(part, 'g_co2e', '{:,.4g} g CO2e')}",
             f"    cost    {part.usd.show('{:,.4g} USD')}{_planned(part, 'usd', '{:,.4g} USD')}",
             *_jumps(part),
         ]
-    return "\n".join([*lines, *difference_lines(differences or {})]) + "\n"
+    methods = dict.fromkeys(method for part in stages for method in part.estimate_methods)
+    notes = [f"  estimated: {method}; in no other figure" for method in methods]
+    return "\n".join([*lines, *notes, *difference_lines(differences or {})]) + "\n"
 
 
 def difference_lines(differences: Mapping[str, Difference | Unavailable]) -> list[str]:
@@ -55,8 +57,17 @@ def difference_lines(differences: Mapping[str, Difference | Unavailable]) -> lis
 def _estimate(part: StageTotals) -> list[str]:
     if not part.num_estimated:
         return []
-    kwh, methods = part.estimated_joules / JOULES_PER_KWH, "; ".join(part.estimate_methods)
-    return [f"            estimated {kwh:,.4g} kWh of CPU in {part.num_estimated} attempts, in no sum here ({methods})"]
+    kwh, attempts = part.estimated_joules / JOULES_PER_KWH, _attempts(part.num_estimated)
+    return [f"            estimated {kwh:,.4g} kWh of CPU in {attempts}"]
+
+
+def _attempts(number: int) -> str:
+    return "1 attempt" if number == 1 else f"{number:,} attempts"
+
+
+def _from_energy(part: StageTotals, total: Total, pattern: str) -> str:
+    """Return a figure that is made from the energy; where that is unknown altogether, its reasons are not told again."""
+    return total.show(pattern) if part.joules.num_known else "unknown, as the energy"
 
 
 def _jumps(part: StageTotals) -> list[str]:
@@ -64,7 +75,7 @@ def _jumps(part: StageTotals) -> list[str]:
         return []
     largest = max(part.clock_jumps, key=abs)
     return [
-        f"    clock   set, or the machine slept, in {len(part.clock_jumps)} attempts, by {largest:+,.0f} s at most; "
+        f"    clock   set, or the machine slept, in {_attempts(len(part.clock_jumps))}, by {largest:+,.0f} s at most; "
         "times are by a clock that does not jump"
     ]
 

@@ -33,7 +33,7 @@ def account_csv(keys: Sequence[str], rows: Rows) -> str:
             (*part.seconds.reasons, *part.joules.reasons, *part.site_kwh.reasons, *part.g_co2e.reasons, *part.usd.reasons)
         )
         writer.writerow([
-            *name, sum(part.num_by_status.values()), _cell(part.seconds), _cell(part.device_seconds, 1 / 3600), part.tokens,
+            *name, sum(part.num_by_status.values()), _cell(part.seconds), _cell(part.device_seconds, 1 / 3600), _tokens_of(keys, part),
             _cell(part.joules, 1 / JOULES_PER_KWH), _cell(part.usd), _known(part.seconds), _known(part.joules), _known(part.usd),
             *(_planned_cell(planned, key) for key in ("seconds", "tokens", "kwh", "usd")), "; ".join(reasons), part.lost_tokens,
             _cell(part.site_kwh), _cell(part.g_co2e), _planned_cell(planned, "g_co2e"),
@@ -64,7 +64,7 @@ def account_json(
         {
             **dict(zip(keys, name, strict=True)),
             "attempts": part.num_by_status,
-            "tokens": part.tokens,
+            "tokens": _tokens_of(keys, part),
             "lost_tokens": part.lost_tokens,
             "seconds": _figure(part.seconds),
             "device_hours": _figure(part.device_seconds, 1 / 3600),
@@ -126,7 +126,9 @@ def account_table(keys: Sequence[str], rows: Rows, whole: StageTotals) -> str:
     if whole.num_estimated:
         kwh = whole.estimated_joules / JOULES_PER_KWH
         methods = "; ".join(whole.estimate_methods)
-        lines.append(f"CPU without a meter: {kwh:,.4g} kWh in {whole.num_estimated} attempts, in no sum above ({methods})")
+        lines.append(
+            f"CPU without a meter: {kwh:,.4g} kWh in {whole.num_estimated} attempt{'s' * (whole.num_estimated != 1)}, in no sum above ({methods})"
+        )
     return "\n".join(lines) + "\n"
 
 

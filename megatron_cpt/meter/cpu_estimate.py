@@ -9,10 +9,7 @@ import resource
 # servers. Single processors lie between a half and double of them. Source: Cloud Carbon Footprint, Methodology, energy estimate (compute).
 IDLE_WATTS_PER_THREAD = 0.74
 BUSY_WATTS_PER_THREAD = 3.5
-METHOD = (
-    f"an estimate: {IDLE_WATTS_PER_THREAD} W a hardware thread, {BUSY_WATTS_PER_THREAD} W while busy "
-    "(Cloud Carbon Footprint averages; right within a factor of two)"
-)
+METHOD = f"estimate by CPU time: {IDLE_WATTS_PER_THREAD} W a hardware thread, {BUSY_WATTS_PER_THREAD} W while busy, within a factor of two"
 
 
 def cpu_seconds() -> float:

@@ -43,7 +43,7 @@ def useless_share(records: Sequence[AttemptRecord]) -> list[float]:
     trained = [number for number, record in enumerate(records) if record.start_tokens is not None]
     for place in range(1, len(trained)):
         before, after = records[trained[place - 1]], records[trained[place]]
-        missing = (before.start_tokens or 0) + before.tokens - (after.start_tokens or 0)
+        missing = float((before.start_tokens or 0) + before.tokens - (after.start_tokens or 0))
         for number in reversed(trained[:place]):
             taken = min(max(missing, 0.0), left[number])
             left[number] -= taken

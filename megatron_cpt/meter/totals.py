@@ -185,14 +185,14 @@ def _record(attempt_id: str, parts: dict[str, dict[str, Any]]) -> AttemptRecord:
         "run": str(first.get("run") or ""),
         "user": str(known.get("user", "unknown")),
         "began": _number(start.get("time", imported.get("began"))),
-        "round": int(first.get("round", 1)),
+        "round": _count(first.get("round"), 1),
         "tariff": str(known.get("tariff") or ""),
         "usd_per_device_hour": _figure(known.get("usd_per_device_hour")),
         "pue": _figure(known.get("pue")),
         "grid_g_co2e_per_kwh": _figure(known.get("grid_g_co2e_per_kwh")),
         "device": "gpu" if known.get("device") == "gpu" else "cpu",
         "job_id": job.get("job_id"),
-        "job_restart": int(job.get("restart", 0)),
+        "job_restart": _count(job.get("restart"), 0),
     }
     return _ended(end, imported, common) if end is not None else _unended(parts, common)
 
@@ -205,10 +205,10 @@ def _ended(end: dict[str, Any], imported: dict[str, Any], common: dict[str, Any]
         **common,
         status=str(end.get("status", "unknown")),
         exit_code=end.get("exit_code"),
-        num_ranks=int(end.get("num_ranks", 0)),
+        num_ranks=_count(end.get("num_ranks"), 0),
         seconds=_figure(end.get("seconds")),
         device_seconds=_figure(end.get("device_seconds")),
-        tokens=int(end.get("tokens", 0)),
+        tokens=_count(end.get("tokens"), 0),
         joules=joules,
         usd=_figure(end.get("usd")),
         planned=end.get("planned"),
@@ -224,7 +224,7 @@ def _ended(end: dict[str, Any], imported: dict[str, Any], common: dict[str, Any]
 def _unended(parts: dict[str, dict[str, Any]], common: dict[str, Any]) -> AttemptRecord:
     start, beat = parts.get("start", {}), parts.get("beat", {})
     left, imported = parts.get("recovered", {}), parts.get("imported", {})
-    num_ranks = int((start or imported).get("num_ranks", 0))
+    num_ranks = _count((start or imported).get("num_ranks"), 0)
     proven = [figure for part in (beat, left) if part and not isinstance(figure := _figure(part.get("seconds")), Unavailable)]
     seconds: Figure = max(proven) if proven else Unavailable("killed before its first heartbeat")
     if imported:  # the scheduler knows when the job ended
@@ -248,7 +248,7 @@ def _unended(parts: dict[str, dict[str, Any]], common: dict[str, Any]) -> Attemp
         num_ranks=num_ranks,
         seconds=seconds,
         device_seconds=device_seconds,
-        tokens=max(int(beat.get("tokens", 0)), int(left.get("tokens", 0))),
+        tokens=max(_count(beat.get("tokens"), 0), _count(left.get("tokens"), 0)),
         joules=joules,
         usd=combine(lambda price, used: used / 3600 * price, common["usd_per_device_hour"], device_seconds),
         planned=None,
@@ -260,6 +260,10 @@ def _unended(parts: dict[str, dict[str, Any]], common: dict[str, Any]) -> Attemp
 
 def _parts(line: dict[str, Any]) -> tuple[Part, ...]:
     return tuple(part for each in line.get("energy") or () if (part := part_from(each)) is not None)
+
+
+def _count(value: object, otherwise: int) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else otherwise
 
 
 def _number(value: object) -> float | None:

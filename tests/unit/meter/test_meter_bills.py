@@ -270,7 +270,7 @@ def test_a_machine_without_a_meter_says_so_and_its_estimate_is_in_no_sum(tmp_pat
     assert isinstance(record.joules, Unavailable)
     assert record.estimated_joules is not None
     assert record.estimated_joules > 0
-    assert "an estimate" in record.estimate_method
+    assert "estimate" in record.estimate_method
     total = totals([record], stage="corpus")
     assert (total.joules.num_known, total.joules.value, total.num_estimated) == (0, 0.0, 1)
 

@@ -158,3 +158,19 @@ def test_a_job_that_still_runs_is_left_alone(tmp_path: Path) -> None:
     text = "JobIDRaw|State|ElapsedRaw\n9|RUNNING|50\n"
     assert import_jobs(tmp_path, parse_sacct(text, where="test"), project_dir=None) == 0
     assert [line["kind"] for line in read_lines(tmp_path / "ledger.jsonl")] == ["submitted"]
+
+
+def test_sacct_is_asked_for_the_jobs_alone_with_duplicates_and_times_in_seconds(tmp_path: Path) -> None:
+    command = tmp_path / "sacct"
+    command.write_text(
+        f'#!/bin/sh\necho "JobIDRaw|State|ElapsedRaw|Start"\necho "$SLURM_TIME_FORMAT $*" > {tmp_path}/asked\necho "7|FAILED|9|1795936000"\n'
+    )
+    command.chmod(0o755)
+    (job,) = parse_sacct(ask_sacct(["7", "8"], command=str(command)), where="sacct")
+    assert (job.began, job.seconds) == (1795936000.0, 9.0)
+    asked = (tmp_path / "asked").read_text()
+    assert asked.startswith("%s --duplicates --parsable2 --format=JobIDRaw,")
+    assert "--jobs=7,8" in asked
+    command.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurmdbd' >&2\nexit 1\n")
+    with pytest.raises(DataError, match="Unable to contact slurmdbd"):
+        ask_sacct(["7"], command=str(command))
