@@ -33,7 +33,7 @@ def account_text(run: str, stages: Sequence[StageTotals], *, differences: Mappin
             *_jumps(part),
         ]
     methods = dict.fromkeys(method for part in stages for method in part.estimate_methods)
-    notes = [f"  estimated: {method}; in no other figure" for method in methods]
+    notes = [f"  {method}; in no other figure" for method in methods]
     return "\n".join([*lines, *notes, *difference_lines(differences or {})]) + "\n"
 
 
@@ -49,7 +49,8 @@ def difference_lines(differences: Mapping[str, Difference | Unavailable]) -> lis
         lines.append(
             f"    {name}: planned {each.planned:,.4g}, actual {each.actual:,.4g} {unit}, {each.actual - each.planned:+,.4g}{outside}"
         )
-        reasons = sorted(((value, reason) for reason, value in each.parts.items() if value), key=lambda part: -abs(part[0]))
+        least = 1e-9 * max(abs(each.planned), abs(each.actual))  # what is left of rounding
+        reasons = sorted(((value, reason) for reason, value in each.parts.items() if abs(value) > least), key=lambda part: -abs(part[0]))
         lines += [f"      {value:+,.4g} {unit}  {reason}" for value, reason in reasons]
     return lines
 

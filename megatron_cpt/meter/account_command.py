@@ -10,10 +10,11 @@ from pathlib import Path
 from megatron_cpt.errors import ConfigError, DataError
 from megatron_cpt.meter.account import account_text
 from megatron_cpt.meter.account_tables import account_csv, account_json, account_table
+from megatron_cpt.meter.attempts import AttemptRecord, attempts_of, attempts_of_project
 from megatron_cpt.meter.difference import Difference, differences
 from megatron_cpt.meter.ledger import LEDGER_NAME
 from megatron_cpt.meter.slurm import ask_sacct, import_jobs, jobs_of, parse_sacct
-from megatron_cpt.meter.totals import GROUPS, WHOLE, AttemptRecord, attempts_of, attempts_of_project, totals, totals_by, totals_by_stage
+from megatron_cpt.meter.totals import GROUPS, WHOLE, totals, totals_by, totals_by_stage
 from megatron_cpt.record.store import read_lines, read_lines_and_torn
 from megatron_cpt.record.unknown import Unavailable
 

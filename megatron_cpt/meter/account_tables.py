@@ -124,11 +124,9 @@ def account_table(keys: Sequence[str], rows: Rows, whole: StageTotals) -> str:
     if any(part.seconds.num_lower_bounds for _, part in rows):
         lines.append(">= at least: killed attempts count up to their last sign of life")
     if whole.num_estimated:
-        kwh = whole.estimated_joules / JOULES_PER_KWH
+        kwh, plural = whole.estimated_joules / JOULES_PER_KWH, "" if whole.num_estimated == 1 else "s"
         methods = "; ".join(whole.estimate_methods)
-        lines.append(
-            f"CPU without a meter: {kwh:,.4g} kWh in {whole.num_estimated} attempt{'s' * (whole.num_estimated != 1)}, in no sum above ({methods})"
-        )
+        lines.append(f"CPU without a meter: {kwh:,.4g} kWh in {whole.num_estimated} attempt{plural}, in no sum above ({methods})")
     return "\n".join(lines) + "\n"
 
 

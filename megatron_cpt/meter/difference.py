@@ -6,13 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from megatron_cpt.meter.totals import AttemptRecord, planned_of
+from megatron_cpt.meter.attempts import AttemptRecord
+from megatron_cpt.meter.totals import planned_of
 from megatron_cpt.record.unknown import Figure, Unavailable, combine
 
 # The reasons, in the order in which they are told. Those before the first colon are the keys of records.
 TOKENS = "other tokens: more or fewer were trained on than planned"
 LOST = "lost work: attempts and steps whose work is in no weights"
-SPEED = "speed: time per token that stayed, starts, checkpoints and evaluations included"
+START = "starts: time before an attempt's first step and after its last"
+SPEED = "speed: time per token that stayed, checkpoints and evaluations between the steps included"
 PRICE = "price: a device-hour cost another price than planned"
 POWER = "power: a device at work drew more or less than planned, as far as it was measured"
 UNMEASURED = "not measured: what the plan expects of attempts and devices without a figure"
@@ -76,19 +78,24 @@ def _work(
     records: Sequence[AttemptRecord], shares: Sequence[float], planned: Mapping[str, Figure], *, figure: str, planned_work: float
 ) -> tuple[float, dict[str, float]]:
     """Return the work (seconds or device-seconds) of attempts, and why it is not what was planned, in the same unit."""
-    timed = [
-        (value, share, record.tokens)
-        for record, share in zip(records, shares, strict=True)
-        if (value := _known(record, figure)) is not None
-    ]
+    pairs = zip(records, shares, strict=True)
+    timed = [(value, share, record) for record, share in pairs if (value := _known(record, figure)) is not None]
     total = math.fsum(value for value, _, _ in timed)
     lost = math.fsum(value * share for value, share, _ in timed)
+    began = math.fsum(value * (1 - share) * _share_of_start(record) for value, share, record in timed)
     tokens = planned.get("tokens", Unavailable("not recorded"))
     if isinstance(tokens, Unavailable) or tokens <= 0:
-        return total, {TOKENS: 0.0, LOST: lost, SPEED: total - lost - planned_work}
-    stayed = math.fsum(count * (1 - share) for _, share, count in timed)
+        return total, {TOKENS: 0.0, LOST: lost, START: began, SPEED: total - lost - began - planned_work}
+    stayed = math.fsum(record.tokens * (1 - share) for _, share, record in timed)
     rate = planned_work / tokens
-    return total, {TOKENS: (stayed - tokens) * rate, LOST: lost, SPEED: total - lost - stayed * rate}
+    return total, {TOKENS: (stayed - tokens) * rate, LOST: lost, START: began, SPEED: total - lost - began - stayed * rate}
+
+
+def _share_of_start(record: AttemptRecord) -> float:
+    """Return the share of an attempt's time in which no step was under way; 0 where it is not known."""
+    if record.training_seconds is None or isinstance(record.seconds, Unavailable) or record.seconds <= 0:
+        return 0.0
+    return min(max(1 - record.training_seconds / record.seconds, 0.0), 1.0)
 
 
 def _of_time(records: Sequence[AttemptRecord], shares: Sequence[float], planned: Mapping[str, Figure]) -> Difference | Unavailable:

@@ -132,7 +132,7 @@ def recovered_lines(
             line |= {
                 "tokens": taken.tokens, "start_tokens": taken.start_tokens, "source_tokens": taken.source_tokens,
                 "licence_tokens": taken.licence_tokens, "seconds": seconds_between(start, taken.began) + taken.training_seconds,
-                "read_from": STEP_RECORDS,
+                "training_seconds": taken.training_seconds, "read_from": STEP_RECORDS,
             }  # fmt: skip
         found.append(line)
     return found

@@ -83,6 +83,8 @@ class Attempt:
     source_tokens: dict[str, int] | None = None
     """Tokens that this attempt read, by source and by licence; None where the stage reads no sources of its own."""
     licence_tokens: dict[str, int] | None = None
+    training_seconds: float | None = None
+    """Of training: from the first step to the end of the last, evaluations and saves between them included."""
     start_tokens: int | None = None
     """Tokens in the weights with which this attempt began; None where nothing is trained."""
     round: int = 1
@@ -151,6 +153,7 @@ class Attempt:
             planned=None if self.planned is None else to_plain(self.planned),
             **self._estimate(joules, seconds=seconds, busy_seconds=busy),
             **({} if abs(self.clock_jump_seconds) < CLOCK_JUMP_SECONDS else {"clock_jump_seconds": self.clock_jump_seconds}),
+            **({} if self.training_seconds is None else {"training_seconds": self.training_seconds}),
             **({} if self.start_tokens is None else {"start_tokens": self.start_tokens}),
             **({} if self.source_tokens is None else {"source_tokens": self.source_tokens, "licence_tokens": self.licence_tokens}),
         )

@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 
 from megatron_cpt.meter import ledger as ledger_module
+from megatron_cpt.meter.attempts import attempts_in, attempts_of, attempts_of_project, week_of
 from megatron_cpt.meter.energy import Part, joules_of
 from megatron_cpt.meter.killed import seconds_between, settle
 from megatron_cpt.meter.ledger import Planned, Site, attempt
 from megatron_cpt.meter.nodes import metered_node
-from megatron_cpt.meter.totals import attempts_in, attempts_of, attempts_of_project, totals, totals_by, week_of
+from megatron_cpt.meter.totals import totals, totals_by
 from megatron_cpt.record.store import append_line, read_lines, read_lines_and_torn
 from megatron_cpt.record.unknown import Figure, Unavailable
 

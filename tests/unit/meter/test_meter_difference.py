@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from megatron_cpt.meter.account import account_text
-from megatron_cpt.meter.difference import LOST, POWER, PRICE, SPEED, TOKENS, UNMEASURED, Difference, differences, useless_share
-from megatron_cpt.meter.totals import AttemptRecord, attempts_in, totals_by_stage
+from megatron_cpt.meter.attempts import AttemptRecord, attempts_in
+from megatron_cpt.meter.difference import LOST, POWER, PRICE, SPEED, START, TOKENS, UNMEASURED, Difference, differences, useless_share
+from megatron_cpt.meter.totals import totals_by_stage
 from megatron_cpt.record.unknown import Unavailable
 
 PLANNED = {"seconds": 1000.0, "tokens": 10_000, "usd": 2.0, "kwh": 4.0, "g_co2e": 1000.0}  # 2 devices: 0.001 USD, 0.002 kWh a device-second
@@ -58,14 +60,21 @@ def test_time_by_hand() -> None:
     tokens, planned at 900 s: +100 s."""
     found = check_sum(differences(by_hand())["seconds"])
     assert (found.planned, found.actual) == (1000.0, 1150.0)
-    assert found.parts == pytest.approx({TOKENS: -100.0, LOST: 150.0, SPEED: 100.0})
+    assert found.parts == pytest.approx({TOKENS: -100.0, LOST: 150.0, START: 0.0, SPEED: 100.0})
+
+
+def test_starts_are_told_from_speed_where_the_steps_are_timed() -> None:
+    """c's 700 s hold 560 s of steps: 140 s of starting, and the rest 40 s faster than planned. a's start is not known, so in its speed."""
+    records = [replace(record, training_seconds=560.0) if record.attempt_id == "c" else record for record in by_hand()]
+    found = check_sum(differences(records)["seconds"])
+    assert found.parts == pytest.approx({TOKENS: -100.0, LOST: 150.0, START: 140.0, SPEED: -40.0})
 
 
 def test_money_by_hand() -> None:
     """2.5 USD for 2.0 planned. Device-seconds at the planned 0.001 USD: -0.2, +0.3, +0.2. They cost 2.3; the price adds 0.2."""
     found = check_sum(differences(by_hand())["usd"])
     assert found.actual == pytest.approx(2.5)
-    assert found.parts == pytest.approx({TOKENS: -0.2, LOST: 0.3, SPEED: 0.2, PRICE: 0.2, UNMEASURED: 0.0})
+    assert found.parts == pytest.approx({TOKENS: -0.2, LOST: 0.3, START: 0.0, SPEED: 0.2, PRICE: 0.2, UNMEASURED: 0.0})
 
 
 def test_energy_by_hand() -> None:
@@ -74,7 +83,7 @@ def test_energy_by_hand() -> None:
     Not measured: b's 0.2 and c's other GPU, 1.4: -1.6."""
     found = check_sum(differences(by_hand())["kwh"])
     assert found.actual == pytest.approx(3.0)
-    assert found.parts == pytest.approx({TOKENS: -0.4, LOST: 0.6, SPEED: 0.4, POWER: 0.0, UNMEASURED: -1.6}, abs=1e-12)
+    assert found.parts == pytest.approx({TOKENS: -0.4, LOST: 0.6, START: 0.0, SPEED: 0.4, POWER: 0.0, UNMEASURED: -1.6}, abs=1e-12)
 
 
 def test_a_run_as_planned_has_no_reasons() -> None:

@@ -17,9 +17,10 @@ import pytest
 from megatron_cpt.errors import BudgetReached, DataError, RolledBack, Stopped
 from megatron_cpt.meter.account import account_text
 from megatron_cpt.meter.account_tables import account_csv
+from megatron_cpt.meter.attempts import attempts_in, attempts_of
 from megatron_cpt.meter.energy import NoMeter, Part
 from megatron_cpt.meter.ledger import attempt
-from megatron_cpt.meter.totals import attempts_in, attempts_of, totals_by, totals_by_stage
+from megatron_cpt.meter.totals import totals_by, totals_by_stage
 from megatron_cpt.record.store import read_lines
 from megatron_cpt.record.unknown import Figure, Unavailable
 

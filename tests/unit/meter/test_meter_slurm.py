@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from megatron_cpt.errors import DataError
+from megatron_cpt.meter.attempts import attempts_of, attempts_of_project
 from megatron_cpt.meter.ledger import attempt
 from megatron_cpt.meter.slurm import ask_sacct, import_jobs, note_jobs, parse_sacct
-from megatron_cpt.meter.totals import attempts_of, attempts_of_project, totals
+from megatron_cpt.meter.totals import totals
 from megatron_cpt.record.store import append_line, read_lines
 from megatron_cpt.record.unknown import Unavailable
 
@@ -162,9 +163,8 @@ def test_a_job_that_still_runs_is_left_alone(tmp_path: Path) -> None:
 
 def test_sacct_is_asked_for_the_jobs_alone_with_duplicates_and_times_in_seconds(tmp_path: Path) -> None:
     command = tmp_path / "sacct"
-    command.write_text(
-        f'#!/bin/sh\necho "JobIDRaw|State|ElapsedRaw|Start"\necho "$SLURM_TIME_FORMAT $*" > {tmp_path}/asked\necho "7|FAILED|9|1795936000"\n'
-    )
+    said = 'echo "JobIDRaw|State|ElapsedRaw|Start"\necho "7|FAILED|9|1795936000"\n'
+    command.write_text(f'#!/bin/sh\necho "$SLURM_TIME_FORMAT $*" > {tmp_path}/asked\n{said}')
     command.chmod(0o755)
     (job,) = parse_sacct(ask_sacct(["7", "8"], command=str(command)), where="sacct")
     assert (job.began, job.seconds) == (1795936000.0, 9.0)
