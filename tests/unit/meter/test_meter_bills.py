@@ -16,12 +16,14 @@ from typing import Any
 
 import pytest
 
+from megatron_cpt.launch_ranks import ATTEMPT_VARIABLE, METERED_VARIABLE, metered, run_ranks
 from megatron_cpt.meter import ledger as ledger_module
 from megatron_cpt.meter.attempts import attempts_in, attempts_of, attempts_of_project, week_of
 from megatron_cpt.meter.energy import Part, joules_of
+from megatron_cpt.meter.here import boot_id
 from megatron_cpt.meter.killed import seconds_between, settle
 from megatron_cpt.meter.ledger import Planned, Site, attempt
-from megatron_cpt.meter.nodes import metered_node
+from megatron_cpt.meter.nodes import metered_node, readings_of
 from megatron_cpt.meter.totals import totals, totals_by
 from megatron_cpt.record.store import append_line, read_lines, read_lines_and_torn
 from megatron_cpt.record.unknown import Figure, Unavailable
@@ -300,3 +302,29 @@ def test_groups_hold_every_attempt_once() -> None:
     }.items():
         assert {name: total.seconds.value for name, total in totals_by(records, [key])} == expected
     assert len(totals_by(records, ["user", "week"])) == 3
+
+
+def test_the_first_rank_of_another_machine_writes_what_the_command_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real launcher's variables reach the ranks; on the command's own machine they write nothing."""
+    launcher = tmp_path / "launcher.sh"
+    launcher.write_text(f"#!/bin/sh\nenv > {tmp_path}/environment\n", encoding="utf-8")
+    launcher.chmod(0o755)
+    assert run_ranks("a.module", [], ranks_per_node=1, threads_per_rank=1, launcher=str(launcher), attempt_id="abc") == 0
+    lines = (tmp_path / "environment").read_text(encoding="utf-8").splitlines()
+    asked = {name: line.partition("=")[2] for name in (ATTEMPT_VARIABLE, METERED_VARIABLE) for line in lines if line.startswith(f"{name}=")}
+    assert asked == {ATTEMPT_VARIABLE: "abc", METERED_VARIABLE: boot_id()}
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+    with metered(tmp_path, backend="cpu"):
+        pass
+    assert not (tmp_path / "energy").exists()
+    monkeypatch.setenv(METERED_VARIABLE, "another machine's")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with metered(tmp_path, backend="cpu"):
+        pass
+    assert not (tmp_path / "energy").exists()
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with metered(tmp_path, backend="cpu"):
+        pass
+    (part,) = readings_of(tmp_path, "abc")
+    assert (part.kind, part.of) == ("cpu", 1)
