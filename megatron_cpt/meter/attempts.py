@@ -165,9 +165,14 @@ def _ended(end: dict[str, Any], imported: dict[str, Any], common: dict[str, Any]
 def _unended(parts: dict[str, dict[str, Any]], common: dict[str, Any]) -> AttemptRecord:
     start, beat = parts.get("start", {}), parts.get("beat", {})
     left, imported = parts.get("recovered", {}), parts.get("imported", {})
+    status = "running" if start and not imported and is_alive(start) else "killed"
     num_ranks = _count((start or imported).get("num_ranks"), 0)
     proven = [figure for part in (beat, left) if part and not isinstance(figure := figure_in(part.get("seconds")), Unavailable)]
-    seconds: Figure = max(proven) if proven else Unavailable("killed before its first heartbeat")
+    seconds: Figure = (
+        max(proven)
+        if proven
+        else Unavailable("still running, and before its first heartbeat" if status == "running" else "killed before its first heartbeat")
+    )
     if imported:  # the scheduler knows when the job ended
         seconds = figure_in(imported.get("seconds"))
     device_seconds: Figure = combine(lambda value: value * num_ranks, seconds)
@@ -176,12 +181,11 @@ def _unended(parts: dict[str, dict[str, Any]], common: dict[str, Any]) -> Attemp
     energy = _parts(left) or _parts(beat)
     joules = figure_in(left["joules"]) if "joules" in left else joules_of(energy, kind=common["device"])
     if isinstance(joules, Unavailable) and not energy:
-        joules = Unavailable("killed before its energy was recorded")
+        joules = Unavailable("still running, and not read yet" if status == "running" else "killed before its energy was recorded")
     if imported and not isinstance(figure_in(imported.get("joules")), Unavailable):
         joules, energy = figure_in(imported["joules"]), _parts(imported)
     elif imported and not start:
         joules = figure_in(imported.get("joules"))
-    status = "running" if start and not imported and is_alive(start) else "killed"
     return AttemptRecord(
         **common,
         status=str(imported.get("status", status)),

@@ -328,3 +328,11 @@ def test_the_first_rank_of_another_machine_writes_what_the_command_asked_for(tmp
         pass
     (part,) = readings_of(tmp_path, "abc")
     assert (part.kind, part.of) == ("cpu", 1)
+
+
+def test_an_attempt_that_still_runs_is_not_called_killed(tmp_path: Path) -> None:
+    with attempt(tmp_path, "train", num_ranks=1, usd_per_device_hour=1.0, beat_seconds=None):
+        (record,) = attempts_of(tmp_path)
+    assert record.status == "running"
+    assert record.seconds == Unavailable("still running, and before its first heartbeat")
+    assert record.joules == Unavailable("still running, and not read yet")
