@@ -158,7 +158,11 @@ class ClusterConfig:
 
 @dataclass
 class GpuConfig:
-    """A device: dense peak per second, memory, power; `null` is unknown and stays unknown. `mfu_*` are shares of the bf16 peak."""
+    """A device: dense peak per second, memory, power; `null` is unknown and stays unknown. `mfu_*` are shares of the bf16 peak.
+
+    The last six keys let the plan predict a step (docs/planning.md): what large matrix products reach, and what memory, the link to
+    another device of the node, and the network to another node carry, each way. `num_multiprocessors` work on one tile each.
+    """
 
     name: str = MISSING
     dense_tflops: float | None = None
@@ -172,6 +176,12 @@ class GpuConfig:
     fp8_mfu_low: float | None = None
     fp8_mfu_likely: float | None = None
     fp8_mfu_high: float | None = None
+    matmul_tflops: float | None = None
+    matmul_fp8_tflops: float | None = None
+    memory_tb_per_second: float | None = None
+    link_gb_per_second: float | None = None
+    network_gb_per_second: float | None = None
+    num_multiprocessors: int | None = None
 
 
 @dataclass
