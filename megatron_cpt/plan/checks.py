@@ -421,9 +421,24 @@ def device_problems(config: ExperimentConfig) -> list[str]:
             "gpu.dense_fp8_tflops": gpu.dense_fp8_tflops,
             "gpu.memory_gb": gpu.memory_gb,
             "gpu.node_watts_per_device": gpu.node_watts_per_device,
+            "gpu.matmul_tflops": gpu.matmul_tflops,
+            "gpu.matmul_fp8_tflops": gpu.matmul_fp8_tflops,
+            "gpu.memory_tb_per_second": gpu.memory_tb_per_second,
+            "gpu.link_gb_per_second": gpu.link_gb_per_second,
+            "gpu.network_gb_per_second": gpu.network_gb_per_second,
+            "gpu.num_multiprocessors": gpu.num_multiprocessors,
+            "gpu.mtbf_hours": gpu.mtbf_hours,
+            "cluster.checkpoint_seconds": config.cluster.checkpoint_seconds,
+            "cluster.restart_seconds": config.cluster.restart_seconds,
         }.items()
         if value is not None and not (value > 0 and math.isfinite(value))
     ]
+    for key, reached, peak in (("", gpu.matmul_tflops, gpu.dense_tflops), ("fp8_", gpu.matmul_fp8_tflops, gpu.dense_fp8_tflops)):
+        if reached is not None and peak is not None and reached > peak:
+            problems.append(
+                f"gpu.matmul_{key}tflops={reached:g} is above the dense peak, {peak:g}: no device computes faster than that."
+                " Correct the one that is wrong."
+            )
     for prefix, shares in {
         "": (gpu.mfu_low, gpu.mfu_likely, gpu.mfu_high),
         "fp8_": (gpu.fp8_mfu_low, gpu.fp8_mfu_likely, gpu.fp8_mfu_high),

@@ -20,6 +20,8 @@ from megatron_cpt.record.vocab_layout import VocabLayout
 
 PLAN_SCHEMA_VERSION = 1
 PLAN_NAME = "plan.yaml"
+NOT_PREDICTED = Unavailable("the plan does not predict a step")
+NO_ALLOWANCE = Unavailable("the plan makes no allowance for interruptions")
 PEAK_NOT_NAMED = Unavailable("the plan does not name the device's peak")
 
 
@@ -367,7 +369,13 @@ class Interval:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the plan expects; `flops_convention` names what is counted."""
+    """What the plan expects; `flops_convention` names what is counted.
+
+    Attributes:
+        step_seconds: of one step, from first principles; `seconds` is from published runs, so that one checks the other.
+        goodput: share of elapsed time that trains, the rest being checkpoints and interruptions.
+        elapsed_seconds: `seconds` over `goodput`.
+    """
 
     num_params: int
     memory: tuple[RankMemory, ...]
@@ -384,6 +392,9 @@ class Estimate:
     kg_co2e: Figure
     basis: tuple[str, ...]
     dense_tflops: Figure = PEAK_NOT_NAMED
+    step_seconds: Figure = NOT_PREDICTED
+    goodput: Figure = NO_ALLOWANCE
+    elapsed_seconds: Figure = NO_ALLOWANCE
 
 
 @dataclass(frozen=True)
