@@ -64,6 +64,27 @@ def parser() -> argparse.ArgumentParser:
     )
     drill.add_argument("--only", choices=["rate", "blend"], help="only the drill with a huge rate, or only that with a poisoned blend")
     _common(drill)
+    search = commands.add_parser(
+        "search",
+        help="rank the layouts of the ranks, batch and sequence of a configuration by predicted time, and compare its own",
+        description="Rank every legal layout that fits by predicted time, and say why the configuration's own is slower if it is.\n\n"
+        "reads:   the configuration and the base model's config.json; no stage need have run, no GPU is used\n"
+        "refuses: a device whose rates are not known",
+        epilog=f"example:\n  megatron-cpt search experiment=medical cluster=h100_8 gpu=h100_sxm\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    search.add_argument("--count", type=int, default=10, metavar="N", help="how many to print (10)")
+    _common(search)
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="measure this machine, and how far the plan's estimate was from a run on it",
+        description="Measure matrix rate, memory bandwidth and the link between two ranks, write them as a gpu group for --config-dir,\n"
+        "and print the measured time of a finished run over its plan's estimate. Nothing is corrected by it.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    calibrate.add_argument("--out", type=Path, metavar="FILE", help="where to write the measured device, e.g. mine/gpu/this_host.yaml")
+    _common(calibrate)
     submit = commands.add_parser("submit", help="send the line to Slurm as a chain of jobs", epilog=EXIT_CODES)
     submit.add_argument("--dry-run", action="store_true", help="print every sbatch line and submit nothing")
     _common(submit)
@@ -140,6 +161,14 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             from megatron_cpt.drill.run import drill  # noqa: PLC0415
 
             drill(config, [arguments.only] if arguments.only else KINDS)
+        elif arguments.command == "search":
+            from megatron_cpt.line.searching import search_layouts  # noqa: PLC0415
+
+            print(search_layouts(config, count=arguments.count), end="")
+        elif arguments.command == "calibrate":
+            from megatron_cpt.line.calibrating import calibrate  # noqa: PLC0415
+
+            print(calibrate(config, out=arguments.out), end="")
         elif arguments.command == "submit":
             stages.submit(config, overrides=overrides, config_dir=arguments.config_dir, dry_run=arguments.dry_run)
         else:
