@@ -66,6 +66,8 @@ def machine_of(gpu: GpuConfig, cluster: ClusterConfig) -> Machine | Unavailable:
         "gpu.link_gb_per_second": gpu.link_gb_per_second,
         "gpu.network_gb_per_second": gpu.network_gb_per_second,
     }
+    if cluster.num_nodes == 1:
+        del needed["gpu.network_gb_per_second"]  # nothing leaves the node
     missing = [key for key, value in needed.items() if value is None]
     if missing:
         return Unavailable("set " + " and ".join(missing))
@@ -76,7 +78,7 @@ def machine_of(gpu: GpuConfig, cluster: ClusterConfig) -> Machine | Unavailable:
         peak_tflops=gpu.dense_tflops or math.nan,
         memory_tb_per_second=gpu.memory_tb_per_second or math.nan,
         link_gb_per_second=gpu.link_gb_per_second or math.nan,
-        network_gb_per_second=gpu.network_gb_per_second or math.nan,
+        network_gb_per_second=gpu.network_gb_per_second or gpu.link_gb_per_second or math.nan,
         devices_per_node=cluster.ranks_per_node,
         num_multiprocessors=gpu.num_multiprocessors or 0,
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
+
+from megatron_cpt.plan.page import show_duration
 from megatron_cpt.plan.run_plan import Layout
 from megatron_cpt.plan.search import Candidate, SearchResult, overrides_of, why_slower
 from megatron_cpt.record.unknown import Figure, Unavailable
 
-_HEADER = f"{'':4}{'tp x pp x cp x dp':>18} {'chunks':>6} {'ep':>3} {'mbs':>3} {'recompute':>9} {'optimizer':>9} {'GB':>6} {'s/step':>8} {'days':>8} {'USD':>10}"
+_HEADER = f"{'':4}{'tp x pp x cp x dp':>18} {'chunks':>6} {'ep':>3} {'mbs':>3} {'recompute':>9} {'optimizer':>9} {'GB':>6} {'s/step':>8} {'time':>8} {'USD':>10}"
 
 
 def search_page(found: SearchResult, *, num_steps: int, usd_per_device_hour: Figure, device: str) -> str:
@@ -38,7 +41,7 @@ def search_page(found: SearchResult, *, num_steps: int, usd_per_device_hour: Fig
             lines.append(f"  the configuration's own layout is {share:.0%} slower than the first one:")
             lines += [f"    {reason} a step" for reason in reasons]
     if found.best:
-        lines += ["the first one:", "  " + " ".join(overrides_of(found.best[0].layout))]
+        lines += ["the first one:", *textwrap.wrap(" ".join(overrides_of(found.best[0].layout)), 118, initial_indent="  ", subsequent_indent="  ")]
     return "\n".join(lines) + "\n"
 
 
@@ -47,11 +50,11 @@ def _line(label: str, candidate: Candidate, *, num_steps: int, usd_per_device_ho
     seconds = step.total * num_steps
     price = "unknown"
     if not isinstance(usd_per_device_hour, Unavailable):
-        price = f"{seconds / 3600 * layout.num_ranks * usd_per_device_hour:,.0f}"
+        price = f"{seconds / 3600 * layout.num_ranks * usd_per_device_hour:,.4g}"
     split = f"{layout.tensor} x {layout.pipeline} x {layout.context} x {layout.data}"
     return (
         f"{label:<4}{split:>18} {layout.virtual_pipeline:>6} {layout.expert:>3} {layout.micro_batch_size:>3} {layout.recompute:>9}"
-        f" {_sharding(layout):>9} {candidate.memory_bytes / 1e9:>6.1f} {step.total:>8.3g} {seconds / 86400:>8.3g} {price:>10}"
+        f" {_sharding(layout):>9} {candidate.memory_bytes / 1e9:>6.1f} {step.total:>8.3g} {show_duration(seconds):>8} {price:>10}"
     )
 
 
