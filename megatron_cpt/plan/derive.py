@@ -13,10 +13,12 @@ from megatron_cpt.errors import ConfigError, raise_all
 from megatron_cpt.plan.benches import Benches, metrics_of, task_of, task_problems
 from megatron_cpt.plan.blend import blend_entries, blend_stages
 from megatron_cpt.plan.calibrate import HostFacts
-from megatron_cpt.plan.checks import estimate_problems, input_problems
+from megatron_cpt.plan.budget import estimate_problems, tariff_problems
+from megatron_cpt.plan.checks import device_problems, input_problems, layout_problems, sizes_are_positive
 from megatron_cpt.plan.memory import NOT_COUNTED, memory_of_stages
+from megatron_cpt.plan.metrics import TEXT_METRIC
 from megatron_cpt.plan.model_shape import ModelShape
-from megatron_cpt.plan.money import known, run_carbon_kg, run_cost_usd, run_energy_kwh, tariff_of
+from megatron_cpt.plan.money import bill_of, known, stored_gb, tariff_of
 from megatron_cpt.plan.parameters import num_params
 from megatron_cpt.plan.resume import Earlier, blend_after, resume_problems, with_earlier_samples
 from megatron_cpt.plan.retry import retry_of, retry_problems, with_changes
@@ -34,13 +36,13 @@ from megatron_cpt.plan.run_plan import (
     GatePlan,
     GateRule,
     HarnessPlan,
-    Interval,
     Layout,
     OptimizerPlan,
     PackingPlan,
     RuleGroup,
     RunPlan,
     StopConditions,
+    StopScore,
     Tariff,
 )
 from megatron_cpt.plan.machine import Machine, machine_of
@@ -49,7 +51,7 @@ from megatron_cpt.plan.step_time import step_time
 from megatron_cpt.plan.throughput import FLOPS_CONVENTION, flops_per_token, recomputed_flops_per_token, training_seconds
 from megatron_cpt.plan.utilization import checkpoint_interval_seconds, comparable_runs, goodput, published_utilization
 from megatron_cpt.record.hashing import sha256_folder
-from megatron_cpt.record.unknown import Figure, Unavailable, combine
+from megatron_cpt.record.unknown import Figure, Interval, Unavailable, combine, likely_of, product
 from megatron_cpt.record.vocab_layout import VocabLayout
 
 WandbMode = Literal["offline", "online", "disabled"]
@@ -98,6 +100,8 @@ def derive(
     problems += retry_problems(config, num_used=num_retries, is_resumed=earlier is not None)
     if earlier is not None:
         problems += resume_problems(config, earlier, vocab_sha256=vocab.tokenizer_sha256)
+    if problems:
+        problems += problems_of_size(config, shape=shape, vocab=vocab, host=host)
     raise_all(ConfigError, problems, where="plan", next_step=_NEXT_STEP)
 
     layout = layout_of(config)
@@ -111,8 +115,8 @@ def derive(
         changed = with_changes(config, map(retry_of, config.gate.retries[num_retries:number]))
         _, _, then = _blend(changed, index_facts, num_steps=num_steps, layout=layout, earlier=earlier)
         problems += [f"after gate.retries[{number - 1}]: {problem}" for problem in then if problem not in problems]
-    tariff = tariff_of(config.tariff, config.gpu)
-    stop = StopConditions(**asdict(config.stop))
+    tariff = tariff_of(config.tariff, config.gpu, num_nodes=config.cluster.num_nodes)
+    stop = stop_conditions_of(config, tasks)
     estimate = estimate_run(
         config,
         shape=shape,
@@ -121,6 +125,7 @@ def derive(
         num_steps=num_steps - (earlier.step if earlier is not None else 0),
         tariff=tariff,
         host=host,
+        num_stored_tokens=sum(int(source["tokens"]) for source in index_facts["sources"].values()),
     )
     recorded = init_facts.get("num_params")
     if recorded is not None and recorded != estimate.num_params:
@@ -174,6 +179,42 @@ def derive(
         grace_steps=config.monitor.grace_steps,
         round=round_number,
         resumes_from=None if earlier is None else earlier.point,
+    )
+
+
+def problems_of_size(config: ExperimentConfig, *, shape: ModelShape, vocab: VocabLayout, host: HostFacts) -> list[str]:
+    """Return where a configuration with other problems does not fit either or costs too much, as far as that can be counted at all."""
+    if not sizes_are_positive(config) or layout_problems(config, shape, vocab) or device_problems(config) or tariff_problems(config):
+        return []
+    layout = layout_of(config)
+    tariff = tariff_of(config.tariff, config.gpu, num_nodes=config.cluster.num_nodes)
+    estimate = estimate_run(
+        config,
+        shape=shape,
+        num_rows=vocab.num_padded_rows,
+        layout=layout,
+        num_steps=math.ceil(config.blend.num_tokens / layout.tokens_per_step),
+        tariff=tariff,
+        host=host,
+        num_stored_tokens=0,
+    )
+    return estimate_problems(estimate, stop_conditions_of(config, {}), layout, tariff)
+
+
+def stop_conditions_of(config: ExperimentConfig, tasks: Mapping[str, Task | None]) -> StopConditions:
+    """Return the limits with the metric of each score that is one: a text's bits per byte, a task's main metric."""
+    stop = config.stop
+    return StopConditions(
+        max_hours=stop.max_hours,
+        max_usd=stop.max_usd,
+        max_kwh=stop.max_kwh,
+        max_skipped_steps=stop.max_skipped_steps,
+        spike_factor=stop.spike_factor,
+        max_tokens=stop.max_tokens,
+        scores=tuple(
+            StopScore(of=score.of, metric=task[1][0] if (task := tasks.get(score.of)) else TEXT_METRIC, at_most=score.at_most, at_least=score.at_least)
+            for score in stop.scores
+        ),
     )
 
 
@@ -360,9 +401,17 @@ def goodput_of(config: ExperimentConfig, *, seconds_per_step: Figure) -> Figure:
 
 
 def estimate_run(
-    config: ExperimentConfig, *, shape: ModelShape, num_rows: int, layout: Layout, num_steps: int, tariff: Tariff, host: HostFacts
+    config: ExperimentConfig,
+    *,
+    shape: ModelShape,
+    num_rows: int,
+    layout: Layout,
+    num_steps: int,
+    tariff: Tariff,
+    host: HostFacts,
+    num_stored_tokens: int,
 ) -> Estimate:
-    """Estimate memory, time, money, energy and carbon of the training steps."""
+    """Estimate memory, time, money, energy and carbon of the training steps; `num_stored_tokens` are those of the token files."""
     gpu = config.gpu
     on_cpu = config.cluster.backend == "cpu"
     tokens = num_steps * layout.tokens_per_step
@@ -377,10 +426,18 @@ def estimate_run(
     machine = Unavailable("a step is predicted for GPUs only") if on_cpu else machine_of(gpu, config.cluster)
     predicted = step_time(shape, layout, machine, num_rows=num_rows).total if isinstance(machine, Machine) else machine
     trained = goodput_of(config, seconds_per_step=combine(lambda value: value / num_steps, likely))
-    device_hours = combine(lambda value: value * layout.num_ranks / 3600, likely)
-    kwh = run_energy_kwh(device_hours, tariff)
+    params = num_params(shape, num_rows=num_rows)
+    stored = stored_gb(
+        num_params=params,
+        layout=layout,
+        num_checkpoints=config.checkpoint.keep_last + config.checkpoint.keep_best,
+        num_tokens=num_stored_tokens,
+        num_ids=num_rows,
+    )
+    device_hours = product(seconds, layout.num_ranks / 3600)
+    bill = bill_of(device_hours, tariff, stored_gb=stored, goodput=trained, allowance=config.allowance)
     return Estimate(
-        num_params=num_params(shape, num_rows=num_rows),
+        num_params=params,
         memory=memory_of_stages(shape, layout, num_rows=num_rows, fused_swiglu=not on_cpu),
         memory_limit_bytes=memory_limit_bytes(config, host),
         flops_per_token=flops,
@@ -389,15 +446,16 @@ def estimate_run(
         seconds_low=seconds if isinstance(seconds, Unavailable) else seconds.low,
         seconds=likely,
         seconds_high=seconds if isinstance(seconds, Unavailable) else seconds.high,
-        device_hours=device_hours,
-        usd=run_cost_usd(device_hours, tariff),
-        kwh=kwh,
-        kg_co2e=run_carbon_kg(kwh, tariff),
+        device_hours=likely_of(device_hours),
+        usd=likely_of(bill.usd),
+        kwh=likely_of(bill.kwh),
+        kg_co2e=likely_of(bill.kg_location),
         basis=_basis(config, peak, utilization, from_where=from_where, goodput=trained, step_seconds=predicted),
         dense_tflops=peak,
         step_seconds=predicted,
         goodput=trained,
         elapsed_seconds=combine(lambda value, share: value / share, likely, trained),
+        bill=bill,
     )
 
 
@@ -426,7 +484,7 @@ def _basis(
     if not isinstance(step_seconds, Unavailable):
         lines.append(f"a step predicted from kernels and links alone: {step_seconds:.3g} s, as a check of the share")
     lines.append(_allowance(config, goodput))
-    return (*lines, "carbon is location-based; energy is the node's share of a device x PUE", NOT_COUNTED)
+    return (*lines, NOT_COUNTED)
 
 
 def _allowance(config: ExperimentConfig, share: Figure) -> str:

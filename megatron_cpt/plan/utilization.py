@@ -15,9 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from megatron_cpt.plan.model_shape import ModelShape
-from megatron_cpt.plan.run_plan import Interval
 from megatron_cpt.plan.throughput import flops_per_token, recomputed_flops_per_token
-from megatron_cpt.record.unknown import Figure, Unavailable
+from megatron_cpt.record.unknown import Figure, Interval, Unavailable
 
 _TABLE = Path(__file__).with_name("published_runs.csv")
 _SAME_CHIP = {"H200": "H100"}  # the same processor with more memory
