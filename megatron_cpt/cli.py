@@ -9,11 +9,15 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import megatron_cpt
 from megatron_cpt.errors import EXIT_FINISHED, ConfigError, CptError
 from megatron_cpt.stage_names import STAGES, StageInfo
+
+if TYPE_CHECKING:
+    from megatron_cpt.config.schema import ExperimentConfig
+    from megatron_cpt.plan.run_plan import RunPlan
 
 EXIT_CODES = (
     "exit codes: 0 finished, 2 config, 3 data, 4 checkpoint, 5 rolled back, 6 budget reached, 75 stopped with a checkpoint (run again)"
@@ -45,15 +49,18 @@ def parser() -> argparse.ArgumentParser:
     _common(walk)
     for stage in STAGES:
         example = f"megatron-cpt {stage.name} experiment=quickstart"
-        _common(
-            commands.add_parser(
-                stage.name,
-                help=stage.does,
-                description=f"{stage.does.capitalize()}.\n\nreads:   {stage.reads}\nwrites:  {stage.writes}\nrefuses: {stage.refuses}",
-                epilog=f"examples:\n  {example}\n  {example} run_name=second\n\n{EXIT_CODES}",
-                formatter_class=argparse.RawDescriptionHelpFormatter,
-            )
+        command = commands.add_parser(
+            stage.name,
+            help=stage.does,
+            description=f"{stage.does.capitalize()}.\n\nreads:   {stage.reads}\nwrites:  {stage.writes}\nrefuses: {stage.refuses}",
+            epilog=f"examples:\n  {example}\n  {example} run_name=second\n\n{EXIT_CODES}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        if stage.name == "plan":
+            command.add_argument(
+                "--deepspeed", type=Path, metavar="DIR", help="also write the nearest ds_config.json and accelerate launch for DeepSpeed"
+            )
+        _common(command)
     _common(commands.add_parser("audit", help="check that the verdict was carried out and that no record is missing", epilog=EXIT_CODES))
     drill = commands.add_parser(
         "drill",
@@ -152,6 +159,8 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         if arguments.cfg:
             print(as_yaml(config), end="")
             continue
+        if arguments.command == "plan" and _is_told_beforehand(config, deepspeed=arguments.deepspeed):
+            continue
         from megatron_cpt import stages  # noqa: PLC0415
 
         if arguments.command == "audit":
@@ -173,7 +182,31 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             stages.submit(config, overrides=overrides, config_dir=arguments.config_dir, dry_run=arguments.dry_run)
         else:
             stages.walk(config, _chosen(arguments), begin=_begins(arguments))
+            if arguments.command == "plan" and arguments.deepspeed is not None:
+                from megatron_cpt.line.run import Run  # noqa: PLC0415
+
+                _write_deepspeed(Run.of_round(config).plan, arguments.deepspeed)
     return code
+
+
+def _is_told_beforehand(config: ExperimentConfig, *, deepspeed: Path | None) -> bool:
+    """Print what the plan would be where the stages before it have not run; False where they have, so that it can be made."""
+    from megatron_cpt.line.expecting import expected_plan, is_before_the_plan  # noqa: PLC0415
+    from megatron_cpt.plan.page import page  # noqa: PLC0415
+
+    if not is_before_the_plan(config):
+        return False
+    plan = expected_plan(config)
+    print(page(plan, is_expected=True), end="")
+    if deepspeed is not None:
+        _write_deepspeed(plan, deepspeed)
+    return True
+
+
+def _write_deepspeed(plan: RunPlan, folder: Path) -> None:
+    from megatron_cpt.plan.deepspeed import write_deepspeed  # noqa: PLC0415
+
+    print(write_deepspeed(plan, folder), end="")
 
 
 def _begins(arguments: argparse.Namespace) -> Literal["new round", "retry"] | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megatron_cpt.config.schema import ClusterConfig, ExperimentConfig
 from megatron_cpt.errors import ConfigError
+from megatron_cpt.line.expecting import expected_vocab
 from megatron_cpt.plan.calibrate import HostFacts
 from megatron_cpt.plan.checks import layout_problems
 from megatron_cpt.plan.derive import layout_of, memory_limit_bytes
@@ -16,14 +17,6 @@ from megatron_cpt.plan.money import tariff_of
 from megatron_cpt.plan.search import search
 from megatron_cpt.plan.search_page import search_page
 from megatron_cpt.record.unknown import Unavailable
-from megatron_cpt.record.vocab_layout import VocabLayout, padded_rows
-
-
-def expected_vocab(config: ExperimentConfig, shape: ModelShape) -> VocabLayout:
-    """Return the vocabulary that the configuration asks for, before the tokenizer was extended: new pieces and the separator at most."""
-    num_ids = shape.num_base_ids + config.tokenizer.num_new_pieces + (1 if config.tokenizer.num_new_pieces else 0)
-    rows = padded_rows(num_ids, multiple=config.tokenizer.pad_rows_to_multiple)
-    return VocabLayout(shape.num_base_ids, num_ids, rows, 0, "")
 
 
 def search_layouts(config: ExperimentConfig, *, count: int = 10) -> str:

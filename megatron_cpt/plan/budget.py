@@ -71,6 +71,8 @@ def _interval_problems(config: ExperimentConfig) -> list[str]:
         ("allowance", allowance.low, allowance.likely, allowance.high),
     ):
         ends = [value for value in (low, likely, high) if value is not None]
+        if key == "tariff.pue" and likely is not None and not likely >= 1:
+            continue  # said already
         if (likely is None and ends) or any(not left <= right for left, right in zip(ends, ends[1:], strict=False)):
             problems.append(f"{key}: low {low}, likely {likely}, high {high} are not an interval. Use low <= likely <= high, or null.")
     return problems

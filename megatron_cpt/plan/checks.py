@@ -10,10 +10,9 @@ from typing import Any
 from megatron_cpt.config.schema import ExperimentConfig
 from megatron_cpt.errors import printable
 from megatron_cpt.plan.blend import ROLES, blend_problems, blend_stage_problems
-from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.budget import stop_score_problems, tariff_problems
+from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.schedule import schedule_problems
-from megatron_cpt.record.unknown import Figure, Unavailable
 from megatron_cpt.record.vocab_layout import VocabLayout
 
 BACKENDS = ("cpu", "cuda")

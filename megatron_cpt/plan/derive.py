@@ -8,13 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from megatron_cpt.config.schema import ExperimentConfig, GateRuleConfig, GpuConfig
+from megatron_cpt.config.schema import ExperimentConfig, GateRuleConfig
 from megatron_cpt.errors import ConfigError, raise_all
 from megatron_cpt.plan.benches import Benches, metrics_of, task_of, task_problems
 from megatron_cpt.plan.blend import blend_entries, blend_stages
+from megatron_cpt.plan.budget import estimate_problems
 from megatron_cpt.plan.calibrate import HostFacts
-from megatron_cpt.plan.budget import estimate_problems, tariff_problems
 from megatron_cpt.plan.checks import device_problems, input_problems, layout_problems, sizes_are_positive
+from megatron_cpt.plan.machine import Machine, machine_of
 from megatron_cpt.plan.memory import NOT_COUNTED, memory_of_stages
 from megatron_cpt.plan.metrics import TEXT_METRIC
 from megatron_cpt.plan.model_shape import ModelShape
@@ -45,7 +46,6 @@ from megatron_cpt.plan.run_plan import (
     StopScore,
     Tariff,
 )
-from megatron_cpt.plan.machine import Machine, machine_of
 from megatron_cpt.plan.schedule import schedule_of
 from megatron_cpt.plan.step_time import step_time
 from megatron_cpt.plan.throughput import FLOPS_CONVENTION, flops_per_token, recomputed_flops_per_token, training_seconds
@@ -184,7 +184,7 @@ def derive(
 
 def problems_of_size(config: ExperimentConfig, *, shape: ModelShape, vocab: VocabLayout, host: HostFacts) -> list[str]:
     """Return where a configuration with other problems does not fit either or costs too much, as far as that can be counted at all."""
-    if not sizes_are_positive(config) or layout_problems(config, shape, vocab) or device_problems(config) or tariff_problems(config):
+    if not sizes_are_positive(config) or layout_problems(config, shape, vocab) or device_problems(config):
         return []
     layout = layout_of(config)
     tariff = tariff_of(config.tariff, config.gpu, num_nodes=config.cluster.num_nodes)
@@ -212,7 +212,12 @@ def stop_conditions_of(config: ExperimentConfig, tasks: Mapping[str, Task | None
         spike_factor=stop.spike_factor,
         max_tokens=stop.max_tokens,
         scores=tuple(
-            StopScore(of=score.of, metric=task[1][0] if (task := tasks.get(score.of)) else TEXT_METRIC, at_most=score.at_most, at_least=score.at_least)
+            StopScore(
+                of=score.of,
+                metric=task[1][0] if (task := tasks.get(score.of)) else TEXT_METRIC,
+                at_most=score.at_most,
+                at_least=score.at_least,
+            )
             for score in stop.scores
         ),
     )
@@ -419,9 +424,7 @@ def estimate_run(
     peak = peak_of(config, host)
     utilization, from_where = utilization_of(config, shape, peak=peak)
     repeated = recomputed_flops_per_token(shape, sequence_length=layout.sequence_length, recompute=layout.recompute)
-    seconds = training_seconds(
-        total_flops=(flops + repeated) * tokens, layout=layout, dense_tflops=peak, utilization=utilization
-    )
+    seconds = training_seconds(total_flops=(flops + repeated) * tokens, layout=layout, dense_tflops=peak, utilization=utilization)
     likely: Figure = seconds if isinstance(seconds, Unavailable) else seconds.likely
     machine = Unavailable("a step is predicted for GPUs only") if on_cpu else machine_of(gpu, config.cluster)
     predicted = step_time(shape, layout, machine, num_rows=num_rows).total if isinstance(machine, Machine) else machine

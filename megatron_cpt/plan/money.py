@@ -100,9 +100,7 @@ def run_carbon_kg(energy_kwh: Figure, tariff: Tariff) -> Figure:
     return combine(lambda kwh, grams: kwh * grams / 1000, energy_kwh, tariff.grid_g_co2e_per_kwh)
 
 
-def bill_of(
-    device_hours: Range, tariff: Tariff, *, stored_gb: Figure, goodput: Figure, allowance: AllowanceConfig | None = None
-) -> Bill:
+def bill_of(device_hours: Range, tariff: Tariff, *, stored_gb: Figure, goodput: Figure, allowance: AllowanceConfig | None = None) -> Bill:
     """Return money, energy and carbon of device hours as intervals.
 
     Args:

@@ -41,7 +41,9 @@ def _of_node(gpu: GpuConfig) -> tuple[Range, str]:
     measured = gpu.node_watts_per_device
     if measured is not None:
         wide = SPREAD_OF_NODES * measured
-        return Interval(measured - wide, measured, measured + wide), f"{measured:g} W a device of a measured node, and {SPREAD_OF_NODES:.1%} each way"
+        return Interval(
+            measured - wide, measured, measured + wide
+        ), f"{measured:g} W a device of a measured node, and {SPREAD_OF_NODES:.1%} each way"
     rated, rest = gpu.device_watts, gpu.rest_of_node_watts
     shares = (gpu.watts_share_low, gpu.watts_share_likely, gpu.watts_share_high)
     low, likely, high = shares

@@ -15,7 +15,7 @@ from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.record.hashing import sha256_plain
 from megatron_cpt.record.store import write_text
 from megatron_cpt.record.typed import from_plain, to_plain
-from megatron_cpt.record.unknown import Figure, Interval, Range, Unavailable
+from megatron_cpt.record.unknown import Figure, Range, Unavailable
 from megatron_cpt.record.vocab_layout import VocabLayout
 
 PLAN_SCHEMA_VERSION = 1

@@ -65,9 +65,7 @@ def around(likely: Figure, *, low: Figure, high: Figure) -> Range:
     """Return the interval of a likely figure; an end that is unavailable is the likely figure itself."""
     if isinstance(likely, Unavailable):
         return likely
-    return Interval(
-        likely if isinstance(low, Unavailable) else low, likely, likely if isinstance(high, Unavailable) else high
-    )
+    return Interval(likely if isinstance(low, Unavailable) else low, likely, likely if isinstance(high, Unavailable) else high)
 
 
 def likely_of(found: Range) -> Figure:
