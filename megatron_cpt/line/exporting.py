@@ -17,6 +17,7 @@ from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan
 from megatron_cpt.record.hashing import sha256_plain
 from megatron_cpt.record.manifest import MANIFEST_NAME, StageResult
 from megatron_cpt.record.store import require_free_space, write_text
+from megatron_cpt.record.vocab_contract import check_vocab
 from megatron_cpt.stage_names import STAGES
 
 
@@ -29,6 +30,7 @@ def export_body(run: Run, result: StageResult, _: Attempt) -> None:
         )
     check_digest(run.folder, good)
     plan, settings, folder = run.plan, run.config.export, result.folder / "hf"
+    check_vocab(run.of("vocab"), expected=plan.vocab)
     size = sum(path.stat().st_size for path in run.base_folder.glob("*.safetensors"))
     require_free_space(run.folder, int(1.3 * size * (2 if settings.instruct_model else 1)), purpose="the exported model")
     threads = threads_of_this_host()
