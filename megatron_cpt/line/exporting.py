@@ -22,6 +22,7 @@ from megatron_cpt.stage_names import STAGES
 
 
 def export_body(run: Run, result: StageResult, _: Attempt) -> None:
+    check_vocab(run.of("vocab"), expected=run.plan.vocab)
     verdict = Verdict.load(run.of("gate") / VERDICT_NAME)
     good = GoodCheckpoint.load(run.folder)
     if verdict.decision != "promote" or good.verdict_sha256 != verdict.fingerprint:
@@ -30,7 +31,6 @@ def export_body(run: Run, result: StageResult, _: Attempt) -> None:
         )
     check_digest(run.folder, good)
     plan, settings, folder = run.plan, run.config.export, result.folder / "hf"
-    check_vocab(run.of("vocab"), expected=plan.vocab)
     size = sum(path.stat().st_size for path in run.base_folder.glob("*.safetensors"))
     require_free_space(run.folder, int(1.3 * size * (2 if settings.instruct_model else 1)), purpose="the exported model")
     threads = threads_of_this_host()

@@ -1,6 +1,6 @@
 """Forcing a user's terms into the extension: the merges that make each of them one piece, before any merge that is learned.
 
-A term becomes a piece by joining neighbours, shortest first, so that characters and short words are shared by the terms. A pair that
+A term becomes a piece by joining neighbours, within characters first and short before long, so that terms share their parts. A pair that
 stands in general text is not joined; one pair of the term that stands nowhere there is enough, since what is joined from it stands
 nowhere there either. A term without such a pair changes general text, and is taken only within the share of documents that
 `max_share` allows.
@@ -16,6 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from megatron_cpt.errors import DataError, printable
+from megatron_cpt.vocab.byte_level import is_utf8, piece_bytes
 from megatron_cpt.vocab.merges import Ints, Merge, batches, pack
 
 COUNTED_CHARS = 2_000_000  # enough to see whether a term follows a space; a thousand terms take some seconds
@@ -79,7 +80,7 @@ class Forcing:
         now = self.joined(ids, new_of)
         while len(now) > 1:
             choices = [
-                (len(pieces[left]) + len(pieces[right]), place)
+                (cuts_a_character(pieces[left], pieces[right]), len(piece), place)
                 for place, (left, right) in enumerate(pairwise(now))
                 if self.may_join(left, right, may_change_general=may_change_general)
                 and (piece := pieces[left] + pieces[right]) not in self._taken
@@ -87,7 +88,7 @@ class Forcing:
             ]
             if not choices:
                 return None
-            _, place = min(choices)
+            *_, place = min(choices)
             left, right = now[place], now[place + 1]
             new_id = self._first_new_id + len(self.merges) + len(chain)
             merge = Merge(left, right, new_id, pieces[left] + pieces[right], 0, forced=True)
@@ -103,6 +104,13 @@ class Forcing:
             self._new_of[merge.left, merge.right] = merge.new_id
             self._pieces[merge.new_id] = merge.piece
             self._taken.add(merge.piece)
+
+
+def cuts_a_character(left: str, right: str) -> bool:
+    """Say whether joining two pieces puts a part of a character beside another character, a piece that no other term can share."""
+    parts = piece_bytes(left) or b"", piece_bytes(right) or b""
+    begins_inside = any(byte & 0xC0 != 0x80 for byte in (parts[0] + parts[1])[1:])
+    return begins_inside and not all(map(is_utf8, parts))
 
 
 def count_forms(terms: Sequence[str], texts: Iterable[str]) -> dict[str, tuple[int, int]]:

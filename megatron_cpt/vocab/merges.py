@@ -155,6 +155,8 @@ class PairIndex:
         """Remove and return `(key, count)` of the pair that saves most; the lower ids win a draw."""
         while self.heap:
             negative, key = heapq.heappop(self.heap)
+            if key not in self.counts:
+                continue  # a forced merge took it
             count = self.saving(key)
             if count == -negative:
                 return key, count

@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from vocab_folders import TEXTS, make_vocab
 
 from megatron_cpt.errors import CptError, DataError
 from megatron_cpt.record.tokenizer_file import load_tokenizer
 from megatron_cpt.record.vocab_contract import Check, Drift, check_vocab, probe_of, write_contract
-from megatron_cpt.record.vocab_layout import VocabLayout
-
-TEXTS = ["one two", "第一条　民法"]
-
-
-def make(folder):
-    (folder / "tokenizer").mkdir(parents=True)
-    path = folder / "tokenizer" / "tokenizer.json"
-    vocab = {character: number for number, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer.save(str(path))
-    layout = VocabLayout(256, 256, 256, 0, hashlib.sha256(path.read_bytes()).hexdigest())
-    (folder / "vocab_layout.json").write_text(json.dumps(dataclasses.asdict(layout)))
-    probe = probe_of(load_tokenizer(path), TEXTS)
-    write_contract(folder, layout, probe=probe, drift=Drift(10, 0, 0.0), checks=[Check("a clause", True, 3)])
-    return layout
 
 
 @pytest.fixture
 def folder(tmp_path):
-    make(tmp_path / "vocab")
+    make_vocab(tmp_path / "vocab")
     return tmp_path / "vocab"
 
 
@@ -45,7 +27,7 @@ def edit(path, change):
 
 
 def test_a_proven_vocabulary_gives_its_layout(tmp_path):
-    layout = make(tmp_path / "vocab")
+    layout = make_vocab(tmp_path / "vocab")
     assert check_vocab(tmp_path / "vocab") == layout == check_vocab(tmp_path / "vocab", expected=layout)
 
 
