@@ -30,6 +30,12 @@ def vocab_inputs(run: Run) -> dict[str, Any]:
     if not tokenizer.is_file():
         raise DataError("The base model has no tokenizer.json.", where=run.base_folder, rule="a byte-level BPE tokenizer.json")
     settings = {key: value for key, value in asdict(run.config.tokenizer).items() if key != "row_init"}
+    for key, default in (("terms", ""), ("max_drift", 0.0)):  # a stage from before they existed keeps its inputs
+        if settings[key] == default:
+            del settings[key]
+    if run.config.tokenizer.terms:
+        terms = Path(run.config.tokenizer.terms)
+        settings["terms"] = sha256_file(terms) if terms.is_file() else "missing"
     return {**run.fingerprints("corpus"), "tokenizer": settings, "base_tokenizer_sha256": sha256_file(tokenizer)}
 
 

@@ -49,7 +49,7 @@ def read_object(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         if size > MAX_TOKENIZER_BYTES:
             raise DataError("A tokenizer file is too large.", where=path, value=f"{size} bytes", rule=f"at most {MAX_TOKENIZER_BYTES}")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
     except FileNotFoundError:
         raise DataError(
             "The base model folder lacks a file.", where=path, next_step="Set model.path to a complete Hugging Face folder."
@@ -59,6 +59,14 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise DataError("A file of the base model is not a JSON object.", where=path, value=type(data).__name__)
     return data
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for place, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:place]))
+        raise ValueError(f"{twice!r} stands twice in one object")
+    return found
 
 
 def tokenizer_from(data: dict[str, Any], *, where: Path) -> Tokenizer:
@@ -78,7 +86,7 @@ def load_base(folder: Path) -> BaseTokenizer:
     path = folder / "tokenizer.json"
     if not path.exists() and (folder / "tokenizer.model").exists():
         raise unsupported(folder / "tokenizer.model", "a SentencePiece model")
-    data = read_object(path)
+    data = read_object(path) if path.exists() else older_form(folder)
     refuse_other_kinds(path, data)
     num_rows = read_object(folder / "config.json").get("vocab_size")
     if isinstance(num_rows, bool) or not isinstance(num_rows, int) or num_rows < 1:
@@ -96,6 +104,53 @@ def load_base(folder: Path) -> BaseTokenizer:
             next_step="Use the tokenizer that belongs to this model.",
         )
     return BaseTokenizer(folder, data, tokenizer, num_rows, added, special)
+
+
+def older_form(folder: Path) -> dict[str, Any]:
+    """Return as tokenizer.json what a folder says in an older form: GPT-2's vocab.json and merges.txt.
+
+    The two files do not say how text is cut into words. GPT-2's own rule is known; a model of another type is refused.
+
+    Raises:
+        DataError: there is no such pair of files, it is not GPT-2's, or it is damaged.
+    """
+    path, ranks = folder / "tokenizer.json", sorted(folder.glob("*.tiktoken"))
+    if ranks:
+        raise DataError(
+            "This version cannot extend a tiktoken file: it holds no rule of how text is cut, and no special tokens.",
+            where=ranks[0],
+            rule=SUPPORTED,
+            next_step="Convert it once to a tokenizer.json (transformers.TikTokenConverter, with the model's own pattern); check its ids.",
+        )
+    if not ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
+        return read_object(path)
+    kind = read_object(folder / "config.json").get("model_type")
+    if kind != "gpt2":
+        raise DataError(
+            "vocab.json and merges.txt do not say how this model cuts text into words.",
+            where=folder,
+            value=f"model_type {printable(str(kind))}",
+            rule="a tokenizer.json, or GPT-2's own pair of files",
+            next_step="Save the folder once with transformers' fast tokenizer: AutoTokenizer.from_pretrained(...).save_pretrained(...).",
+        )
+    vocab = read_object(folder / "vocab.json")
+    try:
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise DataError("merges.txt cannot be read.", where=folder / "merges.txt", value=str(error)[:300]) from None
+    merges = [line.split(" ") for line in lines if line.strip() and not line.startswith("#version")]
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    separator = "<|endoftext|>"
+    cut = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return {
+        "version": "1.0", "truncation": None, "padding": None,
+        "added_tokens": [{"id": vocab[separator], "content": separator, **special}] if separator in vocab else [],
+        "normalizer": None, "pre_tokenizer": cut, "post_processor": None, "decoder": cut,
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": "",
+            "fuse_unk": False, "byte_fallback": False, "ignore_merges": False, "vocab": vocab, "merges": merges,
+        },
+    }  # fmt: skip
 
 
 def unsupported(path: Path, kind: str) -> DataError:
@@ -119,6 +174,13 @@ def refuse_other_kinds(path: Path, data: dict[str, Any]) -> None:
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise unsupported(path, f"a BPE tokenizer with a {key}")
+    if '"add_prefix_space": true' in json.dumps(data.get("pre_tokenizer")):
+        raise unsupported(path, "a tokenizer that puts a space before each text (add_prefix_space): decoding does not give the text back")
+    pieces = model["vocab"]
+    if isinstance(pieces, dict) and ("" in pieces or len(set(map(str, pieces.values()))) < len(pieces)):
+        raise DataError(
+            "The base tokenizer has an empty piece, or two pieces with one id.", where=path, rule="each id has one piece, and none is empty"
+        )
     if model.get("dropout"):
         raise unsupported(path, "a BPE tokenizer with dropout (its encoding is random)")
     missing = [byte for byte in missing_bytes(model["vocab"]) if byte in NEEDED_BYTES]

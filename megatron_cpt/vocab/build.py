@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,8 +19,9 @@ from megatron_cpt.record.hashing import sha256_file
 from megatron_cpt.record.manifest import StageResult
 from megatron_cpt.record.store import write_json, write_text
 from megatron_cpt.record.typed import to_plain
+from megatron_cpt.record.vocab_contract import LAYOUT_NAME, PROBE_NAME, TOKENIZER_NAME, Check, Drift, Probe, probe_of, write_contract
 from megatron_cpt.record.vocab_layout import VocabLayout, padded_rows
-from megatron_cpt.vocab import contract
+from megatron_cpt.vocab import contract, forced
 from megatron_cpt.vocab.base import BaseTokenizer, load_base, read_object, separator_id, tokenizer_from
 from megatron_cpt.vocab.byte_level import is_utf8, piece_bytes, readable
 from megatron_cpt.vocab.candidates import sentences, train_candidate
@@ -28,6 +30,7 @@ from megatron_cpt.vocab.extend import extended_data, write_tokenizer
 from megatron_cpt.vocab.measure import Encode, measure
 from megatron_cpt.vocab.merges import Merge, count_words, learn_merges, neighbour_pairs
 from megatron_cpt.vocab.report import advice, report_markdown
+from megatron_cpt.vocab.terms import Terms, read_terms
 
 CHECK_BYTES = 2_000_000  # round trips and held-out figures are taken on at most this much of each role
 COMPARISON_BYTES = 1_000_000  # SentencePiece's Unigram trainer takes about 10 s for it on one core
@@ -52,6 +55,7 @@ def build_vocab(
             the contract is broken.
     """
     check_settings(settings)
+    terms = read_terms(Path(settings.terms)) if settings.terms else None
     base = load_base(base_folder)
     separator = separator_id(base, settings.document_separator)
     domain, general = names_with_role(corpus_facts, "domain"), names_with_role(corpus_facts, "general")
@@ -68,23 +72,33 @@ def build_vocab(
         return lambda: sampled(corpus_folder, corpus_facts, names, sides=sides, max_bytes=max_bytes)
 
     merges: list[Merge] = []
+    outcomes: list[forced.Outcome] = []
     if settings.num_new_pieces:
-        merges = choose_merges(
-            base, settings, take(domain, ("train",), settings.sample_bytes), take(general, SIDES, settings.sample_bytes), say
+        merges, outcomes = choose_merges(
+            base,
+            settings,
+            terms,
+            domain=take(domain, ("train",), settings.sample_bytes),
+            general=take(general, SIDES, settings.sample_bytes),
+            say=say,
         )
     folder = result.folder / "tokenizer"
     write_tokenizer(folder, base, extended_data(base, merges) if merges else None)
     tokenizer = tokenizer_from(read_object(folder / "tokenizer.json"), where=folder / "tokenizer.json")
     layout = layout_of(base, merges, separator, settings.pad_rows_to_multiple, sha256_file(folder / "tokenizer.json"))
-    write_json(result.folder / "vocab_layout.json", to_plain(layout))
+    write_json(result.folder / LAYOUT_NAME, to_plain(layout))
     pieces = describe_pieces(merges, base.num_rows)
     write_text(result.folder / "new_pieces.jsonl", "".join(map(one_line, pieces)))
+    if terms is not None:
+        write_text(result.folder / "terms.jsonl", "".join(one_line(asdict(outcome)) for outcome in outcomes))
 
     held_out = {role: take(names, ("test",), CHECK_BYTES) for role, names in (("domain", domain), ("general", general))}
     say("vocab: proving the contract")
-    checks = prove(base, tokenizer, merges, folder, general=take(general, SIDES, settings.sample_bytes), held_out=held_out)
+    checks, drift, probe = prove(
+        base, tokenizer, merges, result.folder, settings, general=take(general, SIDES, settings.sample_bytes), held_out=held_out
+    )
     contract.refuse_broken(checks)
-    write_json(result.folder / "contract.json", {"checks": [asdict(check) for check in checks]})
+    write_contract(result.folder, layout, probe=probe, drift=drift, checks=checks)
 
     report: dict[str, Any] = {
         role: {
@@ -100,6 +114,9 @@ def build_vocab(
     write_json(result.folder / "report.json", report)
     write_text(result.folder / "report.md", report_markdown(report, checks, pieces))
     result.facts.update(facts_of(base, layout, merges, report, saving=saving, num_clauses=len(checks)))
+    result.facts["general_drift"] = to_plain(drift)
+    if outcomes:
+        result.facts["terms"] = dict(Counter(outcome.outcome for outcome in outcomes))
     say_result(result.facts, say)
 
 
@@ -110,20 +127,44 @@ def check_settings(settings: TokenizerConfig) -> None:
             raise ConfigError(
                 f"tokenizer.{key} is not usable.", where=f"tokenizer.{key}", value=value, rule=f"a whole number from {least} on"
             )
+    if isinstance(settings.max_drift, bool) or not isinstance(settings.max_drift, int | float) or not 0 <= settings.max_drift < 1:
+        raise ConfigError(
+            "tokenizer.max_drift is not usable.", where="tokenizer.max_drift", value=settings.max_drift, rule="a share from 0 to below 1"
+        )
+    if settings.terms and not settings.num_new_pieces:
+        raise ConfigError(
+            "Terms are given, but no new pieces are asked for.",
+            where="tokenizer.terms",
+            next_step="Set tokenizer.num_new_pieces, or unset tokenizer.terms.",
+        )
 
 
-def choose_merges(base: BaseTokenizer, settings: TokenizerConfig, domain: Texts, general: Texts, say: Callable[[str], None]) -> list[Merge]:
-    """Return the merges to append.
+def choose_merges(
+    base: BaseTokenizer, settings: TokenizerConfig, terms: Terms | None, *, domain: Texts, general: Texts, say: Callable[[str], None]
+) -> tuple[list[Merge], list[forced.Outcome]]:
+    """Return the merges to append, those of the user's terms first, and what became of each term.
 
     Raises:
-        DataError: the domain text gives fewer than were asked for; it says how many.
+        DataError: the domain text gives fewer than were asked for, or the terms need more; it says how many.
     """
     forbidden, num_documents, size = neighbour_pairs(base.tokenizer, general())
     say(f"vocab: {forbidden.size:,} neighbour pairs of {num_documents:,} general documents ({size / 1e6:.1f} MB) are barred from merging")
     table = count_words(base.tokenizer, domain())
     say(f"vocab: learning {settings.num_new_pieces:,} merges from {table.num_tokens:,} base tokens of domain text")
     names = {number: piece for piece, number in base.tokenizer.get_vocab(with_added_tokens=True).items()}
-    merges = learn_merges(table, num_pieces=settings.num_new_pieces, first_new_id=base.num_rows, pieces=names, forbidden=forbidden)
+    chains: list[Merge] = []
+    outcomes: list[forced.Outcome] = []
+    if terms is not None:
+        chains, outcomes = forced.force_terms(
+            base.tokenizer, terms.terms, first_new_id=base.num_rows, forbidden=forbidden, domain=domain, general=general,
+            max_share=settings.max_drift,
+        )  # fmt: skip
+        forced.check_room(chains, outcomes, settings.num_new_pieces)
+        for line in (*terms.remarks, *forced.remarks(outcomes)):
+            say(f"vocab: {line}")
+    merges = learn_merges(
+        table, num_pieces=settings.num_new_pieces, first_new_id=base.num_rows, pieces=names, forbidden=forbidden, first=chains
+    )
     if len(merges) < settings.num_new_pieces:
         raise DataError(
             "The domain text does not give that many new pieces.",
@@ -132,7 +173,7 @@ def choose_merges(base: BaseTokenizer, settings: TokenizerConfig, domain: Texts,
             rule=f"at most {len(merges)}: a piece stands at least twice in domain text, and its parts never side by side in general text",
             next_step=f"Set tokenizer.num_new_pieces={len(merges)} or less, or add domain text.",
         )
-    return merges
+    return merges, outcomes
 
 
 def layout_of(base: BaseTokenizer, merges: list[Merge], separator: int, multiple: int, tokenizer_sha256: str) -> VocabLayout:
@@ -152,7 +193,7 @@ def describe_pieces(merges: list[Merge], num_base_ids: int) -> list[dict[str, An
         described.append(
             {
                 "id": merge.new_id, "piece": readable(contract.new_piece_bytes(merge)), "left": merge.left, "right": merge.right,
-                "base_ids": base_ids[merge.new_id], "count": merge.count,
+                "base_ids": base_ids[merge.new_id], "count": merge.count, **({"forced": True} if merge.forced else {}),
             }
         )  # fmt: skip
     return described
@@ -167,20 +208,37 @@ def one_line(piece: dict[str, Any]) -> str:
 
 
 def prove(
-    base: BaseTokenizer, tokenizer: Tokenizer, merges: list[Merge], folder: Path, *, general: Texts, held_out: dict[str, Texts]
-) -> list[contract.Check]:
-    return [
+    base: BaseTokenizer,
+    tokenizer: Tokenizer,
+    merges: list[Merge],
+    folder: Path,
+    settings: TokenizerConfig,
+    *,
+    general: Texts,
+    held_out: dict[str, Texts],
+) -> tuple[list[Check], Drift, Probe]:
+    """Return every clause with its result, the drift of general text, and the probe, which is written to `folder` for the reload."""
+    data = read_object(folder / TOKENIZER_NAME)
+    same_ids, drift = contract.drifting(base, tokenizer, general(), max_share=float(settings.max_drift))
+    probe = probe_of(tokenizer, contract.probe_texts(held_out["domain"](), held_out["general"]()))
+    write_json(folder / PROBE_NAME, to_plain(probe))
+    older = contract.older_files_agree(folder, data, probe)
+    checks = [
         contract.changed_ids(base, tokenizer),
-        contract.drifting(base, tokenizer, general()),
+        same_ids,
+        contract.doubled(data),
+        contract.same_settings(base, data),
         contract.lossy(tokenizer, "held-out domain text", held_out["domain"]()),
         contract.lossy(tokenizer, "held-out general text", held_out["general"]()),
         contract.lossy(tokenizer, "the nasty texts", iter(contract.NASTY_TEXTS)),
         contract.longer(base, tokenizer, held_out["domain"]()),
         contract.special_tokens(base, tokenizer),
-        contract.unreachable(tokenizer, merges),
+        contract.unreachable(base, tokenizer, merges),
         contract.missing_byte_pieces(tokenizer),
-        contract.loads_elsewhere(folder, tokenizer),
+        *contract.reloads(folder, probe),
+        *([older] if older else []),
     ]
+    return checks, drift, probe
 
 
 def fragments_of(tokenizer: Tokenizer, num_ids: int) -> npt.NDArray[np.bool_]:

@@ -46,6 +46,8 @@ def extended_data(base: BaseTokenizer, merges: Sequence[Merge]) -> dict[str, Any
 def write_tokenizer(folder: Path, base: BaseTokenizer, data: dict[str, Any] | None) -> None:
     """Write a tokenizer folder: `data` as tokenizer.json (None: the base's own file, byte for byte) and what belongs to it."""
     folder.mkdir(parents=True)
+    if data is None and not (base.folder / "tokenizer.json").is_file():
+        data = base.data  # GPT-2's older form
     if data is None:
         shutil.copyfile(base.folder / "tokenizer.json", folder / "tokenizer.json")
     else:

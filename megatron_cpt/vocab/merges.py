@@ -8,8 +8,8 @@ tokens that the added row saves on the sample.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 
 import numpy as np
@@ -34,13 +34,14 @@ class WordTable:
 
 @dataclass(frozen=True)
 class Merge:
-    """A merge to append: `left` and `right` are ids, `count` the tokens it saves on the sample."""
+    """A merge to append: `left` and `right` are ids, `count` the tokens it saves on the sample; `forced` for a user's term."""
 
     left: int
     right: int
     new_id: int
     piece: str
     count: int
+    forced: bool = False
 
 
 def batches(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -133,7 +134,8 @@ class PairIndex:
     def occurrences(self, key: int) -> Ints:
         """Return where a pair can be merged now, left to right; `aaa` holds the pair `aa` once."""
         left, right = key >> 32, key & 0xFFFFFFFF
-        where: Ints = np.sort(self.places[key])
+        known = self.places.get(key)  # a forced merge can join a pair that is barred or rare, and so has no places yet
+        where: Ints = np.flatnonzero(self.ids == left) if known is None else np.sort(known)
         where = where[self.ids[where] == left]
         where = where[self.ids[self.following[where]] == right]
         if left == right and where.size:
@@ -153,6 +155,8 @@ class PairIndex:
         """Remove and return `(key, count)` of the pair that saves most; the lower ids win a draw."""
         while self.heap:
             negative, key = heapq.heappop(self.heap)
+            if key not in self.counts:
+                continue  # a forced merge took it
             count = self.saving(key)
             if count == -negative:
                 return key, count
@@ -189,7 +193,9 @@ class PairIndex:
         self.add(*self.pairs_at(np.concatenate([self.before[where], where])))
 
 
-def learn_merges(table: WordTable, *, num_pieces: int, first_new_id: int, pieces: dict[int, str], forbidden: Ints) -> list[Merge]:
+def learn_merges(
+    table: WordTable, *, num_pieces: int, first_new_id: int, pieces: dict[int, str], forbidden: Ints, first: Sequence[Merge] = ()
+) -> list[Merge]:
     """Return up to `num_pieces` merges in the order they are to be appended; fewer when the text gives no more.
 
     Args:
@@ -197,11 +203,19 @@ def learn_merges(table: WordTable, *, num_pieces: int, first_new_id: int, pieces
         first_new_id: id of the first new piece.
         pieces: id to piece of the base vocabulary.
         forbidden: packed pairs that are never merged: those that stand in general text.
+        first: merges that are appended before any that is learned, whatever they save; they are returned with their counts.
     """
     index = PairIndex(table, forbidden)
     pieces = dict(pieces)
     taken = set(pieces.values())
     merges: list[Merge] = []
+    for merge in first:
+        key = merge.left << 32 | merge.right
+        where = index.occurrences(key)
+        merges.append(replace(merge, count=int(index.weights[where].sum())))
+        taken.add(merge.piece)
+        pieces[merge.new_id] = merge.piece
+        index.merge(key, merge.new_id)
     while len(merges) < num_pieces and (found := index.best()):
         key, count = found
         left, right = key >> 32, key & 0xFFFFFFFF
