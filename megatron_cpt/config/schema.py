@@ -18,14 +18,34 @@ class ModelConfig:
 
 
 @dataclass
+class RowProbeConfig:
+    """What `row_init: probe` tries: `rules` (all where none is named; a pair as `input/output`), each for so many training steps.
+
+    A step reads `sequences` windows of `sequence_length` tokens at `schedule.peak_lr`. `held_out_tokens` of indexed domain text are
+    kept from the steps, and the rule with the fewest bits per byte on them is taken.
+    """
+
+    rules: list[str] = field(default_factory=list)
+    steps: int = 50  # about 50 steps tell the rules apart, the loss at the start does not: arXiv 2608.03494
+    sequences: int = 2
+    sequence_length: int = 256
+    held_out_tokens: int = 8192
+
+
+@dataclass
 class TokenizerConfig:
-    """How the base tokenizer is extended. `num_new_pieces: 0` keeps it as it is."""
+    """How the base tokenizer is extended. `num_new_pieces: 0` keeps it as it is.
+
+    `row_init` is the rule of new embedding rows, `row_init_output` that of output rows where it is another (untied models alone).
+    """
 
     num_new_pieces: int = MISSING
     document_separator: str = MISSING
     pad_rows_to_multiple: int = 128
     sample_bytes: int = 8_000_000
     row_init: str = "mean"
+    row_init_output: str = ""
+    row_probe: RowProbeConfig = field(default_factory=RowProbeConfig)
 
 
 @dataclass
