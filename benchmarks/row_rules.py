@@ -62,8 +62,8 @@ def measure(arguments: argparse.Namespace, rule: str) -> dict[str, Any]:
     ground = Ground(
         base=base, shape=shape, vocab=vocab, parts=parts, training=windows, texts=texts,
         plan=plan_of(
-            shape, vocab, settings, sequence=settings.sequence_length, dtype=dtype_of(base), optimizer=OPTIMIZER, rate=arguments.rate, seed=1,
-            threads=arguments.threads, backend="cpu",
+            shape, vocab, settings, sequence=settings.sequence_length, dtype=dtype_of(base), optimizer=OPTIMIZER, rate=arguments.rate,
+            seed=1, threads=arguments.threads, backend="cpu",
         ),
         fitting=sample_windows(prefixes, num_windows=num_windows(len(parts)), window_tokens=WINDOW_TOKENS, seed=1),
     )  # fmt: skip

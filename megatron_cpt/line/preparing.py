@@ -6,17 +6,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from megatron_cpt.gate.rounds import earlier_of
 from megatron_cpt.config.schema import RowProbeConfig
+from megatron_cpt.gate.rounds import earlier_of
 from megatron_cpt.launch_ranks import run_in_child
 from megatron_cpt.line.inputs import row_pairs
 from megatron_cpt.line.run import Run, indented, threads_of_this_host
 from megatron_cpt.meter.ledger import Attempt
 from megatron_cpt.plan.benches import copy_benches, read_benches
-from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.derive import derive, optimizer_of
+from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.page import page
-from megatron_cpt.plan.row_rules import PROBE
+from megatron_cpt.plan.row_rules import PROBE, ROW_RULES
 from megatron_cpt.plan.run_plan import OptimizerPlan
 from megatron_cpt.record.manifest import StageResult
 from megatron_cpt.record.store import read_json, require_free_space, write_json, write_text
@@ -145,10 +145,13 @@ def _initialise_in_child(
     torch.set_num_threads(threads)
     result = StageResult(folder)
     vocab = from_plain(VocabLayout, read_json(vocab_folder / "vocab_layout.json"), where=vocab_folder / "vocab_layout.json")
-    count = num_windows(vocab.num_ids - vocab.num_base_ids) if domain_prefixes else 0
+    num_new = vocab.num_ids - vocab.num_base_ids
+    count = num_windows(num_new) if domain_prefixes and num_new else 0
     windows = sample_windows(domain_prefixes, num_windows=count, window_tokens=WINDOW_TOKENS, seed=seed)
     probe = None
-    if row_probe is not None:
+    if row_probe is not None and not num_new:
+        row_init = ROW_RULES[0]  # there is nothing to choose
+    elif row_probe is not None:
         from megatron_cpt.line.row_probe import choose_rows  # noqa: PLC0415
 
         probe = choose_rows(

@@ -242,12 +242,12 @@ def text_of(documents: list[list[int]], tokenizer: Tokenizer) -> Text:
     """Return documents with the bytes of what their ids decode to; ids of a last character that a cut has split are left out."""
     whole, num_bytes = [], 0
     for ids in documents:
-        text = tokenizer.decode(ids, skip_special_tokens=False)
+        length, text = len(ids), tokenizer.decode(ids, skip_special_tokens=False)
         while text.endswith("\ufffd"):
-            ids = ids[:-1]
-            text = tokenizer.decode(ids, skip_special_tokens=False)
-        if ids:
-            whole.append(ids)
+            length -= 1
+            text = tokenizer.decode(ids[:length], skip_special_tokens=False)
+        if length:
+            whole.append(ids[:length])
             num_bytes += len(text.encode("utf-8"))
     return Text(whole, num_bytes)
 
@@ -265,7 +265,8 @@ def plan_of(
         blend=(BlendEntry("domain", "domain", "", "", 1.0, num_samples * sequence, num_samples, 1.0),), num_steps=settings.steps,
         optimizer=optimizer, schedule=SchedulePlan("constant", rate, rate, max(1, round(WARM_UP * num_samples)), num_samples),
         checkpoint=CheckpointPlan(settings.steps, 1), log_every_steps=1, eval_every_steps=0, wandb_mode="disabled", wandb_project="",
-        eval=EvalPlan((), min(DOCUMENT_TOKENS, shape.max_position), 4), gate=GatePlan((), 0.95, 1, 0), stop=StopConditions(None, None, None),
+        eval=EvalPlan((), min(DOCUMENT_TOKENS, shape.max_position), 4), gate=GatePlan((), 0.95, 1, 0),
+        stop=StopConditions(None, None, None),
         tariff=Tariff("none", unknown, "", unknown, "", unknown, "", unknown, ""),
         estimate=Estimate(0, (), unknown, 1.0, "", 1, unknown, unknown, unknown, unknown, unknown, unknown, unknown, ()), identity={},
     )  # fmt: skip

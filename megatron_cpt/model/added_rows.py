@@ -63,9 +63,7 @@ def make_rows(
     counts = count_base_ids(domain_windows, parts, vocab) if pair.reads_domain_text else None
     added = {}
     for name, rule, side in zip(row_names(shape), (pair.input, pair.output), ("input", "output"), strict=False):  # tied: the first alone
-        inputs = rows.RowInputs(
-            base.read(name)[: vocab.num_base_ids], parts, rows.seed_of(vocab.fingerprint, seed=seed, side=side), counts
-        )
+        inputs = rows.RowInputs(base.read(name)[: vocab.num_base_ids], parts, rows.seed_of(vocab.fingerprint, seed=seed, side=side), counts)
         added[name] = rows.new_rows(inputs, rule=rule, num_padding=vocab.num_padded_rows - vocab.num_ids)
     fit = None
     if pair.output == FITTED and parts:

@@ -144,7 +144,9 @@ def test_after_the_extension_a_model_is_what_it_was_and_stays_so(tmp_path: Path,
 # so that 50 of them add at most half of the base's sum: ln 1.5 nats. With weights, a part's share is at most 1: ln 2. A draw about the
 # mean of all rows adds at most as much as 50 mean rows and a little for its spread. Rows as long as their parts have no such bound: the
 # limit is what 50 more rows like the base's would take, with a third to spare. A fitted row takes what the text gives it.
-LIMITS = {"mean": math.log(1.5), "weighted": math.log(2.0), "gaussian": math.log(1.5) + 0.01, "mean_norm": 0.54, "noise": 0.54, "fitted": 0.54}
+LIMITS = {
+    "mean": math.log(1.5), "weighted": math.log(2.0), "gaussian": math.log(1.5) + 0.01, "mean_norm": 0.54, "noise": 0.54, "fitted": 0.54,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
