@@ -3,7 +3,7 @@
 RUN_FOLDER is a run that has finished its index stage. Each rule gets the same windows of indexed domain text in the same order and is
 scored on held-out texts of the corpus, which no step reads. One call tries the rules it names and writes them into the JSON file,
 beside those that are there already; `--table` prints the file as Markdown. `base` is the base model with its own vocabulary, which
-takes no steps.
+takes no steps. `--rows-only` makes a rule's rows and keeps them beside the JSON file for the next call: fitting is half of the work.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ def measure(arguments: argparse.Namespace, rule: str) -> dict[str, Any]:
 
     backend = choose("cpu")
     import torch  # noqa: PLC0415
+    from safetensors.torch import load_file, save_file  # noqa: PLC0415
 
     from megatron_cpt.eval.texts import read_text, total_bytes  # noqa: PLC0415
     from megatron_cpt.eval.tokenize import encode  # noqa: PLC0415
     from megatron_cpt.index.sample import sample_windows  # noqa: PLC0415
-    from megatron_cpt.line.row_probe import Ground, Text, plan_of, try_rows  # noqa: PLC0415
-    from megatron_cpt.model.added_rows import read_parts  # noqa: PLC0415
+    from megatron_cpt.line.row_probe import Ground, Text, plan_of, rows_of, try_added  # noqa: PLC0415
+    from megatron_cpt.model.added_rows import AddedRows, read_parts  # noqa: PLC0415
     from megatron_cpt.model.fit_rows import WINDOW_TOKENS, num_windows  # noqa: PLC0415
     from megatron_cpt.model.hf_folder import HfFolder  # noqa: PLC0415
     from megatron_cpt.model.initialise import dtype_of  # noqa: PLC0415
@@ -68,7 +69,15 @@ def measure(arguments: argparse.Namespace, rule: str) -> dict[str, Any]:
         fitting=sample_windows(prefixes, num_windows=num_windows(len(parts)), window_tokens=WINDOW_TOKENS, seed=1),
     )  # fmt: skip
     started = time.perf_counter()
-    found = try_rows(row_pair("mean" if is_base else rule, tied=shape.tied_embeddings), ground, seed=1, backend=backend)
+    kept = arguments.output.with_suffix(f".{rule.replace('/', '-')}.safetensors")
+    if kept.exists():
+        added = AddedRows(load_file(kept), None)
+    else:
+        added = rows_of(row_pair("mean" if is_base else rule, tied=shape.tied_embeddings), ground, seed=1, backend=backend)
+    if arguments.rows_only:
+        save_file(added.by_tensor, kept)
+        return {"row_fit": added.fit}
+    found = try_added(added, ground, backend=backend)
     return {
         **found, "steps": len(windows) // settings.sequences, "tokens_per_step": settings.sequences * settings.sequence_length,
         "learning_rate": arguments.rate, "num_new_pieces": len(parts), "bytes": {role: text.num_bytes for role, text in texts.items()},
@@ -98,12 +107,14 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=6e-4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("row_rules.json"))
+    parser.add_argument("--rows-only", action="store_true")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     for rule in arguments.rule:
         found = measure(arguments, rule)
         print(json.dumps({rule: {key: value for key, value in found.items() if key != "losses"}}), flush=True)
-        write_json(arguments.output, (read_json(arguments.output) if arguments.output.exists() else {}) | {rule: found})
+        if not arguments.rows_only:
+            write_json(arguments.output, (read_json(arguments.output) if arguments.output.exists() else {}) | {rule: found})
     if arguments.table:
         print(table(read_json(arguments.output)))
 

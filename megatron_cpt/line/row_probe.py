@@ -167,13 +167,17 @@ def check_settings(settings: RowProbeConfig, *, rate: float) -> None:
 
 
 def try_rows(pair: RowPair, ground: Ground, *, seed: int, backend: Backend) -> dict[str, Any]:
-    """Return bits per byte of each text before and after the plan's steps from rows by this pair of rules.
+    """Return bits per byte of each text before and after the plan's steps from rows by this pair of rules, as `try_added`."""
+    return try_added(rows_of(pair, ground, seed=seed, backend=backend), ground, backend=backend)
 
-    A rule whose training diverges has a `failure` and no figures after it.
+
+def try_added(added: AddedRows, ground: Ground, *, backend: Backend) -> dict[str, Any]:
+    """Return bits per byte of each text before and after the plan's steps from these rows.
+
+    Rows whose training diverges have a `failure` and no figures after it.
     """
     plan = ground.plan
     with ranks(plan.layout, backend=backend, seed=plan.seed):
-        added = _rows(pair, ground, seed=seed, backend=backend)
         model = build_chunks(plan.shape, plan.vocab, plan.layout, backend=backend)
         load_hf_into(model, ground.base, plan.shape, plan.vocab, added.by_tensor)
         chunks, optimizer = wrap_and_optimize(model, plan)
@@ -198,12 +202,14 @@ def try_rows(pair: RowPair, ground: Ground, *, seed: int, backend: Backend) -> d
     }
 
 
-def _rows(pair: RowPair, ground: Ground, *, seed: int, backend: Backend) -> AddedRows:
-    base_chunks = base_model(ground.shape, ground.base, ground.plan.layout, backend)
-    return make_rows(
-        pair, base=ground.base, base_model=base_chunks[0], shape=ground.shape, vocab=ground.vocab, parts=ground.parts, seed=seed,
-        domain_windows=ground.fitting, device=backend.device,
-    )  # fmt: skip
+def rows_of(pair: RowPair, ground: Ground, *, seed: int, backend: Backend) -> AddedRows:
+    """Return the rows that the init stage would make by this pair of rules."""
+    with ranks(ground.plan.layout, backend=backend, seed=ground.plan.seed):
+        base_chunks = base_model(ground.shape, ground.base, ground.plan.layout, backend)
+        return make_rows(
+            pair, base=ground.base, base_model=base_chunks[0], shape=ground.shape, vocab=ground.vocab, parts=ground.parts, seed=seed,
+            domain_windows=ground.fitting, device=backend.device,
+        )  # fmt: skip
 
 
 def _batches(ground: Ground, backend: Backend) -> Iterator[StepBatch]:
