@@ -51,7 +51,7 @@ def measure(arguments: argparse.Namespace, rule: str) -> dict[str, Any]:
     parts = [] if is_base else read_parts(run / "vocab" / "new_pieces.jsonl", vocab)
     if is_base:
         vocab = dataclasses.replace(vocab, num_ids=vocab.num_base_ids, num_padded_rows=vocab.num_base_ids)
-    settings = RowProbeConfig(steps=arguments.steps, sequence_length=arguments.sequence_length)
+    settings = RowProbeConfig(steps=arguments.steps, sequences=arguments.sequences, sequence_length=arguments.sequence_length)
     texts = {}
     for role, name in (("domain", arguments.domain), ("general", arguments.general)):
         documents = read_text(EvalText(name, role, f"corpus/{name}.test.jsonl", arguments.bytes, 1500), run)
@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--general", default="us_history")
     parser.add_argument("--bytes", type=int, default=18_000)
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--sequences", type=int, default=2)
     parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--rate", type=float, default=6e-4)
     parser.add_argument("--threads", type=int, default=2)
