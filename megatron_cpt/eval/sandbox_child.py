@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 CANNOT_CONFINE = 113
 NOBODY = 65534
-WORK = "/work"
+WORK = "/sandbox"
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
     0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000,
 )  # fmt: skip
@@ -86,7 +86,7 @@ def new_namespaces() -> None:
 
 
 def new_root(scratch: str, limits: dict[str, Any]) -> None:
-    """Put a small file system in memory in the place of all files, with the interpreter's own to read and `/work` to write."""
+    """Put a small file system in memory in the place of all files, with the interpreter's own to read and `/sandbox` to write."""
     mount("none", "/", "", MS_REC | MS_PRIVATE)
     size = f"size={limits['disk_bytes']},nr_inodes={limits['files']},mode=0755"
     mount("tmpfs", scratch, "tmpfs", MS_NOSUID | MS_NODEV, size)

@@ -68,7 +68,7 @@ def test_a_program_passes_only_by_coming_to_its_end(source: str, status: str, co
         "import os; os.setuid(0)",
         "import ctypes; assert ctypes.CDLL(None).unshare(0x10000000) == 0",  # a user namespace, in which it would be root
         "import ctypes; assert ctypes.CDLL(None).mount(b'none', b'/', b'', 32 | 4096, b'') == 0",  # writable again
-        "import os; os.mknod('/work/device', 0o20666, os.makedev(1, 1))",
+        "import os; os.mknod('/sandbox/device', 0o20666, os.makedev(1, 1))",
         "import os; assert len(os.environ) > 6 or 'SECRET' in os.environ",
         "import os\nfor fd in range(3, 64):\n    try: os.fstat(fd); break\n    except OSError: pass\nelse: raise SystemExit(1)",
         "x = bytearray(2 << 30)",
@@ -128,7 +128,7 @@ def test_a_fork_bomb_ends_with_its_time_and_leaves_no_process() -> None:
     assert outcome.status == "timeout"
     assert time.monotonic() - began < 10
     time.sleep(0.3)
-    left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"/work/program.py" in _read(path)]
+    left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"/sandbox/program.py" in _read(path)]
     assert left == []
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from megatron_cpt.gate.audit import STAGES_WITH_MANIFEST
 from megatron_cpt.gate.decide import decide
@@ -120,3 +124,26 @@ def snapshot(folder: Path) -> dict[str, str]:
 def good_of(folder: Path) -> dict[str, str]:
     data: dict[str, str] = json.loads((folder / "good.json").read_text(encoding="utf-8"))
     return data
+
+
+class Killed(BaseException):
+    """A process that ends in the middle of its work: nothing of ours catches it."""
+
+
+def killed_at(patch: pytest.MonkeyPatch, module: Any, moment: int) -> None:
+    """Let a module do `moment` writes and renames of files, and be killed at the next one."""
+    left = moment
+
+    def killing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            if left == 0:
+                raise Killed
+            left -= 1
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    for name in ("write_json", "append_line"):
+        patch.setattr(module, name, killing(getattr(module, name)))
+    patch.setattr(os, "rename", killing(os.rename))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 import pytest
-from gate_examples import BASELINE, BETTER, FORGETFUL, RULES, good_of, record, run_folder, snapshot, spread
+from gate_examples import BASELINE, BETTER, FORGETFUL, RULES, Killed, good_of, killed_at, record, run_folder, snapshot, spread
 
 from megatron_cpt.errors import DataError
 from megatron_cpt.gate import act
@@ -69,32 +68,14 @@ def test_a_second_time_changes_nothing(tmp_path: Path, verdict: Verdict) -> None
     assert snapshot(run) == before
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("moment", range(7))
 def test_a_rollback_killed_at_any_write_is_finished_by_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int) -> None:
     whole = run_folder(tmp_path / "whole", ROLLBACK)
     act_on(whole, ROLLBACK)
     run = run_folder(tmp_path / "killed", ROLLBACK)
-    left = moment
 
-    def killing(function):  # type: ignore[no-untyped-def]
-        def wrapped(*args, **kwargs):  # type: ignore[no-untyped-def]
-            nonlocal left
-            if left == 0:
-                raise Killed
-            left -= 1
-            return function(*args, **kwargs)
-
-        return wrapped
-
-    rename = os.rename
     with monkeypatch.context() as patch:
-        for name in ("write_json", "append_line"):
-            patch.setattr(act, name, killing(getattr(act, name)))
-        patch.setattr(os, "rename", killing(rename))
+        killed_at(patch, act, moment)
         if moment < 6:  # branch.json, two renames, two events, the pointer: six writes in all
             with pytest.raises(Killed):
                 act_on(run, ROLLBACK)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gate_examples import BASELINE, BETTER, FORGETFUL, RULES, run_folder, snapshot
+from gate_examples import BASELINE, BETTER, FORGETFUL, RULES, Killed, killed_at, run_folder, snapshot
 
 from megatron_cpt.errors import CheckpointError, DataError
 from megatron_cpt.gate import rounds
@@ -74,35 +73,18 @@ def test_a_round_from_the_vocabulary_on_takes_the_pointer_to_the_old_start_with_
     assert "the rollback was not carried out" in past_problems(run)[0]
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("following", [ASKED, KEEP], ids=["plan", "vocab"])
 def test_a_new_round_killed_at_any_write_is_finished_by_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, following: Round
 ) -> None:
     verdict = PROMOTE if following is ASKED else ROLLBACK
     begin_round(whole := judged(tmp_path / "whole", verdict), following, stages=STAGES)
-    rename, num_kills = os.rename, 0
+    num_kills = 0
     for moment in range(50):
         run = judged(tmp_path / str(moment), verdict)
-        left = moment
-
-        def killing(function: Any) -> Any:
-            def wrapped(*args: Any, **kwargs: Any) -> Any:
-                nonlocal left
-                if left == 0:
-                    raise Killed
-                left -= 1
-                return function(*args, **kwargs)
-
-            return wrapped
 
         with monkeypatch.context() as patch:
-            for name in ("write_json", "append_line"):
-                patch.setattr(rounds, name, killing(getattr(rounds, name)))
-            patch.setattr(os, "rename", killing(rename))
+            killed_at(patch, rounds, moment)
             try:
                 begin_round(run, following, stages=STAGES)
             except Killed:
