@@ -74,7 +74,11 @@ def convert(direction: str, source: Path, out: Path, like: Path, max_shard_bytes
         if direction == "init":
             base = HfFolder.open(source)
             num_padding = vocab.num_padded_rows - num_ids
-            added = {name: rows.new_rows(base.read(name), [], rule="mean", num_padding=num_padding) for name in ROW_TENSORS if num_padding}
+            added = {
+                name: rows.new_rows(rows.RowInputs(base.read(name), []), rule="mean", num_padding=num_padding)
+                for name in ROW_TENSORS
+                if num_padding
+            }
             write_checkpoint(out, base, bones, new_rows=added, common={})
         else:
             tensors = read_checkpoint(source, bones, dtype=torch.bfloat16)

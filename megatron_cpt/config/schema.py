@@ -18,11 +18,27 @@ class ModelConfig:
 
 
 @dataclass
+class RowProbeConfig:
+    """What `row_init: probe` tries: `rules` (all where none is named; a pair as `input/output`), each for so many training steps.
+
+    A step reads `sequences` windows of `sequence_length` tokens at `schedule.peak_lr`. `held_out_tokens` of indexed domain text are
+    kept from the steps, and the rule with the fewest bits per byte on them is taken.
+    """
+
+    rules: list[str] = field(default_factory=list)
+    steps: int = 50  # about 50 steps tell the rules apart, the loss at the start does not: arXiv 2608.03494
+    sequences: int = 2
+    sequence_length: int = 256
+    held_out_tokens: int = 8192
+
+
+@dataclass
 class TokenizerConfig:
     """How the base tokenizer is extended. `num_new_pieces: 0` keeps it as it is.
 
     `terms` is a UTF-8 file of terms, one a line, that are forced in as pieces; `max_drift` the share of general documents whose ids they
     may change.
+    `row_init` is the rule of new embedding rows, `row_init_output` that of output rows where it is another (untied models alone).
     """
 
     num_new_pieces: int = MISSING
@@ -32,6 +48,8 @@ class TokenizerConfig:
     row_init: str = "mean"
     terms: str = ""
     max_drift: float = 0.0
+    row_init_output: str = ""
+    row_probe: RowProbeConfig = field(default_factory=RowProbeConfig)
 
 
 @dataclass

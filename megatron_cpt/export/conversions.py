@@ -69,7 +69,7 @@ def hf_to_megatron(source: Path, out: Path, *, rows_multiple: int, dtype: str | 
     bones = skeleton(shape, vocab, dtype=kind, backend=backend)
     num_padding = vocab.num_padded_rows - num_ids
     added = {
-        name: rows.new_rows(base.read(name)[:num_ids], [], rule="mean", num_padding=num_padding)
+        name: rows.new_rows(rows.RowInputs(base.read(name)[:num_ids], []), rule="mean", num_padding=num_padding)
         for name in ROW_TENSORS
         if num_padding and name in base.entries
     }

@@ -11,11 +11,13 @@ from megatron_cpt.errors import DataError
 from megatron_cpt.line.run import Run
 from megatron_cpt.plan.benches import bench_inputs
 from megatron_cpt.plan.model_shape import ModelShape
+from megatron_cpt.plan.row_rules import PROBE, RowPair, candidates, wanted_pair
 from megatron_cpt.record.hashing import sha256_file
 from megatron_cpt.record.manifest import MANIFEST_NAME
 from megatron_cpt.record.typed import to_plain
-from megatron_cpt.record.vocab_layout import FITTED_ROWS
 from megatron_cpt.stage_names import STAGES
+
+ROW_KEYS = ("row_init", "row_init_output", "row_probe")  # of `tokenizer`, but the init stage's
 
 
 def corpus_inputs(run: Run) -> dict[str, Any]:
@@ -25,11 +27,11 @@ def corpus_inputs(run: Run) -> dict[str, Any]:
 
 
 def vocab_inputs(run: Run) -> dict[str, Any]:
-    ModelShape.from_hf_folder(run.base_folder)
+    row_pairs(run)  # a rule that is not known is refused before hours of other work
     tokenizer = run.base_folder / "tokenizer.json"
     if not tokenizer.is_file():
         raise DataError("The base model has no tokenizer.json.", where=run.base_folder, rule="a byte-level BPE tokenizer.json")
-    settings = {key: value for key, value in asdict(run.config.tokenizer).items() if key != "row_init"}
+    settings = {key: value for key, value in asdict(run.config.tokenizer).items() if key not in ROW_KEYS}
     for key, default in (("terms", ""), ("max_drift", 0.0)):  # a stage from before they existed keeps its inputs
         if settings[key] == default:
             del settings[key]
@@ -45,9 +47,30 @@ def index_inputs(run: Run) -> dict[str, Any]:
 
 def init_inputs(run: Run) -> dict[str, Any]:
     base = model_files(run.base_folder)
-    rule = run.config.tokenizer.row_init
-    read_by_rule = {**run.fingerprints("index"), "seed": run.config.seed} if rule == FITTED_ROWS else {}
-    return {**run.fingerprints("vocab"), **read_by_rule, "row_init": rule, "backend": run.config.cluster.backend, "base": base}
+    settings, pairs = run.config.tokenizer, row_pairs(run)
+    read_by_rule: dict[str, Any] = {}
+    if settings.row_init == PROBE:
+        read_by_rule["row_probe"] = {**asdict(settings.row_probe), "optim": asdict(run.config.optim), "rate": run.config.schedule.peak_lr}
+    if any(pair.reads_domain_text for pair in pairs) or settings.row_init == PROBE:
+        read_by_rule |= run.fingerprints("index")
+    if read_by_rule or any(pair.draws for pair in pairs):
+        read_by_rule["seed"] = run.config.seed
+    if settings.row_init_output:
+        read_by_rule["row_init_output"] = settings.row_init_output
+    return {
+        **run.fingerprints("vocab"), **read_by_rule, "row_init": settings.row_init, "backend": run.config.cluster.backend, "base": base,
+    }  # fmt: skip
+
+
+def row_pairs(run: Run) -> list[RowPair]:
+    """Return the rules for new rows that the run uses or, with a probe, tries.
+
+    Raises:
+        ConfigError: one is not known, or does not fit the base model.
+    """
+    settings, tied = run.config.tokenizer, ModelShape.from_hf_folder(run.base_folder).tied_embeddings
+    pair = wanted_pair(settings.row_init, settings.row_init_output, tied=tied)
+    return candidates(settings.row_probe.rules, tied=tied) if pair is None else [pair]
 
 
 def plan_inputs(run: Run) -> dict[str, Any]:

@@ -6,19 +6,24 @@ import os
 from pathlib import Path
 from typing import Any
 
+from megatron_cpt.config.schema import RowProbeConfig
 from megatron_cpt.errors import ConfigError
 from megatron_cpt.gate.rounds import earlier_of
 from megatron_cpt.launch_ranks import run_in_child
+from megatron_cpt.line.inputs import row_pairs
 from megatron_cpt.line.run import Run, indented, threads_of_this_host
 from megatron_cpt.meter.ledger import Attempt
 from megatron_cpt.plan.benches import copy_benches, read_benches
 from megatron_cpt.plan.checks import padding_problem
+from megatron_cpt.plan.derive import derive, optimizer_of
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.page import page
+from megatron_cpt.plan.row_rules import PROBE, ROW_RULES
+from megatron_cpt.plan.run_plan import OptimizerPlan
 from megatron_cpt.record.manifest import StageResult
 from megatron_cpt.record.store import require_free_space, write_json, write_text
+from megatron_cpt.record.tokenizer_file import load_tokenizer
 from megatron_cpt.record.vocab_contract import check_vocab, read_layout
-from megatron_cpt.record.vocab_layout import FITTED_ROWS
 
 BASE_RECORD = "base.json"
 
@@ -56,6 +61,7 @@ def index_body(run: Run, result: StageResult, entry: Attempt) -> None:
 
 def init_body(run: Run, result: StageResult, _: Attempt) -> None:
     check_vocab(run.of("vocab"))
+    settings, pairs = run.config.tokenizer, row_pairs(run)
     size = sum(path.stat().st_size for path in run.base_folder.glob("*.safetensors"))
     require_free_space(run.folder, 2 * size, purpose="the initial checkpoint")
     result.facts = run_in_child(
@@ -63,8 +69,11 @@ def init_body(run: Run, result: StageResult, _: Attempt) -> None:
         result.folder,
         base_folder=run.base_folder,
         vocab_folder=run.of("vocab"),
-        row_init=run.config.tokenizer.row_init,
-        domain_prefixes=_domain_prefixes(run) if run.config.tokenizer.row_init == FITTED_ROWS else [],
+        row_init="/".join(filter(None, (settings.row_init, settings.row_init_output))),
+        row_probe=settings.row_probe if settings.row_init == PROBE else None,
+        optimizer=optimizer_of(run.config.optim),
+        rate=run.config.schedule.peak_lr,
+        domain_prefixes=_domain_prefixes(run) if any(pair.reads_domain_text for pair in pairs) or settings.row_init == PROBE else [],
         seed=run.config.seed,
         backend=run.config.cluster.backend,
         threads=threads_of_this_host(),
@@ -78,7 +87,7 @@ def init_body(run: Run, result: StageResult, _: Attempt) -> None:
             f"{facts['row_fit']['held_out_nats_per_token_of_mean_rows']:.3f} -> {facts['row_fit']['held_out_nats_per_token']:.3f} nats per "
             "token on held-out ones"
         )
-    indented(f"old-id logits unmoved: largest difference {facts['probe_max_difference']:.1e}")
+    indented(f"old-id logits unmoved: equal with the old rows alone, {facts['probe_max_difference']:.1e} apart in the whole product")
 
 
 def _domain_prefixes(run: Run) -> list[Path]:
@@ -88,7 +97,6 @@ def _domain_prefixes(run: Run) -> list[Path]:
 
 def plan_body(run: Run, result: StageResult, _: Attempt) -> None:
     from megatron_cpt.plan.calibrate import measure_host  # noqa: PLC0415
-    from megatron_cpt.plan.derive import derive  # noqa: PLC0415
 
     vocab = check_vocab(run.of("vocab"))
     benches = read_benches(run.config)
@@ -122,6 +130,9 @@ def _initialise_in_child(
     base_folder: Path,
     vocab_folder: Path,
     row_init: str,
+    row_probe: RowProbeConfig | None,
+    optimizer: OptimizerPlan,
+    rate: float,
     domain_prefixes: list[Path],
     seed: int,
     backend: str,
@@ -139,7 +150,24 @@ def _initialise_in_child(
     torch.set_num_threads(threads)
     result = StageResult(folder)
     vocab = read_layout(vocab_folder)
-    count = num_windows(vocab.num_ids - vocab.num_base_ids) if domain_prefixes else 0
+    num_new = vocab.num_ids - vocab.num_base_ids
+    count = num_windows(num_new) if domain_prefixes and num_new else 0
     windows = sample_windows(domain_prefixes, num_windows=count, window_tokens=WINDOW_TOKENS, seed=seed)
-    initialise(result, base_folder=base_folder, vocab_folder=vocab_folder, row_init=row_init, backend=chosen, domain_windows=windows)
+    probe = None
+    if row_probe is not None and not num_new:
+        row_init = ROW_RULES[0]  # there is nothing to choose
+    elif row_probe is not None:
+        from megatron_cpt.line.row_probe import choose_rows  # noqa: PLC0415
+
+        probe = choose_rows(
+            domain_prefixes, base_folder=base_folder, vocab=vocab, vocab_folder=vocab_folder,
+            tokenizer=load_tokenizer(vocab_folder / "tokenizer" / "tokenizer.json"), settings=row_probe, optimizer=optimizer, rate=rate,
+            seed=seed, backend=chosen, threads=threads, say=indented,
+        )  # fmt: skip
+        row_init = probe["chosen"]
+    initialise(
+        result, base_folder=base_folder, vocab_folder=vocab_folder, row_init=row_init, backend=chosen, seed=seed, domain_windows=windows
+    )
+    if probe is not None:
+        result.facts["row_probe"] = probe
     return result.facts

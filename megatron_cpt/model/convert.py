@@ -58,7 +58,8 @@ def load_hf_into(
 
     Args:
         new_rows: for each of `row_names(shape)` the rows from `vocab.num_base_ids` to `vocab.num_padded_rows`: first the new
-            ids', then the padding's. Not needed when the base has all the rows already. They are converted to the parameter's type.
+            ids', then the padding's, whatever the base's file holds there. Not needed for a vocabulary without new ids of which
+            the base has all the rows already. They are converted to the parameter's type.
 
     Raises:
         CheckpointError: the folder's tensors are not those of the shape, or rows are missing.
@@ -156,7 +157,7 @@ def _rows(
 ) -> torch.Tensor:
     """Return rows `start:stop` of the extended embedding: base ids from the folder, the others from `new_rows`."""
     num_in_file = base.entries[name].shape[0]
-    if name not in new_rows and num_in_file >= vocab.num_padded_rows:
+    if name not in new_rows and num_in_file >= vocab.num_padded_rows and vocab.num_ids == vocab.num_base_ids:
         return base.read(name, dim=0, start=start, stop=stop)
     if num_in_file < vocab.num_base_ids:
         raise CheckpointError(
@@ -170,8 +171,8 @@ def _rows(
         raise CheckpointError(
             "The base model lacks rows of the vocabulary.",
             where=base.folder,
-            value=f"{num_in_file} rows in {name}",
-            rule=f"{vocab.num_padded_rows} rows",
+            value=f"{num_in_file} rows in {name}, of which {vocab.num_base_ids} belong to base ids",
+            rule=f"{vocab.num_padded_rows} rows, those of new ids initialised",
             next_step="Start from the checkpoint of the init stage, which adds them.",
         )
     added = new_rows[name]

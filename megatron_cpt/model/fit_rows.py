@@ -82,7 +82,7 @@ def read_contexts(
         DataError: there is no window.
     """
     if not windows:
-        raise DataError("There is no domain text to fit new rows to.", rule="row_init: fitted reads the indexed domain sources")
+        raise DataError("There is no domain text to fit new rows to.", rule="the rule fitted reads the indexed domain sources")
     num_base = vocab.num_base_ids
     seen: list[Contexts] = []
     hidden: list[torch.Tensor] = []

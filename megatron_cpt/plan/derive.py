@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from megatron_cpt.config.schema import ExperimentConfig, GateRuleConfig
+from megatron_cpt.config.schema import ExperimentConfig, GateRuleConfig, OptimConfig
 from megatron_cpt.errors import ConfigError, raise_all
 from megatron_cpt.plan.benches import Benches, metrics_of, task_of, task_problems
 from megatron_cpt.plan.blend import blend_entries, blend_stages
@@ -143,15 +143,7 @@ def derive(
         layout=layout,
         blend=blend,
         num_steps=num_steps,
-        optimizer=OptimizerPlan(
-            beta1=config.optim.beta1,
-            beta2=config.optim.beta2,
-            epsilon=config.optim.epsilon,
-            weight_decay=config.optim.weight_decay,
-            clip_grad_norm=config.optim.clip_grad_norm,
-            embedding_lr_scale=config.optim.embedding_lr_scale,
-            router_aux_loss=config.optim.router_aux_loss,
-        ),
+        optimizer=optimizer_of(config.optim),
         schedule=schedule_of(config),
         checkpoint=CheckpointPlan(
             every_steps=config.checkpoint.every_steps,
@@ -239,6 +231,18 @@ def _blend(
         sequence_length=layout.sequence_length,
     )
     return (entries if earlier is None else with_earlier_samples(entries, earlier)), stages, problems
+
+
+def optimizer_of(settings: OptimConfig) -> OptimizerPlan:
+    return OptimizerPlan(
+        beta1=settings.beta1,
+        beta2=settings.beta2,
+        epsilon=settings.epsilon,
+        weight_decay=settings.weight_decay,
+        clip_grad_norm=settings.clip_grad_norm,
+        embedding_lr_scale=settings.embedding_lr_scale,
+        router_aux_loss=settings.router_aux_loss,
+    )
 
 
 def layout_of(config: ExperimentConfig) -> Layout:

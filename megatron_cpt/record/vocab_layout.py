@@ -7,9 +7,6 @@ from functools import cached_property
 
 from megatron_cpt.record.hashing import sha256_plain
 
-# The rule for new rows that reads indexed domain text (model/fit_rows.py); the others know only the base's rows.
-FITTED_ROWS = "fitted"
-
 
 @dataclass(frozen=True)
 class VocabLayout:

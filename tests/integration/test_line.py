@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from line_workspace import ROOT, command, copy_prepared, cpt
 
 from megatron_cpt.meter.attempts import attempts_of
 from megatron_cpt.meter.totals import totals_by_stage
+from megatron_cpt.record.manifest import Manifest
 
 
 def test_a_sound_run_is_promoted_and_its_records_hold(workspace: Path) -> None:
@@ -168,6 +170,8 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_weights(workspace: Path
         (["source.code.licence=''"], 2, ["licence", "code"]),
         (["model.path=text"], 4, ["config.json"]),
         (["source.other.role=genral"], 2, ["genral"]),
+        (["tokenizer.row_init=zeros"], 2, ["zeros", "mean_norm"]),
+        (["tokenizer.row_init_output=noise"], 2, ["same rows", "tie_word_embeddings"]),
     ],
 )
 def test_bad_input_is_one_clear_message_and_leaves_nothing(workspace: Path, overrides: list[str], code: int, words: list[str]) -> None:
@@ -178,6 +182,35 @@ def test_bad_input_is_one_clear_message_and_leaves_nothing(workspace: Path, over
         assert word in failed.stderr
     left = {path.name for path in (workspace / "runs" / "refused").iterdir()} - {".lock", "ledger.jsonl"}
     assert left <= {"corpus"}
+
+
+@pytest.mark.slow
+def test_a_probe_takes_the_rule_that_is_best_after_its_steps_and_records_all(workspace: Path) -> None:
+    settings = "tokenizer.row_probe={rules: [mean, gaussian, fitted], steps: 4, sequence_length: 64, held_out_tokens: 1000}"
+
+    def run_init(name: str, rule: str) -> dict[str, Any]:
+        run_dir = copy_prepared(workspace, name)
+        shutil.rmtree(run_dir / "init")
+        done = cpt(workspace, "run", "--only", "init", f"run_name={name}", f"tokenizer.row_init={rule}", settings)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return Manifest.load(run_dir / "init").facts
+
+    facts = run_init("probed", "probe")
+    assert run_init("named", facts["row_init"])["row_init"] == facts["row_init"]
+    probe = facts["row_probe"]
+    tried = {name: found["bits_per_byte"]["domain"] for name, found in probe["rules"].items()}
+    print(tried)
+    assert list(tried) == ["mean", "gaussian", "fitted"]
+    assert facts["row_init"] == probe["chosen"] == min(tried, key=tried.__getitem__)
+    assert len(set(tried.values())) == 3
+    for found in probe["rules"].values():
+        assert len(found["losses"]) == 4
+        assert found["bits_per_byte"]["domain"] < found["bits_per_byte_at_start"]["domain"]
+    assert probe["settings"]["learning_rate"] == 5.0e-3
+    # The rows are those of a run that names the rule: the probe's steps leave no trace in them.
+    weights = [sorted((workspace / "runs" / name / "init" / "checkpoint").glob("*.distcp")) for name in ("probed", "named")]
+    assert [path.name for path in weights[0]] == [path.name for path in weights[1]] != []
+    assert all(one.read_bytes() == other.read_bytes() for one, other in zip(*weights, strict=True))
 
 
 def test_every_degree_that_does_not_divide_is_listed(workspace: Path) -> None:

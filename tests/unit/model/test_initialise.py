@@ -18,11 +18,12 @@ from tests.numerics.tiny_llama import layout_of_ids, save_tiny_llama
 
 BACKEND = choose("cpu")
 
+from megatron_cpt.model.added_rows import read_parts  # noqa: E402
 from megatron_cpt.model.build import build_chunks  # noqa: E402
 from megatron_cpt.model.convert import hf_tensors  # noqa: E402
 from megatron_cpt.model.dist_checkpoint import load_model  # noqa: E402
 from megatron_cpt.model.hf_folder import HfFolder, write_tensors  # noqa: E402
-from megatron_cpt.model.initialise import initialise, read_parts  # noqa: E402
+from megatron_cpt.model.initialise import _check_logits, _Probe, initialise  # noqa: E402
 from megatron_cpt.model.names import EMBEDDING, OUTPUT  # noqa: E402
 from megatron_cpt.model.parallel import ranks, single_rank_layout  # noqa: E402
 
@@ -87,6 +88,17 @@ def test_base_weights_are_kept_bit_by_bit_and_new_rows_are_means(
         by_hand = torch.stack([(old[1].float() + old[2].float()) / 2, old[7].float(), (2 * old[3].float() + old[99].float()) / 3])
         torch.testing.assert_close(tensor[100:].float(), by_hand, rtol=1e-6 if dtype == "fp32" else 5e-3, atol=1e-7)
     torch.testing.assert_close(all_rows[127].float(), base.read(EMBEDDING).float().mean(dim=0), rtol=5e-3, atol=5e-3)
+
+
+def test_one_bit_of_an_old_logit_is_too_much_and_the_whole_product_has_its_rounding() -> None:
+    logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(1))
+    near = logits.clone()
+    near[0, 0, 0] = torch.nextafter(near[0, 0, 0], torch.tensor(9.0))
+    assert 0 < _check_logits(_Probe(logits, logits), _Probe(near, logits.clone()), dtype="fp32") < 1e-5
+    with pytest.raises(CheckpointError, match="not equal"):
+        _check_logits(_Probe(logits, logits), _Probe(logits, near), dtype="fp32")
+    with pytest.raises(CheckpointError, match="moved logits"):
+        _check_logits(_Probe(logits, logits), _Probe(logits + 0.1, logits), dtype="fp32")
 
 
 def test_a_vocabulary_without_new_pieces_leaves_the_model_as_it_is(tmp_path: Path) -> None:
