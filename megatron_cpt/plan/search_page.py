@@ -41,7 +41,10 @@ def search_page(found: SearchResult, *, num_steps: int, usd_per_device_hour: Fig
             lines.append(f"  the configuration's own layout is {share:.0%} slower than the first one:")
             lines += [f"    {reason} a step" for reason in reasons]
     if found.best:
-        lines += ["the first one:", *textwrap.wrap(" ".join(overrides_of(found.best[0].layout)), 118, initial_indent="  ", subsequent_indent="  ")]
+        lines += [
+            "the first one:",
+            *textwrap.wrap(" ".join(overrides_of(found.best[0].layout)), 118, initial_indent="  ", subsequent_indent="  "),
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -116,7 +116,9 @@ def _output_seconds(shape: ModelShape, layout: Layout, machine: Machine, *, num_
 
 def _optimizer_seconds(shape: ModelShape, layout: Layout, machine: Machine, kernels: Kernels, *, num_rows: int) -> float:
     params = _params(shape, layout, num_rows=num_rows)
-    return machine.memory_seconds((_OPTIMIZER_BYTES + 8 * kernels.loss_scaling) * params / (layout.data * layout.context if _shards(layout) else 1))
+    return machine.memory_seconds(
+        (_OPTIMIZER_BYTES + 8 * kernels.loss_scaling) * params / (layout.data * layout.context if _shards(layout) else 1)
+    )
 
 
 def _shards(layout: Layout) -> bool:
@@ -153,7 +155,9 @@ def _data_seconds(
         waits = max(0.0, gather - forward) + max(0.0, gather + reduce - backward)
         return layout.num_microbatches * shape.num_layers * waits + gather + reduce
     reduce = gather_seconds(machine, kernels.gradient_bytes * params, group=group, stride=stride)
-    gather = gather_seconds(machine, (width if layout.distributed_optimizer else kernels.gradient_bytes) * params, group=group, stride=stride)
+    gather = gather_seconds(
+        machine, (width if layout.distributed_optimizer else kernels.gradient_bytes) * params, group=group, stride=stride
+    )
     layers = shape.num_layers // layout.pipeline
     if layout.overlap_grad_reduce:
         bucket = layout.bucket_size or max(_BUCKET_PARAMS, 1_000_000 * group)
