@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from datetime import date
+from itertools import pairwise
 
 from megatron_cpt.config.schema import ExperimentConfig
 from megatron_cpt.plan.grid import region_problem
@@ -73,7 +74,7 @@ def _interval_problems(config: ExperimentConfig) -> list[str]:
         ends = [value for value in (low, likely, high) if value is not None]
         if key == "tariff.pue" and likely is not None and not likely >= 1:
             continue  # said already
-        if (likely is None and ends) or any(not left <= right for left, right in zip(ends, ends[1:], strict=False)):
+        if (likely is None and ends) or any(not left <= right for left, right in pairwise(ends)):
             problems.append(f"{key}: low {low}, likely {likely}, high {high} are not an interval. Use low <= likely <= high, or null.")
     return problems
 

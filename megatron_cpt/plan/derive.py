@@ -400,6 +400,8 @@ def goodput_of(config: ExperimentConfig, *, seconds_per_step: Figure) -> Figure:
     mtbf: Figure = known(config.gpu.mtbf_hours, key="gpu.mtbf_hours")
     if isinstance(seconds_per_step, Unavailable):
         return seconds_per_step
+    if seconds_per_step == 0:
+        return Unavailable("no step is trained")
     return goodput(
         num_devices=config.cluster.num_nodes * config.cluster.ranks_per_node,
         device_mtbf_hours=mtbf,
@@ -432,7 +434,7 @@ def estimate_run(
     likely: Figure = seconds if isinstance(seconds, Unavailable) else seconds.likely
     machine = Unavailable("a step is predicted for GPUs only") if on_cpu else machine_of(gpu, config.cluster)
     predicted = step_time(shape, layout, machine, num_rows=num_rows).total if isinstance(machine, Machine) else machine
-    trained = goodput_of(config, seconds_per_step=combine(lambda value: value / num_steps, likely))
+    trained = goodput_of(config, seconds_per_step=combine(lambda value: value / max(num_steps, 1), likely))
     params = num_params(shape, num_rows=num_rows)
     stored = stored_gb(
         num_params=params,

@@ -13,18 +13,18 @@ def summary(plan: RunPlan) -> list[str]:
     estimate, layout = plan.estimate, plan.layout
     largest = max(estimate.memory, key=lambda rank: rank.total)
     limit = estimate.memory_limit_bytes
-    room = "the memory of a device is not known" if isinstance(limit, Unavailable) else (
-        f"fits: {show_bytes(largest.total)} of {show_bytes(limit)} on the fullest device"
-    )  # fmt: skip
+    room = "The memory of a device is not known."
+    if not isinstance(limit, Unavailable):
+        room = f"It fits: {show_bytes(largest.total)} of {show_bytes(limit)} on the fullest device."
     device = "rank" if plan.backend == "cpu" else "GPU"
-    lasts = "for a time that is unknown" if isinstance(estimate.seconds, Unavailable) else f"for {show_duration(elapsed(estimate).likely)}"  # type: ignore[union-attr]
+    lasts = "a time that is unknown" if isinstance(estimate.seconds, Unavailable) else show_duration(estimate.seconds)
     bill = bill_of_plan(plan)
     costs = [
         f"{show_amount(found.likely)} {unit}" if isinstance(found, Interval) else f"an unknown {what}"
         for found, unit, what in ((bill.usd, "USD", "cost"), (bill.kwh, "kWh", "energy"), (bill.kg_location, "kg CO2e", "carbon"))
     ]
     plural = "" if layout.num_ranks == 1 else "s"
-    return field("in short", f"{layout.num_ranks} {device}{plural} {lasts}, about {', '.join(costs)}. It {room}.")
+    return field("in short", f"{layout.num_ranks} {device}{plural} for {lasts}, about {', '.join(costs)}. {room}")
 
 
 def elapsed(estimate: Estimate) -> Range:
@@ -55,18 +55,21 @@ def money_lines(plan: RunPlan) -> list[str]:
             f"{show_duration(seconds.likely)} likely, {show_duration(seconds.low)} to {show_duration(seconds.high)}, for the training steps"
         )
     dated = f", {tariff.price_date}" if tariff.price_date else ""
+    price = f"{_figure(tariff.usd_per_device_hour)} USD a device-hour{dated}: {tariff.price_source}"
+    power = f"{_figure(tariff.watts_per_device)} W a device with its part of the node, x PUE {_figure(tariff.pue)}"
+    grid = f"{_figure(tariff.grid_g_co2e_per_kwh)} g/kWh: {tariff.grid_source}"
     return [
         *field("time", time),
         *field("device use", show_range(bill.device_hours, "device-hours")),
-        *field("cost", show_range(bill.usd, "USD") + _because(bill.usd, f"{_figure(tariff.usd_per_device_hour)} USD a device-hour{dated}: {tariff.price_source}")),
+        *field("cost", show_range(bill.usd, "USD") + _because(bill.usd, price)),
         *_storage(bill, plan),
-        *field("energy", show_range(bill.kwh, "kWh") + _because(bill.kwh, f"{_figure(tariff.watts_per_device)} W a device with its part of the node, x PUE {_figure(tariff.pue)}")),
-        *field("carbon", f"{show_range(bill.kg_location, 'kg CO2e')}, location-based" + _because(bill.kg_location, f"{_figure(tariff.grid_g_co2e_per_kwh)} g/kWh: {tariff.grid_source}")),
+        *field("energy", show_range(bill.kwh, "kWh") + _because(bill.kwh, power)),
+        *field("carbon", f"{show_range(bill.kg_location, 'kg CO2e')}, location-based" + _because(bill.kg_location, grid)),
         *field("", f"- market-based: {show_range(bill.kg_market, 'kg CO2e')}" + _because(bill.kg_market, tariff.market_source)),
         *_embodied(bill, plan),
         *_on_top(bill),
         *_stops(plan),
-    ]  # fmt: skip
+    ]
 
 
 def _because(found: Range, why: str) -> str:

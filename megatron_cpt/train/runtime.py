@@ -100,7 +100,10 @@ class StopRequest:
             self._forget_stale_file()
 
     def requested(self) -> bool:
-        """Return whether any rank was asked to stop; every rank gets the same answer. A collective of one number, but after a limit or threshold."""
+        """Return whether any rank was asked to stop; every rank gets the same answer.
+
+        A collective of one number, but after a limit or threshold.
+        """
         if self.is_limit:
             return True
         if self._reached:
