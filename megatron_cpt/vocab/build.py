@@ -21,12 +21,13 @@ from megatron_cpt.record.typed import to_plain
 from megatron_cpt.record.vocab_layout import VocabLayout, padded_rows
 from megatron_cpt.vocab import contract
 from megatron_cpt.vocab.base import BaseTokenizer, load_base, read_object, separator_id, tokenizer_from
-from megatron_cpt.vocab.byte_level import is_utf8, piece_bytes, readable
+from megatron_cpt.vocab.byte_level import is_utf8, readable
 from megatron_cpt.vocab.candidates import sentences, train_candidate
 from megatron_cpt.vocab.documents import SIDES, names_with_role, num_bytes, sampled
 from megatron_cpt.vocab.extend import extended_data, write_tokenizer
+from megatron_cpt.vocab.family import Family
 from megatron_cpt.vocab.measure import Encode, measure
-from megatron_cpt.vocab.merges import Merge, count_words, learn_merges, neighbour_pairs
+from megatron_cpt.vocab.merges import Merge, learn_merges
 from megatron_cpt.vocab.report import advice, report_markdown
 
 CHECK_BYTES = 2_000_000  # round trips and held-out figures are taken on at most this much of each role
@@ -73,11 +74,11 @@ def build_vocab(
             base, settings, take(domain, ("train",), settings.sample_bytes), take(general, SIDES, settings.sample_bytes), say
         )
     folder = result.folder / "tokenizer"
-    write_tokenizer(folder, base, extended_data(base, merges) if merges else None)
+    write_tokenizer(folder, base, extended_data(base, merges) if merges else None, merges)
     tokenizer = tokenizer_from(read_object(folder / "tokenizer.json"), where=folder / "tokenizer.json")
     layout = layout_of(base, merges, separator, settings.pad_rows_to_multiple, sha256_file(folder / "tokenizer.json"))
     write_json(result.folder / "vocab_layout.json", to_plain(layout))
-    pieces = describe_pieces(merges, base.num_rows)
+    pieces = describe_pieces(merges, base.num_rows, base.family)
     write_text(result.folder / "new_pieces.jsonl", "".join(map(one_line, pieces)))
 
     held_out = {role: take(names, ("test",), CHECK_BYTES) for role, names in (("domain", domain), ("general", general))}
@@ -88,8 +89,8 @@ def build_vocab(
 
     report: dict[str, Any] = {
         role: {
-            "base": fit_of(base.tokenizer, base.num_rows, texts, None),
-            "extended": fit_of(tokenizer, layout.num_ids, texts, base.num_rows),
+            "base": fit_of(base.family, base.tokenizer, base.num_rows, texts, None),
+            "extended": fit_of(base.family, tokenizer, layout.num_ids, texts, base.num_rows),
         }
         for role, texts in held_out.items()
     }
@@ -118,12 +119,20 @@ def choose_merges(base: BaseTokenizer, settings: TokenizerConfig, domain: Texts,
     Raises:
         DataError: the domain text gives fewer than were asked for; it says how many.
     """
-    forbidden, num_documents, size = neighbour_pairs(base.tokenizer, general())
-    say(f"vocab: {forbidden.size:,} neighbour pairs of {num_documents:,} general documents ({size / 1e6:.1f} MB) are barred from merging")
-    table = count_words(base.tokenizer, domain())
+    barred = base.family.barred(base.tokenizer, general())
+    of_size = f"{barred.num_documents:,} general documents ({barred.num_bytes / 1e6:.1f} MB)"
+    say(f"vocab: {barred.num_barred:,} neighbour pairs of {of_size} are barred from merging")
+    table = base.family.words(base.tokenizer, domain())
     say(f"vocab: learning {settings.num_new_pieces:,} merges from {table.num_tokens:,} base tokens of domain text")
     names = {number: piece for piece, number in base.tokenizer.get_vocab(with_added_tokens=True).items()}
-    merges = learn_merges(table, num_pieces=settings.num_new_pieces, first_new_id=base.num_rows, pieces=names, forbidden=forbidden)
+    merges = learn_merges(
+        table,
+        num_pieces=settings.num_new_pieces,
+        first_new_id=base.num_rows,
+        pieces=names,
+        forbidden=barred.pairs,
+        refuses=base.family.refuses(barred),
+    )
     if len(merges) < settings.num_new_pieces:
         raise DataError(
             "The domain text does not give that many new pieces.",
@@ -141,17 +150,15 @@ def layout_of(base: BaseTokenizer, merges: list[Merge], separator: int, multiple
     return VocabLayout(base.num_rows, num_ids, padded_rows(num_ids, multiple=multiple), separator, tokenizer_sha256)
 
 
-def describe_pieces(merges: list[Merge], num_base_ids: int) -> list[dict[str, Any]]:
+def describe_pieces(merges: list[Merge], num_base_ids: int, family: Family) -> list[dict[str, Any]]:
     """Return per new piece its text, its two parts and the base ids that it replaces."""
     base_ids: dict[int, list[int]] = {}
     described = []
     for merge in merges:
-        base_ids[merge.new_id] = [
-            number for part in (merge.left, merge.right) for number in ([part] if part < num_base_ids else base_ids[part])
-        ]
+        base_ids[merge.new_id] = [number for part in merge.parts for number in ([part] if part < num_base_ids else base_ids[part])]
         described.append(
             {
-                "id": merge.new_id, "piece": readable(contract.new_piece_bytes(merge)), "left": merge.left, "right": merge.right,
+                "id": merge.new_id, "piece": readable(contract.new_piece_bytes(family, merge)), "left": merge.left, "right": merge.right,
                 "base_ids": base_ids[merge.new_id], "count": merge.count,
             }
         )  # fmt: skip
@@ -169,34 +176,36 @@ def one_line(piece: dict[str, Any]) -> str:
 def prove(
     base: BaseTokenizer, tokenizer: Tokenizer, merges: list[Merge], folder: Path, *, general: Texts, held_out: dict[str, Texts]
 ) -> list[contract.Check]:
+    forms = contract.forms_agree(base, folder, tokenizer, [held_out["domain"](), held_out["general"]()])
     return [
+        *([forms] if forms else []),
         contract.changed_ids(base, tokenizer),
         contract.drifting(base, tokenizer, general()),
-        contract.lossy(tokenizer, "held-out domain text", held_out["domain"]()),
-        contract.lossy(tokenizer, "held-out general text", held_out["general"]()),
-        contract.lossy(tokenizer, "the nasty texts", iter(contract.NASTY_TEXTS)),
+        contract.lossy(base, tokenizer, "held-out domain text", held_out["domain"]()),
+        contract.lossy(base, tokenizer, "held-out general text", held_out["general"]()),
+        contract.lossy(base, tokenizer, "the nasty texts", iter(contract.NASTY_TEXTS)),
         contract.longer(base, tokenizer, held_out["domain"]()),
         contract.special_tokens(base, tokenizer),
         contract.unreachable(tokenizer, merges),
-        contract.missing_byte_pieces(tokenizer),
+        contract.missing_byte_pieces(base, tokenizer),
         contract.loads_elsewhere(folder, tokenizer),
     ]
 
 
-def fragments_of(tokenizer: Tokenizer, num_ids: int) -> npt.NDArray[np.bool_]:
+def fragments_of(family: Family, tokenizer: Tokenizer, num_ids: int) -> npt.NDArray[np.bool_]:
     """Return per id whether its piece is no valid UTF-8 on its own."""
     fragments = np.zeros(num_ids, dtype=bool)
     for piece, number in tokenizer.get_vocab(with_added_tokens=True).items():
-        data = piece_bytes(piece)
+        data = family.piece_bytes(piece)
         fragments[number] = data is not None and not is_utf8(data)
     return fragments
 
 
-def fit_of(tokenizer: Tokenizer, num_ids: int, texts: Texts, first_new_id: int | None) -> dict[str, Any] | None:
+def fit_of(family: Family, tokenizer: Tokenizer, num_ids: int, texts: Texts, first_new_id: int | None) -> dict[str, Any] | None:
     unknown = getattr(tokenizer.model, "unk_token", None)
     encode: Encode = lambda batch: [encoding.ids for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False)]  # noqa: E731
     unknown_id = tokenizer.token_to_id(unknown) if unknown else None
-    fit = measure(encode, texts(), fragments=fragments_of(tokenizer, num_ids), unknown_id=unknown_id, first_new_id=first_new_id)
+    fit = measure(encode, texts(), fragments=fragments_of(family, tokenizer, num_ids), unknown_id=unknown_id, first_new_id=first_new_id)
     return None if fit is None else asdict(fit)
 
 
@@ -254,7 +263,7 @@ def facts_of(
         "fingerprint": layout.fingerprint,
         "num_new_pieces": len(merges),
         "unnamed_base_rows": base.num_rows - len(set(base.tokenizer.get_vocab(with_added_tokens=True).values())),
-        "new_pieces_that_are_character_parts": sum(not is_utf8(contract.new_piece_bytes(merge)) for merge in merges),
+        "new_pieces_that_are_character_parts": sum(not is_utf8(contract.new_piece_bytes(base.family, merge)) for merge in merges),
         "domain": short["domain"],
         "general": short["general"],
         "domain_token_saving": saving,
