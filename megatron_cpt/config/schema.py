@@ -19,13 +19,19 @@ class ModelConfig:
 
 @dataclass
 class TokenizerConfig:
-    """How the base tokenizer is extended. `num_new_pieces: 0` keeps it as it is."""
+    """How the base tokenizer is extended. `num_new_pieces: 0` keeps it as it is.
+
+    `terms` is a UTF-8 file of terms, one a line, that are forced in as pieces; `max_drift` the share of general documents whose ids they
+    may change.
+    """
 
     num_new_pieces: int = MISSING
     document_separator: str = MISSING
     pad_rows_to_multiple: int = 128
     sample_bytes: int = 8_000_000
     row_init: str = "mean"
+    terms: str = ""
+    max_drift: float = 0.0
 
 
 @dataclass

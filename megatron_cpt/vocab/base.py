@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from megatron_cpt.errors import DataError, printable
 from megatron_cpt.record.tokenizer_file import dummy_prefix, for_plain_text
-from megatron_cpt.vocab.byte_level import ByteLevelBpe
+from megatron_cpt.vocab.byte_level_bpe import ByteLevelBpe
 from megatron_cpt.vocab.family import Family
 from megatron_cpt.vocab.sentencepiece_base import (
     ROUTES,
@@ -34,7 +34,8 @@ SUPPORTED = ROUTES
 FORM_TEXTS = (
     "", " ", "a", "   leading", "trailing   ", "two  spaces\tand\ttabs\n\n\n  and   newlines\r\n", "a\u2581b", "\u2581", "\n", "\t\t",
     "<s> </s> <unk> <0x41> [INST]", "全角：，。１２３　第一百二十三条", "rare 𠀀龘 and 😀👩\u200d👧", "e\u0301 é x\u2028y",
-    "x" * 40, " " * 40,
+    "x" * 40,
+    *(" " * length + "x" for length in (2, 3, 5, 7, 8, 11, 13, 16, 17, 31, 33, 40, 67)),
 )  # fmt: skip
 
 
@@ -68,7 +69,7 @@ def read_object(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         if size > MAX_TOKENIZER_BYTES:
             raise DataError("A tokenizer file is too large.", where=path, value=f"{size} bytes", rule=f"at most {MAX_TOKENIZER_BYTES}")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
     except FileNotFoundError:
         raise DataError(
             "The base model folder lacks a file.", where=path, next_step="Set model.path to a complete Hugging Face folder."
@@ -78,6 +79,14 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise DataError("A file of the base model is not a JSON object.", where=path, value=type(data).__name__)
     return data
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for place, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:place]))
+        raise ValueError(f"{twice!r} stands twice in one object")
+    return found
 
 
 def tokenizer_from(data: dict[str, Any], *, where: Path) -> Tokenizer:
@@ -99,7 +108,7 @@ def load_base(folder: Path) -> BaseTokenizer:
         model = model_of(folder)
         data = tokenizer_json(folder / MODEL_NAME, model)
     else:
-        data = read_object(path)
+        data = read_object(path) if path.exists() else older_form(folder)
         refuse_other_kinds(path, data)
         if data["model"].get("byte_fallback") and (folder / MODEL_NAME).exists():
             model = model_of(folder)
@@ -141,6 +150,53 @@ def model_of(folder: Path) -> SentencePieceModel:
     return model
 
 
+def older_form(folder: Path) -> dict[str, Any]:
+    """Return as tokenizer.json what a folder says in an older form: GPT-2's vocab.json and merges.txt.
+
+    The two files do not say how text is cut into words. GPT-2's own rule is known; a model of another type is refused.
+
+    Raises:
+        DataError: there is no such pair of files, it is not GPT-2's, or it is damaged.
+    """
+    path, ranks = folder / "tokenizer.json", sorted(folder.glob("*.tiktoken"))
+    if ranks:
+        raise DataError(
+            "This version cannot extend a tiktoken file: it holds no rule of how text is cut, and no special tokens.",
+            where=ranks[0],
+            rule=SUPPORTED,
+            next_step="Convert it once to a tokenizer.json (transformers.TikTokenConverter, with the model's own pattern); check its ids.",
+        )
+    if not ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
+        return read_object(path)
+    kind = read_object(folder / "config.json").get("model_type")
+    if kind != "gpt2":
+        raise DataError(
+            "vocab.json and merges.txt do not say how this model cuts text into words.",
+            where=folder,
+            value=f"model_type {printable(str(kind))}",
+            rule="a tokenizer.json, or GPT-2's own pair of files",
+            next_step="Save the folder once with transformers' fast tokenizer: AutoTokenizer.from_pretrained(...).save_pretrained(...).",
+        )
+    vocab = read_object(folder / "vocab.json")
+    try:
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise DataError("merges.txt cannot be read.", where=folder / "merges.txt", value=str(error)[:300]) from None
+    merges = [line.split(" ") for line in lines if line.strip() and not line.startswith("#version")]
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    separator = "<|endoftext|>"
+    cut = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return {
+        "version": "1.0", "truncation": None, "padding": None,
+        "added_tokens": [{"id": vocab[separator], "content": separator, **special}] if separator in vocab else [],
+        "normalizer": None, "pre_tokenizer": cut, "post_processor": None, "decoder": cut,
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": "",
+            "fuse_unk": False, "byte_fallback": False, "ignore_merges": False, "vocab": vocab, "merges": merges,
+        },
+    }  # fmt: skip
+
+
 def refuse_other_kinds(path: Path, data: dict[str, Any]) -> None:
     """Raise for every tokenizer that is not a plain BPE with all of its bytes: byte-level, or SentencePiece's with byte fallback."""
     model = data.get("model")
@@ -152,6 +208,13 @@ def refuse_other_kinds(path: Path, data: dict[str, Any]) -> None:
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise unsupported(path, f"a BPE tokenizer with a {key}")
+    if '"add_prefix_space": true' in json.dumps(data.get("pre_tokenizer")):
+        raise unsupported(path, "a tokenizer that puts a space before each text (add_prefix_space): decoding does not give the text back")
+    pieces = model["vocab"]
+    if isinstance(pieces, dict) and ("" in pieces or len(set(map(str, pieces.values()))) < len(pieces)):
+        raise DataError(
+            "The base tokenizer has an empty piece, or two pieces with one id.", where=path, rule="each id has one piece, and none is empty"
+        )
     if model.get("dropout"):
         raise unsupported(path, "a BPE tokenizer with dropout (its encoding is random)")
     if model.get("byte_fallback"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,17 @@ from megatron_cpt.record.hashing import sha256_file
 from megatron_cpt.record.manifest import StageResult
 from megatron_cpt.record.store import write_json, write_text
 from megatron_cpt.record.typed import to_plain
+from megatron_cpt.record.vocab_contract import (
+    BASE_TOKENIZER,
+    LAYOUT_NAME,
+    PROBE_NAME,
+    TOKENIZER_NAME,
+    Check,
+    Drift,
+    Probe,
+    probe_of,
+    write_contract,
+)
 from megatron_cpt.record.vocab_layout import VocabLayout, padded_rows
 from megatron_cpt.vocab import contract
 from megatron_cpt.vocab.base import BaseTokenizer, load_base, read_object, separator_id, tokenizer_from
@@ -26,9 +38,11 @@ from megatron_cpt.vocab.candidates import sentences, train_candidate
 from megatron_cpt.vocab.documents import SIDES, names_with_role, num_bytes, sampled
 from megatron_cpt.vocab.extend import extended_data, write_tokenizer
 from megatron_cpt.vocab.family import Family
+from megatron_cpt.vocab.forced import Outcome, check_room, remarks
 from megatron_cpt.vocab.measure import Encode, measure
 from megatron_cpt.vocab.merges import Merge, learn_merges
 from megatron_cpt.vocab.report import advice, report_markdown
+from megatron_cpt.vocab.terms import Terms, read_terms
 
 CHECK_BYTES = 2_000_000  # round trips and held-out figures are taken on at most this much of each role
 COMPARISON_BYTES = 1_000_000  # SentencePiece's Unigram trainer takes about 10 s for it on one core
@@ -53,6 +67,7 @@ def build_vocab(
             the contract is broken.
     """
     check_settings(settings)
+    terms = read_terms(Path(settings.terms)) if settings.terms else None
     base = load_base(base_folder)
     separator = separator_id(base, settings.document_separator)
     domain, general = names_with_role(corpus_facts, "domain"), names_with_role(corpus_facts, "general")
@@ -69,23 +84,35 @@ def build_vocab(
         return lambda: sampled(corpus_folder, corpus_facts, names, sides=sides, max_bytes=max_bytes)
 
     merges: list[Merge] = []
+    outcomes: list[Outcome] = []
     if settings.num_new_pieces:
-        merges = choose_merges(
-            base, settings, take(domain, ("train",), settings.sample_bytes), take(general, SIDES, settings.sample_bytes), say
+        merges, outcomes = choose_merges(
+            base,
+            settings,
+            terms,
+            domain=take(domain, ("train",), settings.sample_bytes),
+            general=take(general, SIDES, settings.sample_bytes),
+            say=say,
         )
     folder = result.folder / "tokenizer"
     write_tokenizer(folder, base, extended_data(base, merges) if merges else None, merges)
+    if not (base.folder / "tokenizer.json").is_file():
+        write_text(result.folder / BASE_TOKENIZER, json.dumps(base.data, ensure_ascii=False, indent=2))
     tokenizer = tokenizer_from(read_object(folder / "tokenizer.json"), where=folder / "tokenizer.json")
     layout = layout_of(base, merges, separator, settings.pad_rows_to_multiple, sha256_file(folder / "tokenizer.json"))
-    write_json(result.folder / "vocab_layout.json", to_plain(layout))
+    write_json(result.folder / LAYOUT_NAME, to_plain(layout))
     pieces = describe_pieces(merges, base.num_rows, base.family)
     write_text(result.folder / "new_pieces.jsonl", "".join(map(one_line, pieces)))
+    if terms is not None:
+        write_text(result.folder / "terms.jsonl", "".join(one_line(asdict(outcome)) for outcome in outcomes))
 
     held_out = {role: take(names, ("test",), CHECK_BYTES) for role, names in (("domain", domain), ("general", general))}
     say("vocab: proving the contract")
-    checks = prove(base, tokenizer, merges, folder, general=take(general, SIDES, settings.sample_bytes), held_out=held_out)
+    checks, drift, probe = prove(
+        base, tokenizer, merges, result.folder, settings, general=take(general, SIDES, settings.sample_bytes), held_out=held_out
+    )
     contract.refuse_broken(checks)
-    write_json(result.folder / "contract.json", {"checks": [asdict(check) for check in checks]})
+    write_contract(result.folder, layout, probe=probe, drift=drift, checks=checks)
 
     report: dict[str, Any] = {
         role: {
@@ -101,6 +128,9 @@ def build_vocab(
     write_json(result.folder / "report.json", report)
     write_text(result.folder / "report.md", report_markdown(report, checks, pieces))
     result.facts.update(facts_of(base, layout, merges, report, saving=saving, num_clauses=len(checks)))
+    result.facts["general_drift"] = to_plain(drift)
+    if outcomes:
+        result.facts["terms"] = dict(Counter(outcome.outcome for outcome in outcomes))
     say_result(result.facts, say)
 
 
@@ -111,13 +141,25 @@ def check_settings(settings: TokenizerConfig) -> None:
             raise ConfigError(
                 f"tokenizer.{key} is not usable.", where=f"tokenizer.{key}", value=value, rule=f"a whole number from {least} on"
             )
+    if isinstance(settings.max_drift, bool) or not isinstance(settings.max_drift, int | float) or not 0 <= settings.max_drift < 1:
+        raise ConfigError(
+            "tokenizer.max_drift is not usable.", where="tokenizer.max_drift", value=settings.max_drift, rule="a share from 0 to below 1"
+        )
+    if settings.terms and not settings.num_new_pieces:
+        raise ConfigError(
+            "Terms are given, but no new pieces are asked for.",
+            where="tokenizer.terms",
+            next_step="Set tokenizer.num_new_pieces, or unset tokenizer.terms.",
+        )
 
 
-def choose_merges(base: BaseTokenizer, settings: TokenizerConfig, domain: Texts, general: Texts, say: Callable[[str], None]) -> list[Merge]:
-    """Return the merges to append.
+def choose_merges(
+    base: BaseTokenizer, settings: TokenizerConfig, terms: Terms | None, *, domain: Texts, general: Texts, say: Callable[[str], None]
+) -> tuple[list[Merge], list[Outcome]]:
+    """Return the merges to append, those of the user's terms first, and what became of each term.
 
     Raises:
-        DataError: the domain text gives fewer than were asked for; it says how many.
+        DataError: the domain text gives fewer than were asked for, or the terms need more; it says how many.
     """
     barred = base.family.barred(base.tokenizer, general())
     of_size = f"{barred.num_documents:,} general documents ({barred.num_bytes / 1e6:.1f} MB)"
@@ -125,6 +167,16 @@ def choose_merges(base: BaseTokenizer, settings: TokenizerConfig, domain: Texts,
     table = base.family.words(base.tokenizer, domain())
     say(f"vocab: learning {settings.num_new_pieces:,} merges from {table.num_tokens:,} base tokens of domain text")
     names = {number: piece for piece, number in base.tokenizer.get_vocab(with_added_tokens=True).items()}
+    chains: list[Merge] = []
+    outcomes: list[Outcome] = []
+    if terms is not None:
+        chains, outcomes = base.family.force(
+            base.tokenizer, terms.terms, first_new_id=base.num_rows, barred=barred, domain=domain, general=general,
+            max_share=settings.max_drift,
+        )  # fmt: skip
+        check_room(chains, outcomes, settings.num_new_pieces)
+        for line in (*terms.remarks, *remarks(outcomes)):
+            say(f"vocab: {line}")
     merges = learn_merges(
         table,
         num_pieces=settings.num_new_pieces,
@@ -132,6 +184,7 @@ def choose_merges(base: BaseTokenizer, settings: TokenizerConfig, domain: Texts,
         pieces=names,
         forbidden=barred.pairs,
         refuses=base.family.refuses(barred),
+        first=chains,
     )
     if len(merges) < settings.num_new_pieces:
         raise DataError(
@@ -141,7 +194,7 @@ def choose_merges(base: BaseTokenizer, settings: TokenizerConfig, domain: Texts,
             rule=f"at most {len(merges)}: a piece stands at least twice in domain text, and its parts never side by side in general text",
             next_step=f"Set tokenizer.num_new_pieces={len(merges)} or less, or add domain text.",
         )
-    return merges
+    return merges, outcomes
 
 
 def layout_of(base: BaseTokenizer, merges: list[Merge], separator: int, multiple: int, tokenizer_sha256: str) -> VocabLayout:
@@ -159,7 +212,7 @@ def describe_pieces(merges: list[Merge], num_base_ids: int, family: Family) -> l
         described.append(
             {
                 "id": merge.new_id, "piece": readable(contract.new_piece_bytes(family, merge)), "left": merge.left, "right": merge.right,
-                "base_ids": base_ids[merge.new_id], "count": merge.count,
+                "base_ids": base_ids[merge.new_id], "count": merge.count, **({"forced": True} if merge.forced else {}),
             }
         )  # fmt: skip
     return described
@@ -174,22 +227,38 @@ def one_line(piece: dict[str, Any]) -> str:
 
 
 def prove(
-    base: BaseTokenizer, tokenizer: Tokenizer, merges: list[Merge], folder: Path, *, general: Texts, held_out: dict[str, Texts]
-) -> list[contract.Check]:
-    forms = contract.forms_agree(base, folder, tokenizer, [held_out["domain"](), held_out["general"]()])
-    return [
-        *([forms] if forms else []),
+    base: BaseTokenizer,
+    tokenizer: Tokenizer,
+    merges: list[Merge],
+    folder: Path,
+    settings: TokenizerConfig,
+    *,
+    general: Texts,
+    held_out: dict[str, Texts],
+) -> tuple[list[Check], Drift, Probe]:
+    """Return every clause with its result, the drift of general text, and the probe, which is written to `folder` for the reload."""
+    data = read_object(folder / TOKENIZER_NAME)
+    same_ids, drift = contract.drifting(base, tokenizer, general(), max_share=float(settings.max_drift))
+    probe = probe_of(tokenizer, contract.probe_texts(held_out["domain"](), held_out["general"]()))
+    write_json(folder / PROBE_NAME, to_plain(probe))
+    older = contract.older_files_agree(folder, data, probe)
+    forms = contract.forms_agree(base, folder / "tokenizer", tokenizer, [held_out["domain"](), held_out["general"]()])
+    checks = [
         contract.changed_ids(base, tokenizer),
-        contract.drifting(base, tokenizer, general()),
-        contract.lossy(base, tokenizer, "held-out domain text", held_out["domain"]()),
-        contract.lossy(base, tokenizer, "held-out general text", held_out["general"]()),
-        contract.lossy(base, tokenizer, "the nasty texts", iter(contract.NASTY_TEXTS)),
+        same_ids,
+        contract.doubled(data),
+        contract.same_settings(base, data),
+        contract.lossy(tokenizer, "held-out domain text", held_out["domain"](), remark=base.family.remark),
+        contract.lossy(tokenizer, "held-out general text", held_out["general"](), remark=base.family.remark),
+        contract.lossy(tokenizer, "the nasty texts", iter(contract.NASTY_TEXTS), remark=base.family.remark),
         contract.longer(base, tokenizer, held_out["domain"]()),
         contract.special_tokens(base, tokenizer),
-        contract.unreachable(tokenizer, merges),
+        contract.unreachable(base, tokenizer, merges),
         contract.missing_byte_pieces(base, tokenizer),
-        contract.loads_elsewhere(folder, tokenizer),
+        *contract.reloads(folder, probe),
+        *(check for check in (older, forms) if check),
     ]
+    return checks, drift, probe
 
 
 def fragments_of(family: Family, tokenizer: Tokenizer, num_ids: int) -> npt.NDArray[np.bool_]:

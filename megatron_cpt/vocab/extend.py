@@ -48,7 +48,7 @@ def write_tokenizer(folder: Path, base: BaseTokenizer, data: dict[str, Any] | No
     """Write a tokenizer folder: `data` as tokenizer.json (None: the base's own file, byte for byte) and what belongs to it."""
     folder.mkdir(parents=True)
     if data is None and not (base.folder / "tokenizer.json").is_file():
-        data = base.data
+        data = base.data  # a tokenizer.model alone, or GPT-2's older form
     if data is None:
         shutil.copyfile(base.folder / "tokenizer.json", folder / "tokenizer.json")
     else:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from tokenizers import Tokenizer
 
+from megatron_cpt.vocab.forced import Outcome
 from megatron_cpt.vocab.merges import Ints, Merge, WordTable
 
 
@@ -47,6 +48,23 @@ class Family(Protocol):
 
     def words(self, tokenizer: Tokenizer, texts: Iterable[str]) -> WordTable:
         """Return the distinct words of domain text in base ids; no new piece crosses a word's end."""
+
+    def force(
+        self,
+        tokenizer: Tokenizer,
+        terms: Sequence[str],
+        *,
+        first_new_id: int,
+        barred: Barred,
+        domain: Callable[[], Iterator[str]],
+        general: Callable[[], Iterator[str]],
+        max_share: float,
+    ) -> tuple[list[Merge], list[Outcome]]:
+        """Return the merges that make a user's terms pieces, and what became of each term.
+
+        Args:
+            max_share: share of general documents that the terms together may change.
+        """
 
     def refuses(self, barred: Barred) -> Callable[[str, set[str]], bool]:
         """Return the test whether a piece may not be added, given the pieces there are."""

@@ -8,8 +8,8 @@ tokens that the added row saves on the sample.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 
 import numpy as np
@@ -48,7 +48,7 @@ class Character:
 
 @dataclass(frozen=True)
 class Merge:
-    """A piece to append: `left` and `right` are the ids it is joined from, `count` the tokens it saves on the sample.
+    """A piece to append, joined from the ids `left` and `right`; `count` are the tokens it saves on the sample, `forced` a user's term.
 
     A character that takes the place of byte pieces is joined from `byte_ids`; `left` and `right` are then the first and last of them.
     """
@@ -58,6 +58,7 @@ class Merge:
     new_id: int
     piece: str
     count: int
+    forced: bool = False
     byte_ids: tuple[int, ...] = ()
 
     @property
@@ -160,7 +161,8 @@ class PairIndex:
     def occurrences(self, key: int) -> Ints:
         """Return where a pair can be merged now, left to right; `aaa` holds the pair `aa` once."""
         left, right = key >> 32, key & 0xFFFFFFFF
-        where: Ints = np.sort(self.places[key])
+        known = self.places.get(key)  # a forced merge can join a pair that is barred or rare, and so has no places yet
+        where: Ints = np.flatnonzero(self.ids == left) if known is None else np.sort(known)
         where = where[self.ids[where] == left]
         where = where[self.ids[self.following[where]] == right]
         if left == right and where.size:
@@ -180,6 +182,8 @@ class PairIndex:
         """Remove and return `(key, count)` of the pair that saves most; the lower ids win a draw."""
         while self.heap:
             negative, key = heapq.heappop(self.heap)
+            if key not in self.counts:
+                continue  # a forced merge took it
             count = self.saving(key)
             if count == -negative:
                 return key, count
@@ -241,6 +245,10 @@ class Characters:
     def best_count(self) -> int:
         return self._left[-1][0] if self._left else 0
 
+    def places(self, text: str) -> Ints:
+        """Return where a character stands."""
+        return next((where for _, number, where in self._left if self._of[-number].text == text), np.empty(0, dtype=np.int64))
+
     def take(self) -> tuple[Character, int, Ints]:
         """Remove and return `(character, tokens saved, places)` of the one that saves most."""
         count, number, where = self._left.pop()
@@ -255,6 +263,7 @@ def learn_merges(
     pieces: dict[int, str],
     forbidden: Ints,
     refuses: Callable[[str, set[str]], bool] = lambda piece, taken: False,
+    first: Sequence[Merge] = (),
 ) -> list[Merge]:
     """Return up to `num_pieces` merges in the order they are to be appended; fewer when the text gives no more.
 
@@ -264,11 +273,24 @@ def learn_merges(
         pieces: id to piece of the base vocabulary.
         forbidden: packed pairs that are never merged: those that stand in general text.
         refuses: says of a piece, and the pieces there are by then, whether it may not be added.
+        first: merges that are appended before any that is learned, whatever they save; they are returned with their counts.
     """
     index, characters = PairIndex(table, forbidden), Characters(table)
     pieces = dict(pieces)
     taken = set(pieces.values())
     merges: list[Merge] = []
+    for merge in first:
+        if merge.byte_ids:
+            where = characters.places(merge.piece)
+            saved = int(index.weights[where].sum()) * (len(merge.byte_ids) - 1)
+            index.name(where, merge.new_id)
+        else:
+            key = merge.left << 32 | merge.right
+            saved = int(index.weights[index.occurrences(key)].sum())
+            index.merge(key, merge.new_id)
+        merges.append(replace(merge, count=saved))
+        taken.add(merge.piece)
+        pieces[merge.new_id] = merge.piece
     while len(merges) < num_pieces:
         found = index.best()
         new_id = first_new_id + len(merges)

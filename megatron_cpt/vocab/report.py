@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_cpt.vocab.contract import Check
+from megatron_cpt.record.vocab_contract import Check
 
 NUM_SHOWN_PIECES = 40
 # Dagan et al. 2024, arXiv 2402.01035 (through secondary sources): a changed tokenizer paid from about 50 billion tokens on, and lost at 5.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -24,8 +24,10 @@ from tokenizers import Tokenizer, pre_tokenizers
 from megatron_cpt.record.store import write_bytes, write_json
 from megatron_cpt.record.tokenizer_file import BYTE_PIECE, SPACE_MARK
 from megatron_cpt.vocab.family import Barred
+from megatron_cpt.vocab.forced import Outcome
 from megatron_cpt.vocab.merges import END, FIRST_CHARACTER, Character, Merge, WordTable, batches, neighbour_pairs, word_table
 from megatron_cpt.vocab.sentencepiece_file import NORMAL, UNUSED, Piece, SentencePieceModel, extended_model
+from megatron_cpt.vocab.sentencepiece_terms import force_terms
 
 MODEL_NAME = "tokenizer.model"
 CONFIG_NAME = "tokenizer_config.json"
@@ -189,6 +191,28 @@ class SentencePieceBpe:
             parts += [ids[done:start], np.array(named, dtype=np.int32)]
             done = end
         return np.concatenate([*parts, ids[done:]])
+
+    def force(
+        self,
+        tokenizer: Tokenizer,
+        terms: Sequence[str],
+        *,
+        first_new_id: int,
+        barred: Barred,
+        domain: Callable[[], Iterator[str]],
+        general: Callable[[], Iterator[str]],
+        max_share: float,
+    ) -> tuple[list[Merge], list[Outcome]]:
+        """Return the pieces for a user's terms; none that stands in general text is taken, whatever `max_share` allows."""
+        return force_terms(
+            tokenizer,
+            terms,
+            vocab=self._vocab,
+            first_new_id=first_new_id,
+            refuses=lambda piece, taken: piece in barred.strings or self._builds_an_old_piece(piece, taken),
+            may_hold_space=not self._rules.one_word,
+            domain=domain(),
+        )
 
     def refuses(self, barred: Barred) -> Callable[[str, set[str]], bool]:
         """Return the test whether a piece may not be added.

@@ -7,6 +7,7 @@ normaliser (3). Only the few fields needed here are read. Everything else is kep
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 MODEL_TYPES = {1: "Unigram", 2: "BPE", 3: "word", 4: "character"}
 PIECES, TRAINER, NORMALISER = 1, 2, 3
 VOCAB_SIZE = 4  # in the trainer settings
+TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* [0-9]+\n")
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -83,6 +85,13 @@ def read_model(path: Path) -> SentencePieceModel:
     try:
         return parse_model(data)
     except (ValueError, struct.error) as error:
+        if TIKTOKEN_LINE.match(data):
+            raise DataError(
+                "The file is a tiktoken vocabulary, not a SentencePiece model.",
+                where=path,
+                rule="a SentencePiece model, or a tokenizer.json beside it",
+                next_step="Use the model's release with a tokenizer.json.",
+            ) from None
         raise DataError(
             "The file is not a SentencePiece model, or it is damaged.",
             where=path,
@@ -155,6 +164,17 @@ def extended_model(model: SentencePieceModel, pieces: Sequence[Piece]) -> bytes:
         if field.end == last:
             parts.append(appended)
     return b"".join(parts)
+
+
+def built_model(pieces: Sequence[Piece], *, split_digits: bool = False) -> bytes:
+    """Return a BPE model file of these pieces: byte fallback, a dummy prefix, no normaliser; for a vocabulary kept in another form."""
+    unknown_id = next(number for number, piece in enumerate(pieces) if piece.kind == UNKNOWN)
+    flags = {3: 2, VOCAB_SIZE: len(pieces), 25: int(split_digits), 35: 1, 40: unknown_id}
+    trainer = b"".join(_varint(number << 3) + _varint(value) for number, value in flags.items())
+    normaliser = _message(1, b"identity") + b"".join(_varint(number << 3) + _varint(value) for number, value in {3: 1, 4: 0, 5: 1}.items())
+    return (
+        b"".join(_message(PIECES, _piece_bytes(piece)) for piece in pieces) + _message(TRAINER, trainer) + _message(NORMALISER, normaliser)
+    )
 
 
 def _with_size(trainer: bytes, num_ids: int) -> bytes:
