@@ -1,4 +1,4 @@
-"""Extend a byte-level BPE tokenizer by domain pieces, prove the contract and report: the vocab stage on plain files.
+"""Extend a byte-level or SentencePiece BPE tokenizer by domain pieces, prove the contract and report: the vocab stage on plain files.
 
     python tools/extend_vocab.py --base path/to/hf_folder --domain law.jsonl --general english.jsonl \\
         --num-new-pieces 512 --document-separator '<|endoftext|>' --output extended/
@@ -49,7 +49,7 @@ def refuse_model(role: str, given: str, base: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=Path, required=True, help="Hugging Face folder of the base model (config.json, tokenizer.json)")
+    parser.add_argument("--base", type=Path, required=True, help="Hugging Face folder of the base: config.json, tokenizer.json or .model")
     parser.add_argument("--domain", required=True, help="file, folder or glob of domain text")
     parser.add_argument("--general", required=True, help="file, folder or glob of general text, whose encoding stays as it is")
     parser.add_argument("--num-new-pieces", type=int, required=True)

