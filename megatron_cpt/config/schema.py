@@ -18,14 +18,34 @@ class ModelConfig:
 
 
 @dataclass
+class CompareConfig:
+    """Vocabularies trained on the domain sample beside the extension, each of `kinds` at each of `sizes` (empty: `num_new_pieces`).
+
+    `normaliser` is identity, or nfkc, which is refused where it would change the text. `relearn_tokens` is how many tokens of training
+    the new rows need, where you measured it (docs/vocabulary-break-even.md); null takes a published figure.
+    """
+
+    kinds: list[str] = field(default_factory=lambda: ["bpe", "unigram", "byte_level"])
+    sizes: list[int] = field(default_factory=list)
+    sample_bytes: int = 1_000_000
+    normaliser: str = "identity"
+    relearn_tokens: float | None = None
+
+
+@dataclass
 class TokenizerConfig:
-    """How the base tokenizer is extended. `num_new_pieces: 0` keeps it as it is."""
+    """How the base tokenizer is extended. `num_new_pieces: 0` keeps it as it is.
+
+    `terms` is a UTF-8 file of terms, one a line.
+    """
 
     num_new_pieces: int = MISSING
     document_separator: str = MISSING
     pad_rows_to_multiple: int = 128
     sample_bytes: int = 8_000_000
     row_init: str = "mean"
+    terms: str = ""
+    compare: CompareConfig = field(default_factory=CompareConfig)
 
 
 @dataclass

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from megatron_cpt.config.schema import CompareConfig
 from megatron_cpt.errors import DataError
 from megatron_cpt.line.run import Run
 from megatron_cpt.plan.benches import bench_inputs
@@ -30,6 +31,12 @@ def vocab_inputs(run: Run) -> dict[str, Any]:
     if not tokenizer.is_file():
         raise DataError("The base model has no tokenizer.json.", where=run.base_folder, rule="a byte-level BPE tokenizer.json")
     settings = {key: value for key, value in asdict(run.config.tokenizer).items() if key != "row_init"}
+    for key, default in (("terms", ""), ("compare", asdict(CompareConfig()))):  # a stage from before they existed keeps its inputs
+        if settings[key] == default:
+            del settings[key]
+    if run.config.tokenizer.terms:
+        terms = Path(run.config.tokenizer.terms)
+        settings["terms"] = sha256_file(terms) if terms.is_file() else "missing"
     return {**run.fingerprints("corpus"), "tokenizer": settings, "base_tokenizer_sha256": sha256_file(tokenizer)}
 
 
