@@ -10,8 +10,11 @@ from tokenizers import Tokenizer
 
 from megatron_cpt.config.schema import CompareConfig
 from megatron_cpt.errors import ConfigError, DataError
-from megatron_cpt.vocab.candidates import KINDS, Candidate, refuse_rewriting, train_candidate
-from megatron_cpt.vocab.measure import Vocabulary, measure, measure_terms
+from megatron_cpt.record.store import write_json, write_text
+from megatron_cpt.vocab.candidates import KINDS, Candidate, refuse_rewriting, save_candidate, train_candidate
+from megatron_cpt.vocab.measure import Vocabulary, measure, measure_terms, vocabulary_of
+from megatron_cpt.vocab.report import report_markdown
+from megatron_cpt.vocab.report_page import report_page
 from megatron_cpt.vocab.sample import write_sample
 from megatron_cpt.vocab.terms import Terms
 
@@ -89,9 +92,12 @@ def train_candidates(
 
 
 def remark_on(candidate: Candidate) -> str:
-    words = f"{candidate.name}: {candidate.character_coverage:.2%} of characters may be pieces, others are bytes"
-    left = candidate.sample.left_out
-    return f"{words}; {left:,} characters of the sample were left out to bound the trainer's memory." if left else f"{words}."
+    words = [f"{candidate.name}: trained on {candidate.sample.num_bytes / 1e6:.2f} MB"]
+    if candidate.character_coverage < 1.0:
+        words.append(f"{candidate.character_coverage:.2%} of characters may be pieces, others are bytes")
+    if candidate.sample.left_out:
+        words.append(f"{candidate.sample.left_out:,} characters of the sample were left out to bound the trainer's memory")
+    return f"{'; '.join(words)}."
 
 
 def side_by_side(
@@ -121,3 +127,33 @@ def gain_curve(counts: list[int], *, sample_tokens: int, asked: int, num_points:
         if number in wanted:
             points.append([number, saved])
     return {"sample_tokens": sample_tokens, "asked": asked, "points": points}
+
+
+def write_comparison(
+    folder: Path,
+    settings: CompareConfig,
+    domain: Texts,
+    held_out: dict[str, Texts],
+    *,
+    base: Tokenizer | None,
+    terms: Terms | None,
+    say: Callable[[str], None],
+) -> None:
+    """Write each candidate into a folder of its own, and `report.json`, `report.md` and `report.html` on all of them.
+
+    Raises:
+        DataError: the text does not give the candidates, see `train_candidates`.
+    """
+    candidates, remarks = train_candidates(settings, domain, folder, like=base, default_size=0, say=say)
+    vocabularies = {} if base is None else {"base": vocabulary_of(base, 1 + max(base.get_vocab(with_added_tokens=True).values()))}
+    vocabularies |= {candidate.name: candidate.vocabulary for candidate in candidates}
+    fits, on_terms = side_by_side(vocabularies, held_out, terms)
+    report = {**fits, "comparison": remarks, "terms": on_terms}
+    for candidate in candidates:
+        save_candidate(folder / f"{candidate.kind}_{candidate.num_pieces}", candidate)
+        fit = fits["domain"][candidate.name]
+        if fit is not None:
+            say(f"{candidate.name}: {fit['tokens_per_char']:.4f} tokens per character of held-out domain text")
+    write_json(folder / "report.json", report)
+    write_text(folder / "report.md", report_markdown(report, [], []))
+    write_text(folder / "report.html", report_page(report, [], []))

@@ -16,9 +16,9 @@ HEAD = (
 )  # fmt: skip
 NOTES = (
     "Fertility is tokens per word; one CJK character is a word. A byte fragment is a token that is no valid UTF-8 on its own; a byte "
-    "fallback is a single byte in place of a character without a piece. A character is covered when a piece is it or holds it, bytes left out. "
-    "SentencePiece and byte-level candidates are vocabularies of their own, trained on the domain sample only: they show what that many "
-    "pieces can do, and are no extension of the base."
+    "fallback is a single byte in place of a character without a piece. A character is covered when a piece is it or holds it, bytes left "
+    "out. SentencePiece and byte-level candidates are vocabularies of their own, trained on the domain sample only: they show what that "
+    "many pieces can do, and are no extension of the base."
 )
 TERMS_NOTE = "A term is cut as it stands at the beginning of a text and after a space; the shorter of both counts."
 

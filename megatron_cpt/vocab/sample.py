@@ -68,12 +68,13 @@ class Sample:
         if self.num_bytes <= max_bytes:
             return self
         writer = _Writer(path)
-        seen = 0
+        seen = taken = 0
         share = max_bytes / self.num_bytes
         for block, ends in self.blocks():
             size = len(block.encode("utf-8")) + sum(end != NEWLINE for end in ends)
             seen += size
-            if writer.num_bytes + size <= share * seen:
+            if taken + size <= share * seen:
+                taken += size
                 writer.add(block)
         smaller = writer.close()
         left_out = self.chars_in - self.reserved - smaller.chars_in
