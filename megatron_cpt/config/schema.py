@@ -33,6 +33,21 @@ class RowProbeConfig:
 
 
 @dataclass
+class CompareConfig:
+    """Vocabularies trained on the domain sample beside the extension, each of `kinds` at each of `sizes` (empty: `num_new_pieces`).
+
+    `normaliser` is identity, or nfkc, which is refused where it would change the text. `relearn_tokens` is how many tokens of training
+    the new rows need, where you measured it (docs/vocabulary-break-even.md); null takes a published figure.
+    """
+
+    kinds: list[str] = field(default_factory=lambda: ["bpe", "unigram", "byte_level"])
+    sizes: list[int] = field(default_factory=list)
+    sample_bytes: int = 1_000_000
+    normaliser: str = "identity"
+    relearn_tokens: float | None = None
+
+
+@dataclass
 class TokenizerConfig:
     """How the base tokenizer is extended. `num_new_pieces: 0` keeps it as it is.
 
@@ -50,6 +65,7 @@ class TokenizerConfig:
     max_drift: float = 0.0
     row_init_output: str = ""
     row_probe: RowProbeConfig = field(default_factory=RowProbeConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
 
 
 @dataclass

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from megatron_cpt.config.schema import CompareConfig
 from megatron_cpt.errors import DataError
 from megatron_cpt.line.run import Run
 from megatron_cpt.plan.benches import bench_inputs
@@ -39,7 +40,11 @@ def vocab_inputs(run: Run) -> dict[str, Any]:
     if not base:
         raise DataError("The base model has no tokenizer.", where=run.base_folder, rule="tokenizer.json or tokenizer.model")
     settings = {key: value for key, value in asdict(run.config.tokenizer).items() if key not in ROW_KEYS}
-    for key, default in (("terms", ""), ("max_drift", 0.0)):  # a stage from before they existed keeps its inputs
+    for key, default in (
+        ("terms", ""),
+        ("max_drift", 0.0),
+        ("compare", asdict(CompareConfig())),
+    ):  # a stage from before they existed keeps its inputs
         if settings[key] == default:
             del settings[key]
     if run.config.tokenizer.terms:

@@ -35,6 +35,7 @@ def corpus_body(run: Run, result: StageResult, _: Attempt) -> None:
 
 
 def vocab_body(run: Run, result: StageResult, _: Attempt) -> None:
+    from megatron_cpt.line.economy import prospect_of  # noqa: PLC0415
     from megatron_cpt.vocab.build import build_vocab  # noqa: PLC0415
 
     problem = padding_problem(run.config)
@@ -47,6 +48,7 @@ def vocab_body(run: Run, result: StageResult, _: Attempt) -> None:
         corpus_folder=run.of("corpus"),
         corpus_facts=run.manifest("corpus").facts,
         say=indented,
+        economy=prospect_of(run.config, ModelShape.from_hf_folder(run.base_folder)),
     )
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from megatron_cpt.charts.line import Series, line_chart
+from megatron_cpt.charts.page import table, whole_page
 from megatron_cpt.meter.account import difference_lines
 from megatron_cpt.meter.difference import differences
 from megatron_cpt.meter.ledger import JOULES_PER_KWH
 from megatron_cpt.plan.page import show_duration
 from megatron_cpt.record.store import write_text
 from megatron_cpt.record.unknown import Unavailable, show
-from megatron_cpt.report.chart import Series, line_chart
 from megatron_cpt.report.records import RunRecords
 from megatron_cpt.report.summary import VERDICT_WORDS, summary
-
-STYLE = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 
 
 def write_report(folder: Path, run_dir: Path) -> None:
@@ -28,26 +26,8 @@ def write_report(folder: Path, run_dir: Path) -> None:
 
 def html(records: RunRecords) -> str:
     """Return the whole page."""
-    name = escape(records.run_dir.name)
     parts = (_verdict, _rounds, _tasks, _training, _texts, _completions, _bill, _stages)
-    sections = [part(records) for part in parts]
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{name}</title><style>{STYLE}</style></head><body><h1>{name}</h1>{''.join(sections)}</body></html>\n"
-    )
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Sequence[int] = (), hashes: Sequence[int] = ()) -> str:
-    """Return a table whose cells are escaped; `numbers` and `hashes` are the columns of that kind."""
-
-    def css(column: int) -> str:
-        return ' class="n"' if column in numbers else ' class="hash"' if column in hashes else ""
-
-    top = "".join(f"<th{css(column)}>{escape(cell)}</th>" for column, cell in enumerate(head))
-    body = "".join(
-        "<tr>" + "".join(f"<td{css(column)}>{escape(str(cell))}</td>" for column, cell in enumerate(row)) + "</tr>" for row in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    return whole_page(records.run_dir.name, "".join(part(records) for part in parts))
 
 
 def _verdict(records: RunRecords) -> str:

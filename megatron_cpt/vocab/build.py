@@ -9,8 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from megatron_cpt.config.schema import TokenizerConfig
@@ -32,22 +30,25 @@ from megatron_cpt.record.vocab_contract import (
 )
 from megatron_cpt.record.vocab_layout import VocabLayout, padded_rows
 from megatron_cpt.vocab import contract
+from megatron_cpt.vocab.advice import advice
 from megatron_cpt.vocab.base import BaseTokenizer, load_base, read_object, separator_id, tokenizer_from
 from megatron_cpt.vocab.byte_level import is_utf8, readable
-from megatron_cpt.vocab.candidates import sentences, train_candidate
+from megatron_cpt.vocab.compare import check_compare, gain_curve, side_by_side, tokens_against, train_candidates
 from megatron_cpt.vocab.documents import SIDES, names_with_role, num_bytes, sampled
 from megatron_cpt.vocab.extend import extended_data, write_tokenizer
 from megatron_cpt.vocab.family import Family
 from megatron_cpt.vocab.forced import Outcome, check_room, remarks
-from megatron_cpt.vocab.measure import Encode, measure
+from megatron_cpt.vocab.measure import vocabulary_of
 from megatron_cpt.vocab.merges import Merge, learn_merges
-from megatron_cpt.vocab.report import advice, report_markdown
+from megatron_cpt.vocab.report import report_markdown
+from megatron_cpt.vocab.report_page import report_page
 from megatron_cpt.vocab.terms import Terms, read_terms
 
 CHECK_BYTES = 2_000_000  # round trips and held-out figures are taken on at most this much of each role
-COMPARISON_BYTES = 1_000_000  # SentencePiece's Unigram trainer takes about 10 s for it on one core
+GAIN_BEYOND = 2  # the gain curve goes on to this multiple of the size asked for
 
 Texts = Callable[[], Iterator[str]]
+Economy = Callable[..., dict[str, Any]]  # num_new_rows, num_base_rows, num_padded_rows, domain_ratio, general_ratio
 
 
 def build_vocab(
@@ -58,11 +59,15 @@ def build_vocab(
     corpus_folder: Path,
     corpus_facts: dict[str, Any],
     say: Callable[[str], None],
+    economy: Economy | None = None,
 ) -> None:
     """Write `tokenizer/`, `vocab_layout.json`, `new_pieces.jsonl`, `contract.json` and the report into the stage's folder.
 
+    Args:
+        economy: gives the break-even of an extension for this model and plan; None leaves it unknown.
+
     Raises:
-        ConfigError: a setting is not allowed.
+        ConfigError: a setting is not allowed, or the list of terms cannot be used.
         DataError: the base cannot be extended, the separator is not one of its tokens, the text does not give that many pieces, or
             the contract is broken.
     """
@@ -85,8 +90,9 @@ def build_vocab(
 
     merges: list[Merge] = []
     outcomes: list[Outcome] = []
+    gain: dict[str, Any] | None = None
     if settings.num_new_pieces:
-        merges, outcomes = choose_merges(
+        merges, outcomes, gain = choose_merges(
             base,
             settings,
             terms,
@@ -114,19 +120,29 @@ def build_vocab(
     contract.refuse_broken(checks)
     write_contract(result.folder, layout, probe=probe, drift=drift, checks=checks)
 
-    report: dict[str, Any] = {
-        role: {
-            "base": fit_of(base.family, base.tokenizer, base.num_rows, texts, None),
-            "extended": fit_of(base.family, tokenizer, layout.num_ids, texts, base.num_rows),
-        }
-        for role, texts in held_out.items()
+    candidates, remarks = train_candidates(
+        settings.compare,
+        take(domain, ("train",), settings.compare.sample_bytes),
+        result.folder,
+        like=base.tokenizer,
+        default_size=settings.num_new_pieces,
+        say=say,
+    )
+    vocabularies = {
+        "base": vocabulary_of(base.tokenizer, base.num_rows),
+        "extended": vocabulary_of(tokenizer, layout.num_ids, first_new_id=base.num_rows),
+        **{candidate.name: candidate.vocabulary for candidate in candidates},
     }
-    report["comparison"] = compare(report, settings, take(domain, ("train",), COMPARISON_BYTES), held_out, say)
-    saving = saving_of(report["domain"])
-    fragments = report["domain"]["base"]["byte_fragment_rate"] if report["domain"]["base"] else None
-    report["advice"] = advice(saving, fragments, settings.num_new_pieces)
+    fits, on_terms = side_by_side(vocabularies, held_out, terms)
+    report: dict[str, Any] = {**fits, "comparison": remarks, "terms": on_terms, "gain": gain}
+    report["economy"] = economy_of(economy, fits, base, layout, settings)
+    domain_ratio = tokens_against(fits["domain"], "extended")
+    saving = None if domain_ratio is None else 1.0 - domain_ratio
+    fragments = fits["domain"]["base"]["byte_fragment_rate"] if fits["domain"]["base"] else None
+    report["advice"] = advice(saving, fragments, settings.num_new_pieces, report["economy"])
     write_json(result.folder / "report.json", report)
     write_text(result.folder / "report.md", report_markdown(report, checks, pieces))
+    write_text(result.folder / "report.html", report_page(report, checks, pieces))
     result.facts.update(facts_of(base, layout, merges, report, saving=saving, num_clauses=len(checks)))
     result.facts["general_drift"] = to_plain(drift)
     if outcomes:
@@ -152,11 +168,30 @@ def check_settings(settings: TokenizerConfig) -> None:
             next_step="Set tokenizer.num_new_pieces, or unset tokenizer.terms.",
         )
 
+    check_compare(settings.compare)
+
+
+def economy_of(
+    economy: Economy | None, fits: dict[str, Any], base: BaseTokenizer, layout: VocabLayout, settings: TokenizerConfig
+) -> dict[str, Any] | None:
+    """Return the break-even; None without new rows, without domain text to measure on or without a model."""
+    domain_ratio = tokens_against(fits["domain"], "extended")
+    if economy is None or domain_ratio is None or layout.num_ids == base.num_rows:
+        return None
+    return economy(
+        num_new_rows=layout.num_ids - base.num_rows,
+        num_base_rows=padded_rows(base.num_rows, multiple=settings.pad_rows_to_multiple),
+        num_padded_rows=layout.num_padded_rows,
+        domain_ratio=domain_ratio,
+        general_ratio=tokens_against(fits["general"], "extended") or 1.0,
+    )
+
 
 def choose_merges(
     base: BaseTokenizer, settings: TokenizerConfig, terms: Terms | None, *, domain: Texts, general: Texts, say: Callable[[str], None]
-) -> tuple[list[Merge], list[Outcome]]:
-    """Return the merges to append, those of the user's terms first, and what became of each term.
+) -> tuple[list[Merge], list[Outcome], dict[str, Any]]:
+    """Return the merges to append, those of the user's terms first, what became of each term, and the curve of what they and as many
+    more save.
 
     Raises:
         DataError: the domain text gives fewer than were asked for, or the terms need more; it says how many.
@@ -177,15 +212,16 @@ def choose_merges(
         check_room(chains, outcomes, settings.num_new_pieces)
         for line in (*terms.remarks, *remarks(outcomes)):
             say(f"vocab: {line}")
-    merges = learn_merges(
+    learned = learn_merges(
         table,
-        num_pieces=settings.num_new_pieces,
+        num_pieces=GAIN_BEYOND * settings.num_new_pieces,
         first_new_id=base.num_rows,
         pieces=names,
         forbidden=barred.pairs,
         refuses=base.family.refuses(barred),
         first=chains,
     )
+    merges = learned[: settings.num_new_pieces]
     if len(merges) < settings.num_new_pieces:
         raise DataError(
             "The domain text does not give that many new pieces.",
@@ -194,7 +230,8 @@ def choose_merges(
             rule=f"at most {len(merges)}: a piece stands at least twice in domain text, and its parts never side by side in general text",
             next_step=f"Set tokenizer.num_new_pieces={len(merges)} or less, or add domain text.",
         )
-    return merges, outcomes
+    gain = gain_curve([merge.count for merge in learned], sample_tokens=table.num_tokens, asked=settings.num_new_pieces)
+    return merges, outcomes, gain
 
 
 def layout_of(base: BaseTokenizer, merges: list[Merge], separator: int, multiple: int, tokenizer_sha256: str) -> VocabLayout:
@@ -261,58 +298,6 @@ def prove(
     return checks, drift, probe
 
 
-def fragments_of(family: Family, tokenizer: Tokenizer, num_ids: int) -> npt.NDArray[np.bool_]:
-    """Return per id whether its piece is no valid UTF-8 on its own."""
-    fragments = np.zeros(num_ids, dtype=bool)
-    for piece, number in tokenizer.get_vocab(with_added_tokens=True).items():
-        data = family.piece_bytes(piece)
-        fragments[number] = data is not None and not is_utf8(data)
-    return fragments
-
-
-def fit_of(family: Family, tokenizer: Tokenizer, num_ids: int, texts: Texts, first_new_id: int | None) -> dict[str, Any] | None:
-    unknown = getattr(tokenizer.model, "unk_token", None)
-    encode: Encode = lambda batch: [encoding.ids for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False)]  # noqa: E731
-    unknown_id = tokenizer.token_to_id(unknown) if unknown else None
-    fit = measure(encode, texts(), fragments=fragments_of(family, tokenizer, num_ids), unknown_id=unknown_id, first_new_id=first_new_id)
-    return None if fit is None else asdict(fit)
-
-
-def compare(
-    report: dict[str, Any], settings: TokenizerConfig, domain: Texts, held_out: dict[str, Texts], say: Callable[[str], None]
-) -> str:
-    """Add SentencePiece BPE and Unigram of the same number of pieces to the report; return what they were trained on, in words."""
-    if not settings.num_new_pieces:
-        return "No comparison: no pieces were asked for."
-    sample = sentences(domain())
-    remarks = [
-        f"SentencePiece was trained on {sample.chars_trained:,} of {sample.chars_in:,} characters of a domain sample; "
-        f"the others are {sample.newlines:,} newlines, where it splits, and {sample.reserved:,} of its own marks."
-    ]
-    for kind in ("bpe", "unigram"):
-        say(f"vocab: training a SentencePiece {kind} vocabulary for comparison")
-        try:
-            candidate = train_candidate(kind, sample, num_pieces=settings.num_new_pieces)
-        except DataError as error:
-            remarks.append(str(error).replace("\n", " "))
-            continue
-        remarks.append(
-            f"{kind}: {candidate.num_pieces:,} pieces, {candidate.character_coverage:.2%} of characters covered, others as bytes."
-        )
-        for role, texts in held_out.items():
-            fit = measure(
-                candidate.encode, texts(), fragments=candidate.fragments, unknown_id=candidate.unknown_id, first_new_id=None
-            )  # fmt: skip
-            report[role][f"SentencePiece {kind}"] = None if fit is None else asdict(fit)
-    return " ".join(remarks)
-
-
-def saving_of(fits: dict[str, Any]) -> float | None:
-    if not fits["base"] or not fits["extended"]:
-        return None
-    return 1.0 - float(fits["extended"]["num_tokens"]) / float(fits["base"]["num_tokens"])
-
-
 def facts_of(
     base: BaseTokenizer,
     layout: VocabLayout,
@@ -322,7 +307,10 @@ def facts_of(
     saving: float | None,
     num_clauses: int,
 ) -> dict[str, Any]:
-    used = ("bytes_per_token", "tokens_per_char", "fertility", "unknown_rate", "byte_fragment_rate", "ids_used", "new_ids_used")
+    used = (
+        "bytes_per_token", "tokens_per_char", "fertility", "unknown_rate", "byte_fragment_rate", "byte_fallback_rate", "character_coverage",
+        "ids_used", "new_ids_used",
+    )  # fmt: skip
     short = {
         role: {name: None if fit is None else {key: fit[key] for key in used} for name, fit in report[role].items()}
         for role in ("domain", "general")
@@ -337,6 +325,7 @@ def facts_of(
         "general": short["general"],
         "domain_token_saving": saving,
         "advice": report["advice"],
+        "economy": report["economy"],
         "contract_clauses": num_clauses,
     }
 

@@ -6,7 +6,7 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 
-from megatron_cpt.report.chart import Series, line_chart
+from megatron_cpt.charts.line import Series, line_chart
 from megatron_cpt.report.page import table, write_report
 from megatron_cpt.report.records import current_steps
 

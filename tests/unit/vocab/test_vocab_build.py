@@ -168,8 +168,8 @@ def test_the_report_measures_held_out_text_as_counted_by_hand(base_folder, built
     # all but the ideographic spaces and full-width marks, which join words between spaces, are single characters
     assert fit["base"]["byte_fragment_rate"] > 0.9
     assert fit["base"]["unknown_rate"] == 0.0
-    assert "SentencePiece bpe" in fit
-    assert "SentencePiece unigram" in fit
+    assert any(name.startswith("SentencePiece BPE") for name in fit)
+    assert any(name.startswith("SentencePiece Unigram") for name in fit)
 
 
 def test_no_new_pieces_copies_the_tokenizer_byte_for_byte(tmp_path, base_folder, sources):

@@ -1,0 +1,88 @@
+"""The vocabulary report as one self-contained page with pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from megatron_cpt.charts.bars import Bar, bar_chart, column_chart
+from megatron_cpt.charts.line import Series, line_chart
+from megatron_cpt.charts.page import table, whole_page
+from megatron_cpt.record.vocab_contract import Check
+from megatron_cpt.vocab.advice import economy_rows
+from megatron_cpt.vocab.measure import MAX_LENGTH
+from megatron_cpt.vocab.report import HEAD, NOTES, NUM_SHOWN_PIECES, TERMS_NOTE, TITLES, fit_rows, term_rows
+
+VERDICTS = {True: ("promote", "Extend"), False: ("rollback", "Do not extend"), None: ("unknown", "Unknown whether to extend")}
+COLOURS = {"base": "c", "extended": "a"}
+
+
+def report_page(report: dict[str, Any], checks: Sequence[Check], pieces: Sequence[dict[str, Any]]) -> str:
+    """Return the page; every word of a stranger's text in it is escaped."""
+    parts = [_verdict(report), _pictures(report)]
+    for role, title in TITLES.items():
+        if role in report:
+            parts.append(f"<h2>{title}</h2>{table(HEAD, fit_rows(report[role]), numbers=range(1, len(HEAD)))}")
+    parts.append(f'<p class="soft">{escape(NOTES)}</p><ul class="soft">')
+    parts += [f"<li>{escape(remark)}</li>" for remark in report["comparison"]]
+    parts.append("</ul>")
+    parts.append(_terms(report))
+    if checks:
+        rows = [(check.name, "yes" if check.holds else "NO", f"{check.num_cases:,}", check.detail) for check in checks]
+        parts.append(f"<h2>Contract</h2>{table(('clause', 'holds', 'cases', 'remark'), rows, numbers=(2,))}")
+    if pieces:
+        shown = [(piece["id"], piece["piece"].replace(" ", "␠"), f"{piece['count']:,}") for piece in pieces[:NUM_SHOWN_PIECES]]
+        head = ("id", "piece", "tokens saved on the sample")
+        parts.append(f"<h2>First new pieces of {len(pieces):,}</h2>{table(head, shown, numbers=(0, 2))}")
+    return whole_page("Vocabulary report", "".join(parts))
+
+
+def _verdict(report: dict[str, Any]) -> str:
+    if "advice" not in report:
+        return ""
+    css, words = VERDICTS[report["advice"]["extend"]]
+    page = f'<p class="verdict {css}">{words}</p><p>{escape(report["advice"]["why"])}.</p>'
+    page += f'<p class="soft">{escape(report["advice"]["rule"])}</p>'
+    if report.get("economy"):
+        page += f"<h2>Break-even</h2>{table(('figure', 'value'), economy_rows(report['economy']))}"
+    return page
+
+
+def _pictures(report: dict[str, Any]) -> str:
+    charts = []
+    for role in TITLES:
+        bars = [Bar(name, fit["tokens_per_char"], COLOURS.get(name, "b")) for name, fit in report.get(role, {}).items() if fit is not None]
+        if bars:
+            charts.append(bar_chart(f"Tokens per character, {role} text", bars, unit="less is better"))
+    lengths = [
+        Series(name, [(place, count / fit["num_tokens"]) for place, count in enumerate(fit["token_lengths"])], COLOURS[name])
+        for name, fit in report.get("domain", {}).items()
+        if fit is not None and name in COLOURS
+    ]
+    if lengths:
+        names = ["part", *map(str, range(1, MAX_LENGTH)), f"{MAX_LENGTH}+"]
+        axis = "characters of a token (part: less than one)"
+        charts.append(column_chart("Tokens by length, domain text", names, lengths, x_label=axis, y_label="share of tokens"))
+    gain = report.get("gain")
+    if gain and gain["sample_tokens"]:
+        points = [(float(rows), saved / gain["sample_tokens"]) for rows, saved in gain["points"]]
+        charts.append(
+            line_chart(
+                "What each row brings, training sample", [Series("saved", points, "a")], x_label="added rows",
+                y_label="share of tokens saved", mark=(float(gain["asked"]), f"{gain['asked']:,} rows"),
+            )
+        )  # fmt: skip
+    return f'<h2>Pictures</h2><div class="charts">{"".join(charts)}</div>' if charts else ""
+
+
+def _terms(report: dict[str, Any]) -> str:
+    terms = report.get("terms")
+    if not terms:
+        return ""
+    head = ("vocabulary", "terms that are one token", "tokens per term")
+    words = " ".join([TERMS_NOTE, *terms["remarks"]])
+    return (
+        f"<h2>The {terms['num_terms']:,} terms of the list</h2>{table(head, term_rows(terms), numbers=(1, 2))}"
+        f'<p class="soft">{escape(words)}</p>'
+    )
