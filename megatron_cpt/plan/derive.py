@@ -8,12 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from megatron_cpt.config.schema import ExperimentConfig, GateRuleConfig, GpuConfig
+from megatron_cpt.config.schema import ExperimentConfig, GateRuleConfig
 from megatron_cpt.errors import ConfigError, raise_all
 from megatron_cpt.plan.benches import Benches, metrics_of, task_of, task_problems
 from megatron_cpt.plan.blend import blend_entries, blend_stages
 from megatron_cpt.plan.calibrate import HostFacts
 from megatron_cpt.plan.checks import estimate_problems, input_problems
+from megatron_cpt.plan.machine import Machine, machine_of
 from megatron_cpt.plan.memory import NOT_COUNTED, memory_of_stages
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.money import known, run_carbon_kg, run_cost_usd, run_energy_kwh, tariff_of
@@ -43,7 +44,6 @@ from megatron_cpt.plan.run_plan import (
     StopConditions,
     Tariff,
 )
-from megatron_cpt.plan.machine import Machine, machine_of
 from megatron_cpt.plan.schedule import schedule_of
 from megatron_cpt.plan.step_time import step_time
 from megatron_cpt.plan.throughput import FLOPS_CONVENTION, flops_per_token, recomputed_flops_per_token, training_seconds

@@ -95,7 +95,7 @@ def comparable_runs(
 
     The device must have the same dense peak, so that a PCIe part is not taken for its SXM namesake.
     """
-    device = gpu_name.split()[0] if gpu_name.split() else ""
+    device = gpu_name.split(maxsplit=1)[0] if gpu_name.split() else ""
     known = [
         run
         for run in (published_runs() if runs is None else runs)
