@@ -264,11 +264,9 @@ class SentencePieceBpe:
         return extended_model(self.model, [*filling, *added])
 
     def _config(self) -> dict[str, Any]:
-        """Return what transformers has to know of a base that is a tokenizer.model alone."""
-        assert self.model is not None
-        names = {piece.text for piece in self.model.pieces}
+        """Return what transformers has to know of a base without a config of its own."""
         marks = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-        return {**{key: mark for key, mark in marks.items() if mark in names}, "clean_up_tokenization_spaces": False}
+        return {**{key: mark for key, mark in marks.items() if mark in self._vocab}, "clean_up_tokenization_spaces": False}
 
 
 def falling_scores(above: float, count: int) -> list[float]:

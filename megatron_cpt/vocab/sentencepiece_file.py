@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,12 +169,14 @@ def extended_model(model: SentencePieceModel, pieces: Sequence[Piece]) -> bytes:
 def built_model(pieces: Sequence[Piece], *, split_digits: bool = False) -> bytes:
     """Return a BPE model file of these pieces: byte fallback, a dummy prefix, no normaliser; for a vocabulary kept in another form."""
     unknown_id = next(number for number, piece in enumerate(pieces) if piece.kind == UNKNOWN)
-    flags = {3: 2, VOCAB_SIZE: len(pieces), 25: int(split_digits), 35: 1, 40: unknown_id}
-    trainer = b"".join(_varint(number << 3) + _varint(value) for number, value in flags.items())
-    normaliser = _message(1, b"identity") + b"".join(_varint(number << 3) + _varint(value) for number, value in {3: 1, 4: 0, 5: 1}.items())
-    return (
-        b"".join(_message(PIECES, _piece_bytes(piece)) for piece in pieces) + _message(TRAINER, trainer) + _message(NORMALISER, normaliser)
-    )
+    trainer = _numbers({3: 2, VOCAB_SIZE: len(pieces), 25: int(split_digits), 35: 1, 40: unknown_id})
+    normaliser = _message(1, b"identity") + _numbers({3: 1, 4: 0, 5: 1})
+    listed = b"".join(_message(PIECES, _piece_bytes(piece)) for piece in pieces)
+    return listed + _message(TRAINER, trainer) + _message(NORMALISER, normaliser)
+
+
+def _numbers(values: Mapping[int, int]) -> bytes:
+    return b"".join(_varint(number << 3) + _varint(value) for number, value in values.items())
 
 
 def _with_size(trainer: bytes, num_ids: int) -> bytes:
