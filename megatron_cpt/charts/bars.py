@@ -58,10 +58,11 @@ def column_chart(title: str, names: Sequence[str], series: Sequence[Series], *, 
         x = LEFT + (place + 0.5) * slot
         parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{escape(name)}</text>')
     for number, each in enumerate(series):
-        for place, value in each.points:
-            start, high = LEFT + (place + 0.1) * slot + number * width, value / y_ticks[-1] * tall
+        for at_x, value in each.points:
+            begin, high = LEFT + (at_x + 0.1) * slot + number * width, value / y_ticks[-1] * tall
+            at = f'x="{begin:.1f}" y="{HEIGHT - BOTTOM - high:.1f}" width="{width:.1f}" height="{high:.1f}"'
             parts.append(
-                f'<rect class="bar {each.css_class}" x="{start:.1f}" y="{HEIGHT - BOTTOM - high:.1f}" width="{width:.1f}" height="{high:.1f}">'
+                f'<rect class="bar {each.css_class}" {at}>'
                 f"<title>{escape(each.name)}: {tick_label(value)}</title></rect>"
             )
     parts.append(f'<text class="tick" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
