@@ -125,8 +125,9 @@ def test_a_term_list_that_cannot_be_used_is_one_clear_error(tmp_path):
 
 ECONOMY = {
     "break_even_tokens": 4.0e8, "planned_tokens": 1.0e8, "pays": False, "step_saving": 0.04, "compute_saving": 0.03,
-    "usd_saved": {"unavailable": "set tariff.usd_per_device_hour"}, "relearn_tokens": 1.1e8, "relearn_source": "stated", "flops_before": 8e8,
-    "flops_after": 8.1e8, "domain_ratio": 0.95, "general_ratio": 1.0, "domain_share": 0.8, "formula": "N = L c1 / (c0 - R c1)",
+    "usd_saved": {"unavailable": "set tariff.usd_per_device_hour"}, "relearn_tokens": 1.1e8, "relearn_source": "stated",
+    "flops_before": 8e8, "flops_after": 8.1e8, "domain_ratio": 0.95, "general_ratio": 1.0, "domain_share": 0.8,
+    "formula": "N = L c1 / (c0 - R c1)",
 }  # fmt: skip
 
 
