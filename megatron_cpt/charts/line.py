@@ -40,7 +40,8 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: s
         parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{label(tick)}</text>')
     for tick in x_ticks:
         x, _ = at(tick, y_ticks[0])
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{label(tick)}</text>')
+        anchor = "end" if tick == x_ticks[-1] else "middle"  # the last one would be cut at the edge
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="{anchor}">{label(tick)}</text>')
     parts.append(f'<text class="tick" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
     middle = -(TOP + HEIGHT - BOTTOM) / 2
     parts.append(f'<text class="tick" transform="rotate(-90)" x="{middle}" y="12" text-anchor="middle">{escape(y_label)}</text>')
@@ -70,4 +71,4 @@ def ticks(values: Sequence[float], *, wanted: int = 5) -> list[float]:
 
 
 def label(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1e4 else f"{value / 1e3:g}k"
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value / 1e3:g}k"

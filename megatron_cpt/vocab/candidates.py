@@ -52,7 +52,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        return f"{KINDS[self.kind]}, {self.num_pieces:,} pieces"
+        return f"{KINDS[self.kind]} {self.num_pieces:,}"
 
 
 def bound_of(kind: str, sample: Sample) -> int:

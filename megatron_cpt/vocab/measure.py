@@ -19,7 +19,7 @@ Encode = Callable[[list[str]], list[list[int]]]
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 WORD = re.compile(f"[{CJK}]|[^\\s{CJK}]+")
 NUM_CODE_POINTS = 0x110000
-MAX_LENGTH = 16  # longer pieces are counted together
+MAX_LENGTH = 12  # longer pieces are counted together
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 SPACE_MARK = "\u2581"  # how SentencePiece writes a space
 
@@ -57,7 +57,7 @@ class Fit:
         character_coverage: share of the text's characters that are a piece or part of one, bytes left out;
             `distinct_coverage` the same of its distinct characters.
         ids_used: distinct ids that the text uses, and `new_ids_used` those of them that were added.
-        token_lengths: tokens by the characters of their piece, from 0 (a part of a character) to 16 and more.
+        token_lengths: tokens by the characters of their piece, from 0 (a part of a character) to 12 and more.
     """
 
     num_documents: int

@@ -12,7 +12,7 @@ NUM_SHOWN_PIECES = 40
 TITLES = {"domain": "Held-out domain text", "general": "Held-out general text"}
 HEAD = (
     "vocabulary", "bytes per token", "tokens per character", "fertility", "unknown", "byte fallback", "byte fragments",
-    "characters covered", "distinct ones", "ids used", "new ids used",
+    "characters covered", "distinct ones covered", "ids used", "new ids used",
 )  # fmt: skip
 NOTES = (
     "Fertility is tokens per word; one CJK character is a word. A byte fragment is a token that is no valid UTF-8 on its own; a byte "

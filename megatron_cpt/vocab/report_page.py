@@ -21,6 +21,8 @@ COLOURS = {"base": "c", "extended": "a"}
 def report_page(report: dict[str, Any], checks: Sequence[Check], pieces: Sequence[dict[str, Any]]) -> str:
     """Return the page; every word of a stranger's text in it is escaped."""
     parts = [_verdict(report), _pictures(report)]
+    if report.get("economy"):
+        parts.append(f"<h2>Break-even</h2>{table(('figure', 'value'), economy_rows(report['economy']))}")
     for role, title in TITLES.items():
         if role in report:
             parts.append(f"<h2>{title}</h2>{table(HEAD, fit_rows(report[role]), numbers=range(1, len(HEAD)))}")
@@ -42,11 +44,8 @@ def _verdict(report: dict[str, Any]) -> str:
     if "advice" not in report:
         return ""
     css, words = VERDICTS[report["advice"]["extend"]]
-    page = f'<p class="verdict {css}">{words}</p><p>{escape(report["advice"]["why"])}.</p>'
-    page += f'<p class="soft">{escape(report["advice"]["rule"])}</p>'
-    if report.get("economy"):
-        page += f"<h2>Break-even</h2>{table(('figure', 'value'), economy_rows(report['economy']))}"
-    return page
+    why, rule = report["advice"]["why"], report["advice"]["rule"]
+    return f'<p class="verdict {css}">{words}</p><p>{escape(why[0].upper() + why[1:])}.</p><p class="soft">{escape(rule)}</p>'
 
 
 def _pictures(report: dict[str, Any]) -> str:

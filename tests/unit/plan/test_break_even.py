@@ -56,7 +56,8 @@ def test_without_a_measure_the_published_figure_is_scaled_by_the_rows_and_named(
 def test_the_wider_output_layer_is_in_the_cost_of_a_token():
     shape = ModelShape.from_hf_config(
         {
-            "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama",
+            "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
             "intermediate_size": 128, "vocab_size": 600, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
             "tie_word_embeddings": True, "hidden_act": "silu",
         },
