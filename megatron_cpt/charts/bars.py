@@ -61,10 +61,7 @@ def column_chart(title: str, names: Sequence[str], series: Sequence[Series], *, 
         for at_x, value in each.points:
             begin, high = LEFT + (at_x + 0.1) * slot + number * width, value / y_ticks[-1] * tall
             at = f'x="{begin:.1f}" y="{HEIGHT - BOTTOM - high:.1f}" width="{width:.1f}" height="{high:.1f}"'
-            parts.append(
-                f'<rect class="bar {each.css_class}" {at}>'
-                f"<title>{escape(each.name)}: {tick_label(value)}</title></rect>"
-            )
+            parts.append(f'<rect class="bar {each.css_class}" {at}><title>{escape(each.name)}: {tick_label(value)}</title></rect>')
     parts.append(f'<text class="tick" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
     middle = -(TOP + HEIGHT - BOTTOM) / 2
     parts.append(f'<text class="tick" transform="rotate(-90)" x="{middle}" y="12" text-anchor="middle">{escape(y_label)}</text></svg>')

@@ -97,7 +97,7 @@ def zero_choices(plan: RunPlan) -> list[ZeroChoice]:
     for stage, offload in _CHOICES:
         size = zero_states_bytes(num_params, num_gpus=layout.data, stage=stage, states=states)
         taken = size
-        if (stage == 2 or stage == 3) and layout.dtype == "bf16":
+        if (stage == 2 or stage == 3) and layout.dtype == "bf16":  # noqa: PLR1714 - the type is narrowed by it
             taken = deepspeed_gpu_bytes(num_params, largest_module=largest_module(plan), num_gpus=layout.data, stage=stage, offload=offload)
             size = size if offload == "none" else taken
         choices.append(ZeroChoice(stage, offload, size, other, isinstance(limit, Unavailable) or max(size, taken) + other <= limit))
