@@ -31,11 +31,11 @@ def bar_chart(title: str, bars: Sequence[Bar], *, unit: str, pattern: str = "{:.
     height = len(bars) * step + LABEL + 4
     parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">']
     for number, bar in enumerate(bars):
-        y = LABEL + number * step
+        top = LABEL + number * step
         width = max(bar.value / longest * room, 1)
-        parts.append(f'<text class="tick" x="0" y="{y - 3}">{escape(bar.name)}</text>')
-        parts.append(f'<rect class="bar {bar.css_class}" x="0" y="{y}" width="{width:.1f}" height="{BAR}"/>')
-        parts.append(f'<text class="value" x="{width + 6:.1f}" y="{y + BAR - 3}">{escape(pattern.format(bar.value))}</text>')
+        parts.append(f'<text class="tick" x="0" y="{top - 3}">{escape(bar.name)}</text>')
+        parts.append(f'<rect class="bar {bar.css_class}" x="0" y="{top}" width="{width:.1f}" height="{BAR}"/>')
+        parts.append(f'<text class="value" x="{width + 6:.1f}" y="{top + BAR - 3}">{escape(pattern.format(bar.value))}</text>')
     parts.append("</svg>")
     return f'<figure><figcaption>{escape(title)} <span class="soft">{escape(unit)}</span></figcaption>{"".join(parts)}</figure>'
 
@@ -58,8 +58,8 @@ def column_chart(title: str, names: Sequence[str], series: Sequence[Series], *, 
         x = LEFT + (place + 0.5) * slot
         parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{escape(name)}</text>')
     for number, each in enumerate(series):
-        for place, value in each.points:
-            x, high = LEFT + (place + 0.1) * slot + number * width, value / y_ticks[-1] * tall
+        for column, value in each.points:
+            x, high = LEFT + (column + 0.1) * slot + number * width, value / y_ticks[-1] * tall
             parts.append(
                 f'<rect class="bar {each.css_class}" x="{x:.1f}" y="{HEIGHT - BOTTOM - high:.1f}" width="{width:.1f}" height="{high:.1f}">'
                 f"<title>{escape(each.name)}: {tick_label(value)}</title></rect>"
