@@ -123,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=float, default=100.0)
     parser.add_argument(
-        "--chinese", type=Path, default=Path("data/samples/china_law.jsonl"), help="chinese-poetry's archive, or JSON lines"
+        "--chinese", type=Path, default=Path("data/samples/china_law.jsonl"), help="archive of chinese-poetry, or JSON lines"
     )
     parser.add_argument("--pieces", type=int, default=16_000)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))

@@ -31,11 +31,11 @@ def bar_chart(title: str, bars: Sequence[Bar], *, unit: str, pattern: str = "{:.
     height = len(bars) * step + LABEL + 4
     parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">']
     for number, bar in enumerate(bars):
-        y = LABEL + number * step
+        top = LABEL + number * step
         width = max(bar.value / longest * room, 1)
-        parts.append(f'<text class="tick" x="0" y="{y - 3}">{escape(bar.name)}</text>')
-        parts.append(f'<rect class="bar {bar.css_class}" x="0" y="{y}" width="{width:.1f}" height="{BAR}"/>')
-        parts.append(f'<text class="value" x="{width + 6:.1f}" y="{y + BAR - 3}">{escape(pattern.format(bar.value))}</text>')
+        parts.append(f'<text class="tick" x="0" y="{top - 3}">{escape(bar.name)}</text>')
+        parts.append(f'<rect class="bar {bar.css_class}" x="0" y="{top}" width="{width:.1f}" height="{BAR}"/>')
+        parts.append(f'<text class="value" x="{width + 6:.1f}" y="{top + BAR - 3}">{escape(pattern.format(bar.value))}</text>')
     parts.append("</svg>")
     return f'<figure><figcaption>{escape(title)} <span class="soft">{escape(unit)}</span></figcaption>{"".join(parts)}</figure>'
 

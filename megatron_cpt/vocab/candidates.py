@@ -29,7 +29,7 @@ NUM_THREADS = 16  # SentencePiece's own default; a fixed number, because its sum
 MIN_COUNT = 2  # a pair seen once is no pattern
 # Bytes of memory that a trainer takes for an ASCII byte and for any other byte of its text, as benchmarks/vocab_train.py measures them:
 # words of a script without spaces are long and seldom alike. A trainer gets no more text than fits into the budget.
-MEMORY_OF_BYTE = {"bpe": (10, 32), "unigram": (24, 24), "byte_level": (4, 90)}
+MEMORY_OF_BYTE = {"bpe": (12, 34), "unigram": (24, 24), "byte_level": (4, 90)}
 MEMORY_BUDGET = 1.6e9
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from megatron_cpt.record.tokenizer_file import continuing
 from megatron_cpt.vocab.byte_level import is_utf8, piece_bytes
 from megatron_cpt.vocab.merges import batches
 
@@ -35,6 +36,7 @@ class Vocabulary:
         characters: per code point, whether a piece is it or holds it.
         unknown_id: the id for what cannot be encoded, None where the vocabulary has none.
         first_new_id: ids from here on count as added.
+        encode_inside: the same for texts that stand behind others: without the space that SentencePiece puts before a text.
     """
 
     encode: Encode
@@ -43,6 +45,7 @@ class Vocabulary:
     characters: npt.NDArray[np.bool_]
     unknown_id: int | None
     first_new_id: int | None = None
+    encode_inside: Encode | None = None
 
 
 @dataclass(frozen=True)
@@ -113,12 +116,16 @@ def vocabulary_of(tokenizer: Tokenizer, num_ids: int, *, first_new_id: int | Non
         if token.special:
             pieces[number] = None  # it stands for no text
     unknown = getattr(tokenizer.model, "unk_token", None)
-    return vocabulary(
+    inside = continuing(tokenizer)
+    found = vocabulary(
         lambda batch: [encoding.ids for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False)],
         pieces,
         byte_ids,
         unknown_id=tokenizer.token_to_id(unknown) if unknown else None,
         first_new_id=first_new_id,
+    )
+    return replace(
+        found, encode_inside=lambda batch: [encoding.ids for encoding in inside.encode_batch_fast(batch, add_special_tokens=False)]
     )
 
 
@@ -171,11 +178,12 @@ def _fit(each: Vocabulary, use: npt.NDArray[np.int64], counts: npt.NDArray[np.in
 def measure_terms(vocabularies: dict[str, Vocabulary], terms: Sequence[str]) -> dict[str, dict[str, float]]:
     """Return per vocabulary the share of terms that are one token and the mean tokens of a term.
 
-    A term is cut as it stands at the beginning of a text and as it stands after a space; the shorter of both counts.
+    A term is cut as it stands inside a text, without and with a space before it; the shorter of both counts.
     """
     found = {}
     for name, each in vocabularies.items():
-        alone, spaced = each.encode(list(terms)), each.encode([f" {term}" for term in terms])
+        encode = each.encode_inside or each.encode
+        alone, spaced = encode(list(terms)), encode([f" {term}" for term in terms])
         tokens = [min(len(a), len(b)) for a, b in zip(alone, spaced, strict=True)]
         found[name] = {"share_of_one_token": sum(count == 1 for count in tokens) / len(terms), "tokens_per_term": sum(tokens) / len(terms)}
     return found

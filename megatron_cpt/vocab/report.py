@@ -20,7 +20,7 @@ NOTES = (
     "out. SentencePiece and byte-level candidates are vocabularies of their own, trained on the domain sample only: they show what that "
     "many pieces can do, and are no extension of the base."
 )
-TERMS_NOTE = "A term is cut as it stands at the beginning of a text and after a space; the shorter of both counts."
+TERMS_NOTE = "A term is cut as it stands inside a text, without and with a space before it; the shorter of both counts."
 
 
 def fit_rows(fits: dict[str, dict[str, Any] | None]) -> list[list[str]]:

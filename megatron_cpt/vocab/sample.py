@@ -55,7 +55,7 @@ class Sample:
         ends: list[int] = []
         chars = 0
         with self.path.open(encoding="utf-8", newline="\n") as file:
-            for line, end in zip(file, self.line_ends.tolist(), strict=True):
+            for line, end in zip(file, self.line_ends.tobytes(), strict=True):
                 lines.append(line if end == NEWLINE else line[:-1])
                 ends.append(end)
                 chars += len(line)
@@ -157,7 +157,7 @@ class _Writer:
         trained = int(self.characters.sum()) - self.returns
         line_breaks = self.newlines + self.returns
         assert self.chars_in == trained + line_breaks + self.reserved, "a character was lost on the way to the trainer"
-        ends = np.frombuffer(bytes(self.ends), dtype=np.uint8)
+        ends = np.frombuffer(self.ends, dtype=np.uint8)
         return Sample(self.path, ends, self.characters, self.num_bytes, self.chars_in, trained, line_breaks, self.reserved)
 
 
