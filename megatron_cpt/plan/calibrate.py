@@ -1,4 +1,4 @@
-"""What this host can do, measured: its matrix rate, memory bandwidth and free memory. A CPU has no data sheet that its ranks would reach."""
+"""What this host can do, measured: its matrix rate, memory bandwidth and free memory. No data sheet says them of a CPU."""
 
 from __future__ import annotations
 
