@@ -14,7 +14,7 @@ from megatron_cpt.plan.benches import Benches, metrics_of, task_of, task_problem
 from megatron_cpt.plan.blend import blend_entries, blend_stages
 from megatron_cpt.plan.calibrate import HostFacts
 from megatron_cpt.plan.checks import estimate_problems, input_problems
-from megatron_cpt.plan.memory import NOT_COUNTED, memory_of_stages
+from megatron_cpt.plan.memory import NOT_COUNTED, ON_CPU, ON_CUDA, memory_of_stages
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.money import known, run_carbon_kg, run_cost_usd, run_energy_kwh, tariff_of
 from megatron_cpt.plan.parameters import num_params
@@ -344,7 +344,7 @@ def estimate_run(
     kwh = run_energy_kwh(device_hours, tariff)
     return Estimate(
         num_params=num_params(shape, num_rows=num_rows),
-        memory=memory_of_stages(shape, layout, num_rows=num_rows, fused_swiglu=not on_cpu),
+        memory=memory_of_stages(shape, layout, num_rows=num_rows, build=ON_CPU if on_cpu else ON_CUDA),
         memory_limit_bytes=memory_limit_bytes(config, host),
         flops_per_token=flops,
         flops_convention=FLOPS_CONVENTION,
