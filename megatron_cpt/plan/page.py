@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from megatron_cpt.plan.metrics import TEXT_METRIC, metric_named
 from megatron_cpt.plan.page_money import money_lines, summary
-from megatron_cpt.plan.page_text import field, show_bytes, show_count, show_duration
+from megatron_cpt.plan.page_text import field, memory_items, show_bytes, show_count, show_duration
 from megatron_cpt.plan.rules import rule_warnings
-from megatron_cpt.plan.run_plan import Estimate, Layout, RankMemory, RunPlan, grace_window_steps
+from megatron_cpt.plan.run_plan import Estimate, Layout, RunPlan, grace_window_steps
 from megatron_cpt.plan.schedule import describe
 from megatron_cpt.record.unknown import Unavailable
 
@@ -87,16 +87,11 @@ def memory_lines(estimate: Estimate) -> list[str]:
     shown = stages if len(stages) <= _FEW_STAGES else (largest,)
     lines: list[str] = []
     for rank in shown:
-        text = f"stage {rank.pipeline_rank}: {show_bytes(rank.total)} {of_limit} ({_items(rank)})"
+        text = f"stage {rank.pipeline_rank}: {show_bytes(rank.total)} {of_limit} ({memory_items(rank)})"
         lines += field("" if lines else "memory", text if len(stages) > 1 else text.removeprefix("stage 0: "))
     if len(shown) < len(stages):
         lines += field("", "all stages: " + ", ".join(show_bytes(rank.total) for rank in stages))
     return lines
-
-
-def _items(rank: RankMemory) -> str:
-    parts = {name: value for name, value in vars(rank).items() if isinstance(value, float) and value > 0}
-    return ", ".join(f"{name.replace('_', ' ')} {show_bytes(value)}" for name, value in parts.items())
 
 
 def _blend(plan: RunPlan, *, is_expected: bool) -> list[str]:

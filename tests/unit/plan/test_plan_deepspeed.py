@@ -59,8 +59,8 @@ def test_the_stage_is_the_lowest_that_fits_from_the_plans_own_sharding_on(memory
     plan = planned(memory_gb=memory_gb)
     (activations,) = {round(choice.other_bytes) for choice in zero_choices(plan)}
     memory = {1: 44.2, 2: 34.1, 3: 20.2, 4: 4.2}  # GB of 8.03 G parameters on 8 GPUs: 4 P + 12 P / 8; DeepSpeed's 2 P + 18 P / 8, ...
-    limits = {1000.0: 1e12, 80.0: memory[2] + 1, 72.0: memory[3] + 1, 58.0: memory[4] + 1, 10.0: 1.0}
-    limit = activations + limits[memory_gb] * 1e9
+    limits = {1000.0: 1e12, 80.0: memory[2] + 0.5, 72.0: memory[3] + 0.5, 58.0: memory[4] + 0.5, 10.0: 1.0}
+    limit = (activations + limits[memory_gb] * 1e9) * 1.05  # the plan's allowance for fragmentation
     plan = dataclasses.replace(plan, estimate=dataclasses.replace(plan.estimate, memory_limit_bytes=limit))
     found = choose(plan, zero_choices(plan))
     assert (found.stage, found.offload) == (stage, offload)
