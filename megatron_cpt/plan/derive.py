@@ -16,7 +16,7 @@ from megatron_cpt.plan.budget import estimate_problems
 from megatron_cpt.plan.calibrate import HostFacts
 from megatron_cpt.plan.checks import device_problems, input_problems, layout_problems, sizes_are_positive
 from megatron_cpt.plan.machine import Machine, machine_of
-from megatron_cpt.plan.memory import NOT_COUNTED, memory_of_stages
+from megatron_cpt.plan.memory import NOT_COUNTED, ON_CPU, ON_CUDA, memory_of_stages
 from megatron_cpt.plan.metrics import TEXT_METRIC
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.money import bill_of, known, stored_gb, tariff_of
@@ -447,7 +447,7 @@ def estimate_run(
     bill = bill_of(device_hours, tariff, stored_gb=stored, goodput=trained, allowance=config.allowance)
     return Estimate(
         num_params=params,
-        memory=memory_of_stages(shape, layout, num_rows=num_rows, fused_swiglu=not on_cpu),
+        memory=memory_of_stages(shape, layout, num_rows=num_rows, build=ON_CPU if on_cpu else ON_CUDA),
         memory_limit_bytes=memory_limit_bytes(config, host),
         flops_per_token=flops,
         flops_convention=FLOPS_CONVENTION,

@@ -58,7 +58,7 @@ class Family:
     bias: bool = False
     qk_norm: bool = False
     gated: bool = True
-    activation: Literal["silu", "gelu_tanh"] = "silu"
+    activation: Literal["silu", "gelu_tanh", "relu_squared"] = "silu"
     experts: bool = False
     has_window: bool = False
     window_by_default: int = 0
@@ -72,6 +72,11 @@ class Family:
         known |= ROTARY_FIELDS if self.positions == "rotary" else set()
         known |= {"sliding_window"} if self.has_window else set()
         object.__setattr__(self, "fields", frozenset(known))
+
+
+def _planned(**traits: Any) -> Family:
+    """Return a family that no `config.json` is read for."""
+    return Family(architecture="", sizes={}, optional=frozenset(), required={}, **traits)
 
 
 _SIZES: dict[str, tuple[str, ...]] = {
@@ -203,6 +208,16 @@ FAMILIES: dict[str, Family] = {
         tied_by_default=True,
     ),
 }  # fmt: skip
+
+# Layers that are counted and not built: a shape of one of these can be planned for, and `ModelShape.training_problems` refuses the rest.
+PLANNED_FAMILIES: dict[str, Family] = {
+    # NVIDIA's Nemotron-4 15B and its kin: layer norm, no bias, rotary, a squared ReLU (arXiv 2402.16819, section 2)
+    "nemotron": _planned(norm="layer", gated=False, activation="relu_squared"),
+    # DeepSeek-V3: RMS norm, no bias, gated experts (arXiv 2412.19437, section 2)
+    "deepseek": _planned(experts=True),
+    # GPT-3's layer without biases, with experts in the MLP's place
+    "gpt_moe": _planned(norm="layer", positions="learned", gated=False, activation="gelu_tanh", experts=True),
+}
 
 
 def family_of(architectures: object) -> str | None:

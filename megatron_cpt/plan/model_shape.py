@@ -9,8 +9,31 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cpt.errors import CheckpointError, raise_all
-from megatron_cpt.plan.families import FAMILIES, GEMMA_PATTERN, Family, family_of
+from megatron_cpt.plan.families import FAMILIES, GEMMA_PATTERN, PLANNED_FAMILIES, Family, family_of
 from megatron_cpt.plan.rotary import RotaryScaling, read_rotary, read_two_rotaries
+
+
+@dataclass(frozen=True)
+class LatentAttention:
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1): keys and values grow out of one small vector a token.
+
+    Attributes:
+        query_rank: columns that queries are squeezed to; 0 for none.
+        key_value_rank: columns that keys and values are squeezed to together.
+        plain_dim: columns of a head's query and key that know no position.
+        rotary_dim: further columns that do; those of the key are shared by all heads.
+        value_dim: columns of a head's value.
+    """
+
+    query_rank: int
+    key_value_rank: int
+    plain_dim: int
+    rotary_dim: int
+    value_dim: int
+
+    @property
+    def query_dim(self) -> int:
+        return self.plain_dim + self.rotary_dim
 
 
 @dataclass(frozen=True)
@@ -31,6 +54,10 @@ class ModelShape:
         full_every: every so many layers one sees everything; 0 for none.
         window_rotary_base: of layers with a window, where they have their own; else 0.
         query_scalar: attention logits are divided by its root; 0 for `head_dim`.
+        latent: sizes of multi-head latent attention; None for the usual one.
+        num_dense_layers: first layers of a mixture of experts that have one MLP of `dense_ffn_hidden_size` in the experts' place.
+        shared_ffn_hidden_size: columns of the middle of the expert that every token is sent to; 0 for none.
+        num_mtp_layers: layers behind the last one, each of which predicts one token further (multi-token prediction).
     """
 
     hidden_size: int
@@ -53,11 +80,27 @@ class ModelShape:
     full_every: int = 0
     window_rotary_base: float = 0.0
     query_scalar: float = 0.0
+    latent: LatentAttention | None = None
+    num_dense_layers: int = 0
+    dense_ffn_hidden_size: int = 0
+    shared_ffn_hidden_size: int = 0
+    num_mtp_layers: int = 0
 
     @property
     def traits(self) -> Family:
         """What the models of its family have in common."""
-        return FAMILIES[self.family]
+        return FAMILIES.get(self.family) or PLANNED_FAMILIES[self.family]
+
+    def training_problems(self) -> list[str]:
+        """Say what of this shape can be planned for and not trained."""
+        parts = {
+            "multi-head latent attention": self.latent is not None,
+            "dense layers before layers of experts": self.num_dense_layers > 0,
+            "a shared expert": self.shared_ffn_hidden_size > 0,
+            "multi-token prediction": self.num_mtp_layers > 0,
+            f"the family {self.family}": self.family not in FAMILIES,
+        }
+        return [f"{what} can be planned for, and is not trained yet" for what, is_there in parts.items() if is_there]
 
     @classmethod
     def from_hf_folder(cls, folder: Path) -> ModelShape:

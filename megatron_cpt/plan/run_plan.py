@@ -356,7 +356,17 @@ class StopConditions:
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Peak bytes of one pipeline stage's rank, itemised."""
+    """Peak bytes of one pipeline stage's rank, itemised.
+
+    Attributes:
+        activations: what the backward pass waits for, of all micro-batches in flight, and one layer that is computed anew.
+        logits: of the last stage, with what the loss and the output matrix's gradient add.
+        communication: buffers that tokens are gathered in and that the neighbouring stages send to.
+        workspaces: of the matrix libraries.
+        allowance: for fragmentation, an assumption and not a count.
+        stage_inputs: what a stage keeps of the last micro-batch between steps; a new one takes its place, so no peak has it.
+        checkpoint_load: everything that is there at once while a checkpoint is read, in the place of a step's items.
+    """
 
     pipeline_rank: int
     num_params: int
@@ -365,10 +375,31 @@ class RankMemory:
     optimizer: float
     activations: float
     logits: float
+    communication: float = 0.0
+    workspaces: float = 0.0
+    allowance: float = 0.0
+    stage_inputs: float = 0.0
+    checkpoint_load: float = 0.0
+
+    @property
+    def state(self) -> float:
+        """Weights, gradients and optimizer state."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def at_rest(self) -> float:
+        """Bytes that are allocated between two steps."""
+        return self.state + self.workspaces + self.stage_inputs
+
+    @property
+    def allocated_peak(self) -> float:
+        """Bytes that are allocated at a step's peak, without the allowance."""
+        return self.state + self.workspaces + self.activations + self.logits + self.communication
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        """What the rank must have: for a step with the allowance, or for reading a checkpoint."""
+        return max(self.allocated_peak + self.allowance, self.checkpoint_load)
 
 
 @dataclass(frozen=True)

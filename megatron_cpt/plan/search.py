@@ -188,7 +188,7 @@ def search(
 
 def memory_bytes(shape: ModelShape, layout: Layout, *, num_rows: int) -> float:
     """Return the bytes of the largest rank."""
-    return max(rank.total for rank in memory_of_stages(shape, layout, num_rows=num_rows, fused_swiglu=True))
+    return max(rank.total for rank in memory_of_stages(shape, layout, num_rows=num_rows))
 
 
 def _order(layout: Layout) -> tuple[int, ...]:

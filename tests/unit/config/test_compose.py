@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cpt.config.compose import compose, expand_sweep, shipped_conf
+from megatron_cpt.config.compose import compose, expand_sweep
+from megatron_cpt.config.files import shipped_conf
 from megatron_cpt.errors import ConfigError
 
 EXPERIMENTS = sorted(path.stem for path in (shipped_conf() / "experiment").glob("*.yaml"))

@@ -26,7 +26,10 @@ def tool():
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("texts")
-    for name, texts in (("english", english_documents()), ("law", [f"{number}{text}" for number in range(8) for text in CHINESE_DOCUMENTS])):
+    for name, texts in (
+        ("english", english_documents()),
+        ("law", [f"{number}{text}" for number in range(8) for text in CHINESE_DOCUMENTS]),
+    ):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     (folder / "blank.jsonl").write_text(json.dumps({"text": "\u3000\u3000"}) + "\n" + json.dumps({"text": "\u2003"}) + "\n")
     (folder / "terms.txt").write_text("logging\nprogram\n法律\n")
