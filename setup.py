@@ -61,7 +61,7 @@ setup(
     python_requires=">=3.11,<3.14",  # 3.11: oldest with a megatron-core that is tested here; 3.14 has no megatron-core wheel
     packages=[*find_packages(include=["megatron_cpt", "megatron_cpt.*"]), "megatron_cpt.conf"],
     package_dir={"megatron_cpt.conf": "conf"},
-    package_data={"megatron_cpt": ["report/*.css"], "megatron_cpt.conf": ["**/*.yaml", "**/*.jsonl"]},
+    package_data={"megatron_cpt": ["report/*.css", "plan/*.csv"], "megatron_cpt.conf": ["**/*.yaml", "**/*.jsonl"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["megatron-cpt = megatron_cpt.cli:main"]},

@@ -9,11 +9,15 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import megatron_cpt
 from megatron_cpt.errors import EXIT_FINISHED, ConfigError, CptError
 from megatron_cpt.stage_names import STAGES, StageInfo
+
+if TYPE_CHECKING:
+    from megatron_cpt.config.schema import ExperimentConfig
+    from megatron_cpt.plan.run_plan import RunPlan
 
 EXIT_CODES = (
     "exit codes: 0 finished, 2 config, 3 data, 4 checkpoint, 5 rolled back, 6 budget reached, 75 stopped with a checkpoint (run again)"
@@ -45,15 +49,18 @@ def parser() -> argparse.ArgumentParser:
     _common(walk)
     for stage in STAGES:
         example = f"megatron-cpt {stage.name} experiment=quickstart"
-        _common(
-            commands.add_parser(
-                stage.name,
-                help=stage.does,
-                description=f"{stage.does.capitalize()}.\n\nreads:   {stage.reads}\nwrites:  {stage.writes}\nrefuses: {stage.refuses}",
-                epilog=f"examples:\n  {example}\n  {example} run_name=second\n\n{EXIT_CODES}",
-                formatter_class=argparse.RawDescriptionHelpFormatter,
-            )
+        command = commands.add_parser(
+            stage.name,
+            help=stage.does,
+            description=f"{stage.does.capitalize()}.\n\nreads:   {stage.reads}\nwrites:  {stage.writes}\nrefuses: {stage.refuses}",
+            epilog=f"examples:\n  {example}\n  {example} run_name=second\n\n{EXIT_CODES}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        if stage.name == "plan":
+            command.add_argument(
+                "--deepspeed", type=Path, metavar="DIR", help="also write the nearest ds_config.json and accelerate launch for DeepSpeed"
+            )
+        _common(command)
     _common(commands.add_parser("audit", help="check that the verdict was carried out and that no record is missing", epilog=EXIT_CODES))
     drill = commands.add_parser(
         "drill",
@@ -64,6 +71,27 @@ def parser() -> argparse.ArgumentParser:
     )
     drill.add_argument("--only", choices=["rate", "blend"], help="only the drill with a huge rate, or only that with a poisoned blend")
     _common(drill)
+    search = commands.add_parser(
+        "search",
+        help="rank the layouts of the ranks, batch and sequence of a configuration by predicted time, and compare its own",
+        description="Rank every legal layout that fits by predicted time, and say why the configuration's own is slower if it is.\n\n"
+        "reads:   the configuration and the base model's config.json; no stage need have run, no GPU is used\n"
+        "refuses: a device whose rates are not known",
+        epilog=f"example:\n  megatron-cpt search experiment=medical cluster=h100_8 gpu=h100_sxm\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    search.add_argument("--count", type=int, default=10, metavar="N", help="how many to print (10)")
+    _common(search)
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="measure this machine, and how far the plan's estimate was from a run on it",
+        description="Measure matrix rate, memory bandwidth and the link between two ranks, write them as a gpu group for --config-dir,\n"
+        "and print the measured time of a finished run over its plan's estimate. Nothing is corrected by it.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    calibrate.add_argument("--out", type=Path, metavar="FILE", help="where to write the measured device, e.g. mine/gpu/this_host.yaml")
+    _common(calibrate)
     submit = commands.add_parser("submit", help="send the line to Slurm as a chain of jobs", epilog=EXIT_CODES)
     submit.add_argument("--dry-run", action="store_true", help="print every sbatch line and submit nothing")
     _common(submit)
@@ -131,6 +159,8 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         if arguments.cfg:
             print(as_yaml(config), end="")
             continue
+        if arguments.command == "plan" and _is_told_beforehand(config, deepspeed=arguments.deepspeed):
+            continue
         from megatron_cpt import stages  # noqa: PLC0415
 
         if arguments.command == "audit":
@@ -140,11 +170,43 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             from megatron_cpt.drill.run import drill  # noqa: PLC0415
 
             drill(config, [arguments.only] if arguments.only else KINDS)
+        elif arguments.command == "search":
+            from megatron_cpt.line.searching import search_layouts  # noqa: PLC0415
+
+            print(search_layouts(config, count=arguments.count), end="")
+        elif arguments.command == "calibrate":
+            from megatron_cpt.line.calibrating import calibrate  # noqa: PLC0415
+
+            print(calibrate(config, out=arguments.out), end="")
         elif arguments.command == "submit":
             stages.submit(config, overrides=overrides, config_dir=arguments.config_dir, dry_run=arguments.dry_run)
         else:
             stages.walk(config, _chosen(arguments), begin=_begins(arguments))
+            if arguments.command == "plan" and arguments.deepspeed is not None:
+                from megatron_cpt.line.run import Run  # noqa: PLC0415
+
+                _write_deepspeed(Run.of_round(config).plan, arguments.deepspeed)
     return code
+
+
+def _is_told_beforehand(config: ExperimentConfig, *, deepspeed: Path | None) -> bool:
+    """Print what the plan would be where the stages before it have not run; False where they have, so that it can be made."""
+    from megatron_cpt.line.expecting import expected_plan, is_before_the_plan  # noqa: PLC0415
+    from megatron_cpt.plan.page import page  # noqa: PLC0415
+
+    if not is_before_the_plan(config):
+        return False
+    plan = expected_plan(config)
+    print(page(plan, is_expected=True), end="")
+    if deepspeed is not None:
+        _write_deepspeed(plan, deepspeed)
+    return True
+
+
+def _write_deepspeed(plan: RunPlan, folder: Path) -> None:
+    from megatron_cpt.plan.deepspeed import write_deepspeed  # noqa: PLC0415
+
+    print(write_deepspeed(plan, folder), end="")
 
 
 def _begins(arguments: argparse.Namespace) -> Literal["new round", "retry"] | None:

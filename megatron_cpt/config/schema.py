@@ -144,12 +144,18 @@ class ParallelConfig:
 
 @dataclass
 class ClusterConfig:
-    """Where it runs. `memory_gb_per_node` is filled for CPU nodes only; a GPU's memory is in the gpu group."""
+    """Where it runs. The memory of a device is in the gpu group.
+
+    `checkpoint_seconds` is what writing one holds training up, `restart_seconds` what an interruption costs until training goes on:
+    MegaScale finds a fault in under 10 minutes and catches up in under 15 (Jiang et al. 2024, arXiv 2402.15627).
+    """
 
     backend: str = MISSING
     num_nodes: int = MISSING
     ranks_per_node: int = MISSING
     threads_per_rank: int = 1
+    checkpoint_seconds: float = 60.0
+    restart_seconds: float = 900.0
     partition: str | None = None
     account: str | None = None
     time_limit: str | None = None
@@ -158,7 +164,15 @@ class ClusterConfig:
 
 @dataclass
 class GpuConfig:
-    """A device: dense peak per second, memory, power; `null` is unknown and stays unknown. `mfu_*` are shares of the bf16 peak."""
+    """A device: dense peak per second, memory, power; `null` is unknown and stays unknown. `mfu_*` are shares of the bf16 peak.
+
+    `matmul_tflops` to `num_multiprocessors` let the plan predict a step (docs/planning.md): what large matrix products reach, and what
+    memory, the link to another device of the node, and the network to another node carry, each way. `mtbf_hours` is how long one
+    device, with its part of node and network, works between two interruptions of a run.
+
+    Power is `node_watts_per_device` where somebody measured a node (a device's part of it), else that of the node's parts: the device's
+    rated watts times the share of them that training draws, the rest of the node, and the switches of a run over several nodes.
+    """
 
     name: str = MISSING
     dense_tflops: float | None = None
@@ -172,11 +186,31 @@ class GpuConfig:
     fp8_mfu_low: float | None = None
     fp8_mfu_likely: float | None = None
     fp8_mfu_high: float | None = None
+    matmul_tflops: float | None = None
+    matmul_fp8_tflops: float | None = None
+    memory_tb_per_second: float | None = None
+    link_gb_per_second: float | None = None
+    network_gb_per_second: float | None = None
+    num_multiprocessors: int | None = None
+    mtbf_hours: float | None = None
+    device_watts: float | None = None
+    watts_share_low: float | None = None
+    watts_share_likely: float | None = None
+    watts_share_high: float | None = None
+    rest_of_node_watts: float | None = None
+    network_watts: float | None = None
+    power_source: str = ""
 
 
 @dataclass
 class TariffConfig:
-    """Money and carbon per unit, each with its source; `null` is unknown and stays unknown."""
+    """Money and carbon per unit, each with its source; `null` is unknown and stays unknown. A price has the date of its quotation.
+
+    `*_low` and `*_high` are the ends of an interval around the likely figure, which alone is one too: nothing is known of its spread.
+    `grid_region` is a region of the shipped table (`plan/grid_intensity.csv`); a grid intensity of your own goes before it, and is
+    location-based like it. `market_g_co2e_per_kwh` is what your contract for electricity states, and never taken from the grid.
+    `usd_per_gb_month` prices what a run stores for `keep_months`. `embodied_g_co2e_per_device_hour` is the making of the machines.
+    """
 
     name: str = MISSING
     usd_per_device_hour: float | None = None
@@ -185,6 +219,33 @@ class TariffConfig:
     pue_source: str = ""
     grid_g_co2e_per_kwh: float | None = None
     grid_source: str = ""
+    price_date: str = ""
+    usd_per_device_hour_low: float | None = None
+    usd_per_device_hour_high: float | None = None
+    pue_low: float | None = None
+    pue_high: float | None = None
+    grid_region: str | None = None
+    market_g_co2e_per_kwh: float | None = None
+    market_source: str = ""
+    usd_per_gb_month: float | None = None
+    storage_date: str = ""
+    storage_source: str = ""
+    keep_months: float | None = None
+    embodied_g_co2e_per_device_hour: float | None = None
+    embodied_source: str = ""
+
+
+@dataclass
+class AllowanceConfig:
+    """Device time of development and of runs that fail, as a share on top of the run's own: a line of its own in the plan.
+
+    Published: 0.5 (OLMo, arXiv 2503.05804), 4.6 (Olmo 3: 82.2 % of all was not the final run). `null` counts nothing, and says so.
+    """
+
+    low: float | None = None
+    likely: float | None = None
+    high: float | None = None
+    source: str = ""
 
 
 @dataclass
@@ -339,8 +400,22 @@ class CheckpointConfig:
 
 
 @dataclass
+class StopScoreConfig:
+    """Training ends when an in-loop evaluation scores this text (bits per byte) or task (its main metric) at a threshold.
+
+    Exactly one of `at_most` and `at_least` is set, in the metric's own unit.
+    """
+
+    of: str = MISSING
+    at_most: float | None = None
+    at_least: float | None = None
+
+
+@dataclass
 class StopConfig:
     """When training ends before its plan does: limits at which it saves and exits 6, and what it does with a bad step.
+
+    `max_tokens` counts what the run has trained on since its first step; `scores` are thresholds on in-loop evaluations.
 
     An update is bad when its loss or gradient is not finite, or when its gradient norm is above `spike_factor` times the running
     median (null: no such test). Up to `max_skipped_steps` bad updates are left out, the next one ends the run.
@@ -351,6 +426,8 @@ class StopConfig:
     max_kwh: float | None = None
     max_skipped_steps: int = 0
     spike_factor: float | None = None
+    max_tokens: int | None = None
+    scores: list[StopScoreConfig] = field(default_factory=list)
 
 
 @dataclass
@@ -395,6 +472,7 @@ class ExperimentConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     gpu: GpuConfig = field(default_factory=GpuConfig)
     tariff: TariffConfig = field(default_factory=TariffConfig)
+    allowance: AllowanceConfig = field(default_factory=AllowanceConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -1,4 +1,4 @@
-"""What this host can do, measured: its matrix rate and its free memory. A CPU has no data sheet that its ranks would reach."""
+"""What this host can do, measured: its matrix rate, memory bandwidth and free memory. A CPU has no data sheet that its ranks would reach."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from megatron_cpt.config.schema import ClusterConfig
 from megatron_cpt.record.unknown import Figure, Unavailable
 
 _SIZE = 768  # rows of the square fp32 factors: 7 MB in all, near the size of a layer of a small model
+_COPIED_BYTES = 128_000_000  # more than any cache holds
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -46,8 +47,17 @@ def measure_matrix_tflops(num_threads: int, *, num_processes: int = 1, seconds: 
 
     Each process is a fresh interpreter, because a BLAS library reads its number of threads when it is loaded.
     """
+    return _in_processes("matrix", num_threads, num_processes=num_processes, seconds=seconds, what="the matrix rate")
+
+
+def measure_memory_tb_per_second(num_threads: int, *, num_processes: int = 1, seconds: float = 1.0) -> Figure:
+    """Measure what one process reads and writes, in TB/s, while `num_processes` of them copy side by side."""
+    return _in_processes("memory", num_threads, num_processes=num_processes, seconds=seconds, what="the memory bandwidth")
+
+
+def _in_processes(kind: str, num_threads: int, *, num_processes: int, seconds: float, what: str) -> Figure:
     environment = os.environ | dict.fromkeys(_THREAD_VARIABLES, str(num_threads))
-    command = [sys.executable, "-m", "megatron_cpt.plan.calibrate", str(seconds)]
+    command = [sys.executable, "-m", "megatron_cpt.plan.calibrate", kind, str(seconds)]
     running = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(num_processes)
     ]
@@ -56,10 +66,10 @@ def measure_matrix_tflops(num_threads: int, *, num_processes: int = 1, seconds: 
         for process in running:
             output, complaint = process.communicate(timeout=60 + 10 * seconds)
             if process.returncode != 0:
-                return Unavailable(f"the matrix rate could not be measured: {complaint.strip()[-200:]}")
+                return Unavailable(f"{what} could not be measured: {complaint.strip()[-200:]}")
             rates.append(float(output))
     except subprocess.TimeoutExpired:
-        return Unavailable("the matrix rate could not be measured in time")
+        return Unavailable(f"{what} could not be measured in time")
     finally:
         for process in running:
             if process.poll() is None:
@@ -83,6 +93,22 @@ def matrix_tflops_here(seconds: float) -> float:
     return statistics.median(rates)
 
 
+def memory_tb_per_second_here(seconds: float) -> float:
+    """Copy 128 MB again and again for about `seconds` in this process and return the median of bytes read and written in TB/s."""
+    import numpy as np  # noqa: PLC0415
+
+    source = np.ones(_COPIED_BYTES // 4, dtype=np.float32)
+    target = np.zeros_like(source)
+    np.copyto(target, source)  # the first writing of a page asks the kernel for it
+    rates: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or not rates:
+        begin = time.perf_counter()
+        np.copyto(target, source)
+        rates.append(2 * _COPIED_BYTES / (time.perf_counter() - begin) / 1e12)
+    return statistics.median(rates)
+
+
 def memory_available_bytes(path: Path = Path("/proc/meminfo")) -> Figure:
     """Read the memory that new processes can have without swapping, in bytes."""
     try:
@@ -96,4 +122,5 @@ def memory_available_bytes(path: Path = Path("/proc/meminfo")) -> Figure:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{matrix_tflops_here(float(sys.argv[1]))}\n")
+    measure = {"matrix": matrix_tflops_here, "memory": memory_tb_per_second_here}[sys.argv[1]]
+    sys.stdout.write(f"{measure(float(sys.argv[2]))}\n")

@@ -10,11 +10,9 @@ from typing import Any
 from megatron_cpt.config.schema import ExperimentConfig
 from megatron_cpt.errors import printable
 from megatron_cpt.plan.blend import ROLES, blend_problems, blend_stage_problems
+from megatron_cpt.plan.budget import stop_score_problems, tariff_problems
 from megatron_cpt.plan.model_shape import ModelShape
-from megatron_cpt.plan.money import clock_limits
-from megatron_cpt.plan.run_plan import Estimate, Layout, StopConditions, Tariff
 from megatron_cpt.plan.schedule import schedule_problems
-from megatron_cpt.record.unknown import Figure, Unavailable
 from megatron_cpt.record.vocab_layout import VocabLayout
 
 BACKENDS = ("cpu", "cuda")
@@ -140,7 +138,10 @@ def size_keys(config: ExperimentConfig) -> dict[str, float]:
 
 
 def stop_keys(config: ExperimentConfig) -> dict[str, float | None]:
-    return {"stop.max_hours": config.stop.max_hours, "stop.max_usd": config.stop.max_usd, "stop.max_kwh": config.stop.max_kwh}
+    """Return the limits by key; None is no limit."""
+    stop = config.stop
+    limits = {"max_hours": stop.max_hours, "max_usd": stop.max_usd, "max_kwh": stop.max_kwh, "max_tokens": stop.max_tokens}
+    return {f"stop.{key}": limit for key, limit in limits.items()}
 
 
 def sizes_are_positive(config: ExperimentConfig) -> bool:
@@ -412,8 +413,8 @@ def limit_problems(config: ExperimentConfig) -> list[str]:
 
 
 def device_problems(config: ExperimentConfig) -> list[str]:
-    """Check the device's figures and the tariff's for values that nothing real can have."""
-    gpu, tariff = config.gpu, config.tariff
+    """Check the device's figures for values that nothing real can have."""
+    gpu = config.gpu
     problems = [
         f"{key}={value} is not above 0. Use null when it is not known."
         for key, value in {
@@ -421,33 +422,40 @@ def device_problems(config: ExperimentConfig) -> list[str]:
             "gpu.dense_fp8_tflops": gpu.dense_fp8_tflops,
             "gpu.memory_gb": gpu.memory_gb,
             "gpu.node_watts_per_device": gpu.node_watts_per_device,
+            "gpu.matmul_tflops": gpu.matmul_tflops,
+            "gpu.matmul_fp8_tflops": gpu.matmul_fp8_tflops,
+            "gpu.memory_tb_per_second": gpu.memory_tb_per_second,
+            "gpu.link_gb_per_second": gpu.link_gb_per_second,
+            "gpu.network_gb_per_second": gpu.network_gb_per_second,
+            "gpu.num_multiprocessors": gpu.num_multiprocessors,
+            "gpu.mtbf_hours": gpu.mtbf_hours,
+            "gpu.device_watts": gpu.device_watts,
+            "cluster.checkpoint_seconds": config.cluster.checkpoint_seconds,
+            "cluster.restart_seconds": config.cluster.restart_seconds,
         }.items()
         if value is not None and not (value > 0 and math.isfinite(value))
     ]
+    for key, reached, peak in (("", gpu.matmul_tflops, gpu.dense_tflops), ("fp8_", gpu.matmul_fp8_tflops, gpu.dense_fp8_tflops)):
+        if reached is not None and peak is not None and reached > peak:
+            problems.append(
+                f"gpu.matmul_{key}tflops={reached:g} is above the dense peak, {peak:g}: no device computes faster than that."
+                " Correct the one that is wrong."
+            )
     for prefix, shares in {
-        "": (gpu.mfu_low, gpu.mfu_likely, gpu.mfu_high),
-        "fp8_": (gpu.fp8_mfu_low, gpu.fp8_mfu_likely, gpu.fp8_mfu_high),
+        "mfu_": (gpu.mfu_low, gpu.mfu_likely, gpu.mfu_high),
+        "fp8_mfu_": (gpu.fp8_mfu_low, gpu.fp8_mfu_likely, gpu.fp8_mfu_high),
+        "watts_share_": (gpu.watts_share_low, gpu.watts_share_likely, gpu.watts_share_high),
     }.items():
         given = [share for share in shares if share is not None]
         if given and (len(given) != len(shares) or not 0 < given[0] <= given[1] <= given[2] <= 1):
             problems.append(
-                f"gpu.{prefix}mfu_low, {prefix}mfu_likely, {prefix}mfu_high = {shares} are not an interval."
+                f"gpu.{prefix}low, {prefix}likely, {prefix}high = {shares} are not an interval."
                 " Use 0 < low <= likely <= high <= 1, or null for all."
             )
-    if tariff.pue is not None and not tariff.pue >= 1:
-        problems.append(f"tariff.pue={tariff.pue} is below 1: a site cannot draw less than its machines.")
-    for key, value in (("usd_per_device_hour", tariff.usd_per_device_hour), ("grid_g_co2e_per_kwh", tariff.grid_g_co2e_per_kwh)):
-        if value is not None and not (value >= 0 and math.isfinite(value)):
-            problems.append(f"tariff.{key}={value} is not 0 or more.")
-    sourced = {
-        "price_source": (tariff.usd_per_device_hour, tariff.price_source),
-        "pue_source": (tariff.pue, tariff.pue_source),
-        "grid_source": (tariff.grid_g_co2e_per_kwh, tariff.grid_source),
-    }
     problems += [
-        f"tariff.{key} is empty: a figure without its source and date cannot be checked."
-        for key, (figure, source) in sourced.items()
-        if figure is not None and not source.strip()
+        f"{key}={value} is not 0 or more. Use null when it is not known."
+        for key, value in {"gpu.rest_of_node_watts": gpu.rest_of_node_watts, "gpu.network_watts": gpu.network_watts}.items()
+        if value is not None and not (value >= 0 and math.isfinite(value))
     ]
     return problems
 
@@ -465,35 +473,6 @@ def input_problems(
     problems += schedule_problems(config, vocab, sizes_are_positive=sizes_are_positive(config))
     problems += eval_problems(config, corpus_facts)
     problems += device_problems(config)
-    return problems
-
-
-def estimate_problems(estimate: Estimate, stop: StopConditions, layout: Layout, tariff: Tariff) -> list[str]:
-    """Say where the estimate does not fit the memory or breaks a limit. A limit on an unknown figure cannot be kept, so it is refused."""
-    problems = []
-    largest = max(estimate.memory, key=lambda rank: rank.total)
-    limit = estimate.memory_limit_bytes
-    if not isinstance(limit, Unavailable) and largest.total > limit:
-        problems.append(
-            f"a rank of pipeline stage {largest.pipeline_rank} needs {largest.total / 1e9:.2f} GB and has {limit / 1e9:.2f} GB"
-            f" (weights {largest.weights / 1e9:.2f}, gradients {largest.gradients / 1e9:.2f}, optimizer {largest.optimizer / 1e9:.2f},"
-            f" activations {largest.activations / 1e9:.2f}, logits {largest.logits / 1e9:.2f})."
-            f" Lower parallel.micro_batch_size ({layout.micro_batch_size}) or sequence_length, or split the model over more ranks."
-        )
-    hours: Figure = estimate.seconds if isinstance(estimate.seconds, Unavailable) else estimate.seconds / 3600
-    limits: tuple[tuple[str, float | None, Figure, str], ...] = (
-        ("stop.max_hours", stop.max_hours, hours, "h"),
-        ("stop.max_usd", stop.max_usd, estimate.usd, "USD"),
-        ("stop.max_kwh", stop.max_kwh, estimate.kwh, "kWh"),
-    )
-    for key, allowed, figure, unit in limits:
-        if allowed is None:
-            continue
-        if not isinstance(figure, Unavailable) and figure > allowed:
-            problems.append(
-                f"the run is estimated at {figure:.4g} {unit}; {key} is {allowed:g}. Lower blend.num_tokens or raise the limit."
-            )
-    for key, seconds in clock_limits(stop, tariff, num_ranks=layout.num_ranks).items():
-        if isinstance(seconds, Unavailable):
-            problems.append(f"{key}={getattr(stop, key.removeprefix('stop.')):g} cannot be kept, because the rate is {seconds}.")
+    problems += tariff_problems(config)
+    problems += stop_score_problems(config)
     return problems

@@ -8,15 +8,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from megatron_cpt.config.schema import ExperimentConfig, GateRuleConfig, GpuConfig
+from megatron_cpt.config.schema import ExperimentConfig, GateRuleConfig
 from megatron_cpt.errors import ConfigError, raise_all
 from megatron_cpt.plan.benches import Benches, metrics_of, task_of, task_problems
 from megatron_cpt.plan.blend import blend_entries, blend_stages
+from megatron_cpt.plan.budget import estimate_problems
 from megatron_cpt.plan.calibrate import HostFacts
-from megatron_cpt.plan.checks import estimate_problems, input_problems
+from megatron_cpt.plan.checks import device_problems, input_problems, layout_problems, sizes_are_positive
+from megatron_cpt.plan.machine import Machine, machine_of
 from megatron_cpt.plan.memory import NOT_COUNTED, ON_CPU, ON_CUDA, memory_of_stages
+from megatron_cpt.plan.metrics import TEXT_METRIC
 from megatron_cpt.plan.model_shape import ModelShape
-from megatron_cpt.plan.money import known, run_carbon_kg, run_cost_usd, run_energy_kwh, tariff_of
+from megatron_cpt.plan.money import bill_of, known, stored_gb, tariff_of
 from megatron_cpt.plan.parameters import num_params
 from megatron_cpt.plan.resume import Earlier, blend_after, resume_problems, with_earlier_samples
 from megatron_cpt.plan.retry import retry_of, retry_problems, with_changes
@@ -34,19 +37,21 @@ from megatron_cpt.plan.run_plan import (
     GatePlan,
     GateRule,
     HarnessPlan,
-    Interval,
     Layout,
     OptimizerPlan,
     PackingPlan,
     RuleGroup,
     RunPlan,
     StopConditions,
+    StopScore,
     Tariff,
 )
 from megatron_cpt.plan.schedule import schedule_of
+from megatron_cpt.plan.step_time import step_time
 from megatron_cpt.plan.throughput import FLOPS_CONVENTION, flops_per_token, recomputed_flops_per_token, training_seconds
+from megatron_cpt.plan.utilization import checkpoint_interval_seconds, comparable_runs, goodput, published_utilization
 from megatron_cpt.record.hashing import sha256_folder
-from megatron_cpt.record.unknown import Figure, Unavailable, combine
+from megatron_cpt.record.unknown import Figure, Interval, Unavailable, combine, likely_of, product
 from megatron_cpt.record.vocab_layout import VocabLayout
 
 WandbMode = Literal["offline", "online", "disabled"]
@@ -95,6 +100,8 @@ def derive(
     problems += retry_problems(config, num_used=num_retries, is_resumed=earlier is not None)
     if earlier is not None:
         problems += resume_problems(config, earlier, vocab_sha256=vocab.tokenizer_sha256)
+    if problems:
+        problems += problems_of_size(config, shape=shape, vocab=vocab, host=host)
     raise_all(ConfigError, problems, where="plan", next_step=_NEXT_STEP)
 
     layout = layout_of(config)
@@ -108,8 +115,8 @@ def derive(
         changed = with_changes(config, map(retry_of, config.gate.retries[num_retries:number]))
         _, _, then = _blend(changed, index_facts, num_steps=num_steps, layout=layout, earlier=earlier)
         problems += [f"after gate.retries[{number - 1}]: {problem}" for problem in then if problem not in problems]
-    tariff = tariff_of(config.tariff, config.gpu)
-    stop = StopConditions(**asdict(config.stop))
+    tariff = tariff_of(config.tariff, config.gpu, num_nodes=config.cluster.num_nodes)
+    stop = stop_conditions_of(config, tasks)
     estimate = estimate_run(
         config,
         shape=shape,
@@ -118,6 +125,7 @@ def derive(
         num_steps=num_steps - (earlier.step if earlier is not None else 0),
         tariff=tariff,
         host=host,
+        num_stored_tokens=sum(int(source["tokens"]) for source in index_facts["sources"].values()),
     )
     recorded = init_facts.get("num_params")
     if recorded is not None and recorded != estimate.num_params:
@@ -171,6 +179,47 @@ def derive(
         grace_steps=config.monitor.grace_steps,
         round=round_number,
         resumes_from=None if earlier is None else earlier.point,
+    )
+
+
+def problems_of_size(config: ExperimentConfig, *, shape: ModelShape, vocab: VocabLayout, host: HostFacts) -> list[str]:
+    """Return where a configuration with other problems does not fit either or costs too much, as far as that can be counted at all."""
+    if not sizes_are_positive(config) or layout_problems(config, shape, vocab) or device_problems(config):
+        return []
+    layout = layout_of(config)
+    tariff = tariff_of(config.tariff, config.gpu, num_nodes=config.cluster.num_nodes)
+    estimate = estimate_run(
+        config,
+        shape=shape,
+        num_rows=vocab.num_padded_rows,
+        layout=layout,
+        num_steps=math.ceil(config.blend.num_tokens / layout.tokens_per_step),
+        tariff=tariff,
+        host=host,
+        num_stored_tokens=0,
+    )
+    return estimate_problems(estimate, stop_conditions_of(config, {}), layout, tariff)
+
+
+def stop_conditions_of(config: ExperimentConfig, tasks: Mapping[str, Task | None]) -> StopConditions:
+    """Return the limits with the metric of each score that is one: a text's bits per byte, a task's main metric."""
+    stop = config.stop
+    return StopConditions(
+        max_hours=stop.max_hours,
+        max_usd=stop.max_usd,
+        max_kwh=stop.max_kwh,
+        max_skipped_steps=stop.max_skipped_steps,
+        spike_factor=stop.spike_factor,
+        max_tokens=stop.max_tokens,
+        scores=tuple(
+            StopScore(
+                of=score.of,
+                metric=task[1][0] if (task := tasks.get(score.of)) else TEXT_METRIC,
+                at_most=score.at_most,
+                at_least=score.at_least,
+            )
+            for score in stop.scores
+        ),
     )
 
 
@@ -315,35 +364,85 @@ def peak_of(config: ExperimentConfig, host: HostFacts) -> Figure:
     return known(gpu.dense_tflops, key="gpu.dense_tflops")
 
 
-def utilization_of(gpu: GpuConfig, *, fp8: bool = False) -> Interval | Unavailable:
-    """Return the expected share of the device's peak, or which keys would set it; bf16's share says nothing about FP8's."""
+def utilization_of(config: ExperimentConfig, shape: ModelShape, *, peak: Figure) -> tuple[Interval | Unavailable, str]:
+    """Return the expected share of the device's peak and where it is from: the configuration's own, or published runs like this one.
+
+    bf16's share says nothing about FP8's, and no other device's about this one.
+    """
+    gpu, fp8 = config.gpu, config.parallel.fp8 != "none"
+    shares = (gpu.fp8_mfu_low, gpu.fp8_mfu_likely, gpu.fp8_mfu_high) if fp8 else (gpu.mfu_low, gpu.mfu_likely, gpu.mfu_high)
+    low, likely, high = shares
+    if low is not None and likely is not None and high is not None:
+        return Interval(low=low, likely=likely, high=high), "set in the configuration"
+    if isinstance(peak, Unavailable):
+        return peak, ""
+    runs = comparable_runs(
+        gpu_name=gpu.name,
+        peak_tflops=peak,
+        fp8=fp8,
+        has_experts=bool(shape.num_experts),
+        num_params=num_params(shape, num_rows=shape.num_base_ids),
+    )
+    if runs:
+        names = ", ".join(run.id for run in runs[:4])
+        return published_utilization(runs), f"{len(runs)} published runs: {names}{', ...' if len(runs) > 4 else ''}"
     if fp8:
-        if gpu.fp8_mfu_low is None or gpu.fp8_mfu_likely is None or gpu.fp8_mfu_high is None:
-            return Unavailable("set gpu.fp8_mfu_low, gpu.fp8_mfu_likely and gpu.fp8_mfu_high: shares of the FP8 peak that you measured")
-        return Interval(low=gpu.fp8_mfu_low, likely=gpu.fp8_mfu_likely, high=gpu.fp8_mfu_high)
-    if gpu.mfu_low is None or gpu.mfu_likely is None or gpu.mfu_high is None:
-        return Unavailable("set gpu.mfu_low, gpu.mfu_likely and gpu.mfu_high")
-    return Interval(low=gpu.mfu_low, likely=gpu.mfu_likely, high=gpu.mfu_high)
+        return Unavailable("set gpu.fp8_mfu_low, gpu.fp8_mfu_likely and gpu.fp8_mfu_high: shares of the FP8 peak that you measured"), ""
+    return published_utilization(runs), ""
+
+
+def goodput_of(config: ExperimentConfig, *, seconds_per_step: Figure) -> Figure:
+    """Return the share of elapsed time that trains, at the configuration's checkpoint interval."""
+    mtbf: Figure = known(config.gpu.mtbf_hours, key="gpu.mtbf_hours")
+    if isinstance(seconds_per_step, Unavailable):
+        return seconds_per_step
+    if seconds_per_step == 0:
+        return Unavailable("no step is trained")
+    return goodput(
+        num_devices=config.cluster.num_nodes * config.cluster.ranks_per_node,
+        device_mtbf_hours=mtbf,
+        checkpoint_seconds=config.cluster.checkpoint_seconds,
+        restart_seconds=config.cluster.restart_seconds,
+        interval_seconds=config.checkpoint.every_steps * seconds_per_step,
+    )
 
 
 def estimate_run(
-    config: ExperimentConfig, *, shape: ModelShape, num_rows: int, layout: Layout, num_steps: int, tariff: Tariff, host: HostFacts
+    config: ExperimentConfig,
+    *,
+    shape: ModelShape,
+    num_rows: int,
+    layout: Layout,
+    num_steps: int,
+    tariff: Tariff,
+    host: HostFacts,
+    num_stored_tokens: int,
 ) -> Estimate:
-    """Estimate memory, time, money, energy and carbon of the training steps."""
+    """Estimate memory, time, money, energy and carbon of the training steps; `num_stored_tokens` are those of the token files."""
     gpu = config.gpu
     on_cpu = config.cluster.backend == "cpu"
     tokens = num_steps * layout.tokens_per_step
     flops = flops_per_token(shape, num_rows=num_rows, sequence_length=layout.sequence_length)
-    peak, fp8 = peak_of(config, host), config.parallel.fp8 != "none"
+    peak = peak_of(config, host)
+    utilization, from_where = utilization_of(config, shape, peak=peak)
     repeated = recomputed_flops_per_token(shape, sequence_length=layout.sequence_length, recompute=layout.recompute)
-    seconds = training_seconds(
-        total_flops=(flops + repeated) * tokens, layout=layout, dense_tflops=peak, utilization=utilization_of(gpu, fp8=fp8)
-    )
+    seconds = training_seconds(total_flops=(flops + repeated) * tokens, layout=layout, dense_tflops=peak, utilization=utilization)
     likely: Figure = seconds if isinstance(seconds, Unavailable) else seconds.likely
-    device_hours = combine(lambda value: value * layout.num_ranks / 3600, likely)
-    kwh = run_energy_kwh(device_hours, tariff)
+    machine = Unavailable("a step is predicted for GPUs only") if on_cpu else machine_of(gpu, config.cluster)
+    predicted = step_time(shape, layout, machine, num_rows=num_rows).total if isinstance(machine, Machine) else machine
+    trained = goodput_of(config, seconds_per_step=combine(lambda value: value / max(num_steps, 1), likely))
+    params = num_params(shape, num_rows=num_rows)
+    stored = stored_gb(
+        num_params=params,
+        layout=layout,
+        num_checkpoints=config.checkpoint.keep_last + config.checkpoint.keep_best,
+        num_tokens=num_stored_tokens,
+        num_ids=num_rows,
+    )
+    device_hours = product(seconds, layout.num_ranks / 3600)
+    bill = bill_of(device_hours, tariff, stored_gb=stored, goodput=trained, allowance=config.allowance)
     return Estimate(
-        num_params=num_params(shape, num_rows=num_rows),
+        num_params=params,
         memory=memory_of_stages(shape, layout, num_rows=num_rows, build=ON_CPU if on_cpu else ON_CUDA),
         memory_limit_bytes=memory_limit_bytes(config, host),
         flops_per_token=flops,
@@ -352,12 +451,16 @@ def estimate_run(
         seconds_low=seconds if isinstance(seconds, Unavailable) else seconds.low,
         seconds=likely,
         seconds_high=seconds if isinstance(seconds, Unavailable) else seconds.high,
-        device_hours=device_hours,
-        usd=run_cost_usd(device_hours, tariff),
-        kwh=kwh,
-        kg_co2e=run_carbon_kg(kwh, tariff),
-        basis=_basis(config, peak),
+        device_hours=likely_of(device_hours),
+        usd=likely_of(bill.usd),
+        kwh=likely_of(bill.kwh),
+        kg_co2e=likely_of(bill.kg_location),
+        basis=_basis(config, peak, utilization, from_where=from_where, goodput=trained, step_seconds=predicted),
         dense_tflops=peak,
+        step_seconds=predicted,
+        goodput=trained,
+        elapsed_seconds=combine(lambda value, share: value / share, likely, trained),
+        bill=bill,
     )
 
 
@@ -370,15 +473,33 @@ def memory_limit_bytes(config: ExperimentConfig, host: HostFacts) -> Figure:
     return Unavailable("set gpu.memory_gb")
 
 
-def _basis(config: ExperimentConfig, peak: Figure) -> tuple[str, ...]:
-    gpu, fp8 = config.gpu, config.parallel.fp8 != "none"
+def _basis(
+    config: ExperimentConfig, peak: Figure, utilization: Interval | Unavailable, *, from_where: str, goodput: Figure, step_seconds: Figure
+) -> tuple[str, ...]:
+    gpu = config.gpu
     measured = config.cluster.backend == "cpu" and gpu.dense_tflops is None
-    rate = str(peak) if isinstance(peak, Unavailable) else f"{peak:.4g} TFLOP/s" + (" in FP8" if fp8 else "")
-    shares = (gpu.fp8_mfu_low, gpu.fp8_mfu_likely, gpu.fp8_mfu_high) if fp8 else (gpu.mfu_low, gpu.mfu_likely, gpu.mfu_high)
-    return (
+    rate = str(peak) if isinstance(peak, Unavailable) else f"{peak:.4g} TFLOP/s" + (" in FP8" if config.parallel.fp8 != "none" else "")
+    share = str(utilization)
+    if isinstance(utilization, Interval):
+        share = f"{utilization.low:.2g} low, {utilization.likely:.2g} likely, {utilization.high:.2g} high ({from_where})"
+    lines = [
         f"peak of one device: {rate} ({'fp32 matrix rate measured on this host' if measured else gpu.source})",
-        "share of peak: {} low, {} likely, {} high, before the pipeline bubble and recomputation".format(*shares),
-        "time is that of the training steps: no allowance for checkpoints, evaluation, waiting or failures",
-        "carbon is location-based; energy is the node's share of a device x PUE",
-        NOT_COUNTED,
+        f"share of peak: {share}, before the pipeline bubble and recomputation",
+    ]
+    if not isinstance(step_seconds, Unavailable):
+        lines.append(f"a step predicted from kernels and links alone: {step_seconds:.3g} s, as a check of the share")
+    lines.append(_allowance(config, goodput))
+    return (*lines, NOT_COUNTED)
+
+
+def _allowance(config: ExperimentConfig, share: Figure) -> str:
+    """Return what the time leaves out, and what checkpoints and interruptions add where that can be said."""
+    if isinstance(share, Unavailable):
+        return "time is that of the training steps: no allowance for checkpoints, evaluation, waiting or failures"
+    assert config.gpu.mtbf_hours is not None, "the share is known"
+    mtbf = config.gpu.mtbf_hours * 3600 / (config.cluster.num_nodes * config.cluster.ranks_per_node)
+    best = checkpoint_interval_seconds(mtbf_seconds=mtbf, checkpoint_seconds=config.cluster.checkpoint_seconds)
+    return (
+        f"time is that of the training steps; checkpoints and interruptions (one in {mtbf / 3600:.3g} h) leave {share:.1%} of elapsed"
+        f" time to them, so that it lasts {1 / share:.3f} times as long. The checkpoint interval that loses least is {best / 60:.3g} min."
     )

@@ -2,69 +2,55 @@
 
 from __future__ import annotations
 
-import textwrap
-
 from megatron_cpt.plan.metrics import TEXT_METRIC, metric_named
+from megatron_cpt.plan.page_money import money_lines, summary
+from megatron_cpt.plan.page_text import field, show_bytes, show_count, show_duration
 from megatron_cpt.plan.rules import rule_warnings
-from megatron_cpt.plan.run_plan import RunPlan, grace_window_steps
+from megatron_cpt.plan.run_plan import RankMemory, RunPlan, grace_window_steps
 from megatron_cpt.plan.schedule import describe
-from megatron_cpt.record.unknown import Figure, Unavailable, show
+from megatron_cpt.record.unknown import Unavailable
 
-WIDTH = 80
+__all__ = ["page", "show_bytes", "show_count", "show_duration"]
 _INDENT = 12
+_FEW_STAGES = 4
 
 
-def show_duration(seconds: Figure) -> str:
-    """Return seconds as seconds, minutes, hours or days, whichever reads best."""
-    if isinstance(seconds, Unavailable):
-        return str(seconds)
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.3g} s"
+def page(plan: RunPlan, *, is_expected: bool = False) -> str:
+    """Return the plan as text of at most 80 columns.
+
+    Args:
+        is_expected: nothing was read yet of the sources that the plan is for, and the page says so.
+    """
+    parts = [
+        _head(plan, is_expected=is_expected),
+        _work(plan),
+        money_lines(plan),
+        _blend(plan, is_expected=is_expected),
+        _decision(plan),
+        _basis(plan),
+    ]
+    return "\n\n".join("\n".join(lines) for lines in parts) + "\n"
 
 
-def show_count(number: float) -> str:
-    """Return a large count with its unit: 134.5 M, 8.03 G."""
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.4g} {unit}"
-    return f"{number:g}"
-
-
-def show_bytes(size: float) -> str:
-    """Return a size in decimal units: 24.1 MB, 61.7 GB."""
-    for unit, length in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= length:
-            return f"{size / length:.3g} {unit}"
-    return f"{size:g} B"
-
-
-def _field(label: str, text: str) -> list[str]:
-    return textwrap.wrap(
-        text, WIDTH, initial_indent=f"{label:<{_INDENT}}", subsequent_indent=" " * _INDENT, break_long_words=True, break_on_hyphens=False
+def _head(plan: RunPlan, *, is_expected: bool) -> list[str]:
+    name = plan.run_name if plan.round == 1 else f"{plan.run_name}, round {plan.round}"
+    said = (
+        field("", "No stage before the plan has finished, so this is what the configuration says, and nothing is frozen or written.")
+        if is_expected
+        else []
     )
-
-
-def page(plan: RunPlan) -> str:
-    """Return the plan as text of at most 80 columns."""
-    return "\n".join([*_work(plan), "", *_price(plan), "", *_blend(plan), "", *_decision(plan), "", *_basis(plan)]) + "\n"
+    return [*field("EXPECTED" if is_expected else "PLAN", name), *summary(plan), *said]
 
 
 def _work(plan: RunPlan) -> list[str]:
     layout, estimate = plan.layout, plan.estimate
-    largest = max(estimate.memory, key=lambda rank: rank.total)
-    parts = ("weights", "gradients", "optimizer", "activations", "logits")
-    limit = estimate.memory_limit_bytes
-    of_limit = str(limit) if isinstance(limit, Unavailable) else show_bytes(limit)
     return [
-        *_field("PLAN", plan.run_name if plan.round == 1 else f"{plan.run_name}, round {plan.round}"),
-        *_field(
+        *field(
             "model",
             f"{show_count(estimate.num_params)} parameters, {plan.shape.num_layers} layers, {plan.vocab.num_ids} ids"
             f" ({plan.vocab.num_ids - plan.vocab.num_base_ids} new)",
         ),
-        *_field(
+        *field(
             "ranks",
             f"{layout.num_ranks} on {layout.num_nodes} node(s), {plan.backend}, {layout.dtype}: tensor {layout.tensor}"
             f" x pipeline {layout.pipeline}"
@@ -77,67 +63,59 @@ def _work(plan: RunPlan) -> list[str]:
             + (", weights overlapped" if layout.overlap_param_gather else "")
             + (f", FP8 {layout.fp8} ({layout.fp8_recipe})" if layout.fp8 != "none" else ""),
         ),
-        *_field(
+        *field(
             "work",
             f"{show_count(estimate.tokens)} tokens = {estimate.tokens // layout.tokens_per_step} steps"
             f" x {layout.global_batch_size} sequences x {layout.sequence_length} tokens;"
             f" {estimate.flops_per_token / 1e9:.4g} GFLOP a token",
         ),
-        *(_field("from", f"{plan.resumes_from.checkpoint} of round {plan.resumes_from.round}") if plan.resumes_from else []),
-        *_field("schedule", describe(plan.schedule, embedding_lr_scale=plan.optimizer.embedding_lr_scale)),
-        *_field(
-            "memory",
-            f"{show_bytes(largest.total)} of {of_limit} on the largest rank (stage {largest.pipeline_rank}): "
-            + ", ".join(f"{part} {show_bytes(getattr(largest, part))}" for part in parts),
-        ),
+        *(field("from", f"{plan.resumes_from.checkpoint} of round {plan.resumes_from.round}") if plan.resumes_from else []),
+        *field("schedule", describe(plan.schedule, embedding_lr_scale=plan.optimizer.embedding_lr_scale)),
+        *_memory(plan),
     ]
 
 
-def _price(plan: RunPlan) -> list[str]:
-    estimate = plan.estimate
-    if isinstance(estimate.seconds, Unavailable):
-        time = str(estimate.seconds)
-    else:
-        time = f"{show_duration(estimate.seconds)} likely, {show_duration(estimate.seconds_low)} to {show_duration(estimate.seconds_high)}"
-    stop = plan.stop
-    limits = [
-        f"{value:g} {unit}" for value, unit in ((stop.max_hours, "h"), (stop.max_usd, "USD"), (stop.max_kwh, "kWh")) if value is not None
-    ]
-    return [
-        *_field("time", time),
-        *_field("device use", show(estimate.device_hours, "{:.4g} device-hours")),
-        *_field("cost", show(estimate.usd, "{:.4g} USD") + _source(estimate.usd, plan.tariff.price_source)),
-        *_field("energy", show(estimate.kwh, "{:.4g} kWh")),
-        *_field("carbon", show(estimate.kg_co2e, "{:.4g} kg CO2e") + _source(estimate.kg_co2e, plan.tariff.grid_source)),
-        *_field("stops at", f"{show_count(estimate.tokens)} tokens" + "".join(f", or {limit}" for limit in limits)),
-    ]
+def _memory(plan: RunPlan) -> list[str]:
+    """Return what a rank of each pipeline stage needs, itemised; of many stages, the fullest one itemised and the sums of all."""
+    stages, limit = plan.estimate.memory, plan.estimate.memory_limit_bytes
+    of_limit = f"of {limit}" if isinstance(limit, Unavailable) else f"of {show_bytes(limit)}"
+    largest = max(stages, key=lambda rank: rank.total)
+    shown = stages if len(stages) <= _FEW_STAGES else (largest,)
+    lines: list[str] = []
+    for rank in shown:
+        text = f"stage {rank.pipeline_rank}: {show_bytes(rank.total)} {of_limit} ({_items(rank)})"
+        lines += field("" if lines else "memory", text if len(stages) > 1 else text.removeprefix("stage 0: "))
+    if len(shown) < len(stages):
+        lines += field("", "all stages: " + ", ".join(show_bytes(rank.total) for rank in stages))
+    return lines
 
 
-def _source(figure: Figure, source: str) -> str:
-    return "" if isinstance(figure, Unavailable) else f" ({source})"
+def _items(rank: RankMemory) -> str:
+    parts = {name: value for name, value in vars(rank).items() if isinstance(value, float) and value > 0}
+    return ", ".join(f"{name.replace('_', ' ')} {show_bytes(value)}" for name, value in parts.items())
 
 
-def _blend(plan: RunPlan) -> list[str]:
+def _blend(plan: RunPlan, *, is_expected: bool) -> list[str]:
     lines: list[str] = []
     for entry in plan.blend:
-        lines += _field(
+        lines += field(
             "" if lines else "blend",
-            f"{entry.share:.1%} {entry.source} ({entry.role}, {entry.licence}): {entry.num_samples} samples,"
-            f" {entry.num_epochs:.2f} times its {show_count(entry.num_tokens)} tokens",
+            f"{entry.share:.1%} {entry.source} ({entry.role}, {entry.licence}): {entry.num_samples} samples"
+            + ("" if is_expected else f", {entry.num_epochs:.2f} times its {show_count(entry.num_tokens)} tokens"),
         )
     ends = [*(stage.first_step for stage in plan.blend_stages), plan.num_steps][1:]
     for stage, end in zip(plan.blend_stages, ends, strict=True):
         parts = ", ".join(
             f"{count / sum(stage.samples):.1%} {entry.source}" for entry, count in zip(plan.blend, stage.samples, strict=True)
         )
-        lines += _field("", f"- steps {stage.first_step + 1} to {end}: {parts}")
+        lines += field("", f"- steps {stage.first_step + 1} to {end}: {parts}")
     packing = {
         "positions restart in each document": plan.packing.reset_positions,
         "documents do not see each other": not plan.packing.cross_document_attention,
         "no loss from an end mark": not plan.packing.loss_on_end_of_document,
     }
     if any(packing.values()):
-        lines += _field("", "- packing: " + ", ".join(words for words, holds in packing.items() if holds))
+        lines += field("", "- packing: " + ", ".join(words for words, holds in packing.items() if holds))
     return lines
 
 
@@ -150,22 +128,22 @@ def _decision(plan: RunPlan) -> list[str]:
         falls, rise = ("falls", "rise") if down else ("rises", "fall")
         promise = f"{falls} by more than {margin}" if rule.kind == "must_improve" else f"does not {rise} by {margin} or more"
         own = f" (at {rule.confidence:.0%})" if rule.confidence is not None else ""
-        lines += _field("", f"- {rule.of} {promise}{own}" + ("" if rule.required else " (advisory: decides nothing)"))
-    lines += _field("", "shown by both a paired interval and a test; otherwise unknown")
+        lines += field("", f"- {rule.of} {promise}{own}" + ("" if rule.required else " (advisory: decides nothing)"))
+    lines += field("", "shown by both a paired interval and a test; otherwise unknown")
     start = "the initial weights" if plan.resumes_from is None else plan.resumes_from.checkpoint
-    lines += _field("", f"rolled back to {start} if harm beyond a margin is shown")
+    lines += field("", f"rolled back to {start} if harm beyond a margin is shown")
     for limit in plan.gate.limits:
-        lines += _field("", f"rolled back at once when {limit.of} rises by more than {limit.max_increase:g} bits per byte in the loop")
+        lines += field("", f"rolled back at once when {limit.of} rises by more than {limit.max_increase:g} bits per byte in the loop")
     warnings = rule_warnings({rule.group for rule in plan.gate.rules if rule.required})
     if grace_window_steps(plan) >= plan.num_steps:
         warnings.append(f"the warm-up covers all {plan.num_steps} steps, in which nothing is judged: the verdict will be unknown")
-    lines += [line for warning in warnings for line in _field("", f"- WARNING: {warning}")]
+    lines += [line for warning in warnings for line in field("", f"- WARNING: {warning}")]
     tried = ", then ".join(map(str, plan.gate.retries[: plan.gate.max_retries]))
-    return lines + (_field("retries", f"after a rollback: {tried}; then it stops for you") if tried else [])
+    return lines + (field("retries", f"after a rollback: {tried}; then it stops for you") if tried else [])
 
 
 def _basis(plan: RunPlan) -> list[str]:
     lines: list[str] = []
     for line in (*plan.estimate.basis, plan.estimate.flops_convention):
-        lines += _field("" if lines else "basis", f"- {line}")
+        lines += field("" if lines else "basis", f"- {line}")
     return lines

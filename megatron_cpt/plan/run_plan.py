@@ -15,11 +15,14 @@ from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.record.hashing import sha256_plain
 from megatron_cpt.record.store import write_text
 from megatron_cpt.record.typed import from_plain, to_plain
-from megatron_cpt.record.unknown import Figure, Unavailable
+from megatron_cpt.record.unknown import Figure, Range, Unavailable
 from megatron_cpt.record.vocab_layout import VocabLayout
 
 PLAN_SCHEMA_VERSION = 1
 PLAN_NAME = "plan.yaml"
+NOT_PREDICTED = Unavailable("the plan does not predict a step")
+NO_ALLOWANCE = Unavailable("the plan makes no allowance for interruptions")
+NOT_STATED = Unavailable("not stated in the plan")
 PEAK_NOT_NAMED = Unavailable("the plan does not name the device's peak")
 
 
@@ -329,6 +332,16 @@ class ResumePoint:
 
 
 @dataclass(frozen=True)
+class StopScore:
+    """Training saves, stops and exits 6 when an in-loop score of text or task `of` is at a threshold, in the unit of `metric`."""
+
+    of: str
+    metric: str
+    at_most: float | None = None
+    at_least: float | None = None
+
+
+@dataclass(frozen=True)
 class StopConditions:
     """Limits at which training saves, stops and exits 6, None for none; and how many bad updates it leaves out before it fails."""
 
@@ -337,6 +350,8 @@ class StopConditions:
     max_kwh: float | None
     max_skipped_steps: int = 0
     spike_factor: float | None = None
+    max_tokens: int | None = None
+    scores: tuple[StopScore, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -388,17 +403,39 @@ class RankMemory:
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A low, a likely and a high figure of one quantity."""
+class Bill:
+    """What the training steps take, as intervals, and what stands beside them.
 
-    low: float
-    likely: float
-    high: float
+    Attributes:
+        usd: of the devices; `storage_usd` is of what the run keeps, `stored_gb`, for the tariff's months.
+        kg_location: carbon of the energy by the grid's intensity, `kg_market` by the contract's, `kg_embodied` of making the machines.
+        lost_share: device time of checkpoints and interruptions, as a share on top of the steps'.
+        allowance: that of development and failed runs, on top of both.
+    """
+
+    device_hours: Range
+    usd: Range
+    storage_usd: Range
+    stored_gb: Figure
+    kwh: Range
+    kg_location: Range
+    kg_market: Range
+    kg_embodied: Range
+    lost_share: Figure
+    allowance: Range
+    allowance_source: str = ""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the plan expects; `flops_convention` names what is counted."""
+    """What the plan expects; `flops_convention` names what is counted.
+
+    Attributes:
+        step_seconds: of one step, from first principles; `seconds` is from published runs, so that one checks the other.
+        goodput: share of elapsed time that trains, the rest being checkpoints and interruptions.
+        elapsed_seconds: `seconds` over `goodput`.
+        bill: money, energy and carbon as intervals; `usd`, `kwh` and `kg_co2e` are its likely figures of the training steps alone.
+    """
 
     num_params: int
     memory: tuple[RankMemory, ...]
@@ -415,6 +452,10 @@ class Estimate:
     kg_co2e: Figure
     basis: tuple[str, ...]
     dense_tflops: Figure = PEAK_NOT_NAMED
+    step_seconds: Figure = NOT_PREDICTED
+    goodput: Figure = NO_ALLOWANCE
+    elapsed_seconds: Figure = NO_ALLOWANCE
+    bill: Bill | None = None
 
 
 @dataclass(frozen=True)
@@ -430,6 +471,23 @@ class Tariff:
     pue_source: str
     grid_g_co2e_per_kwh: Figure
     grid_source: str
+    price_date: str = ""
+    usd_per_device_hour_low: Figure = NOT_STATED
+    usd_per_device_hour_high: Figure = NOT_STATED
+    watts_per_device_low: Figure = NOT_STATED
+    watts_per_device_high: Figure = NOT_STATED
+    pue_low: Figure = NOT_STATED
+    pue_high: Figure = NOT_STATED
+    grid_g_co2e_per_kwh_low: Figure = NOT_STATED
+    grid_g_co2e_per_kwh_high: Figure = NOT_STATED
+    market_g_co2e_per_kwh: Figure = NOT_STATED
+    market_source: str = ""
+    usd_per_gb_month: Figure = NOT_STATED
+    storage_date: str = ""
+    storage_source: str = ""
+    keep_months: Figure = NOT_STATED
+    embodied_g_co2e_per_device_hour: Figure = NOT_STATED
+    embodied_source: str = ""
 
 
 @dataclass(frozen=True)

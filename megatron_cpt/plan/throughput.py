@@ -5,8 +5,8 @@ from __future__ import annotations
 from megatron_cpt.errors import ConfigError
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.parameters import active_matrix_params_per_layer, mlp_params
-from megatron_cpt.plan.run_plan import Interval, Layout
-from megatron_cpt.record.unknown import Figure, Unavailable
+from megatron_cpt.plan.run_plan import Layout
+from megatron_cpt.record.unknown import Figure, Interval, Unavailable
 
 FLOPS_CONVENTION = "model FLOPs, forward + backward, causal attention (half the square), output layer counted, recompute not counted"
 

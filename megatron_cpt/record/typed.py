@@ -8,7 +8,7 @@ import cattrs
 from cattrs.errors import BaseValidationError
 
 from megatron_cpt.errors import ConfigError
-from megatron_cpt.record.unknown import Figure, Unavailable
+from megatron_cpt.record.unknown import Figure, Interval, Range, Unavailable
 
 T = TypeVar("T")
 _converter = cattrs.Converter(forbid_extra_keys=True)
@@ -24,6 +24,20 @@ def _figure_from_plain(data: Any, _: object) -> Figure:
     if isinstance(data, bool) or not isinstance(data, int | float):
         raise ValueError(f"expected a number or {{'unavailable': reason}}, got {data!r}")
     return float(data)
+
+
+def _range_to_plain(found: Range) -> Any:
+    if isinstance(found, Unavailable):
+        return _figure_to_plain(found)
+    return {"low": found.low, "likely": found.likely, "high": found.high}
+
+
+def _range_from_plain(data: Any, _: object) -> Range:
+    if isinstance(data, dict) and set(data) == {"low", "likely", "high"}:
+        return _converter.structure(data, Interval)
+    if isinstance(data, dict) and set(data) == {"unavailable"}:
+        return Unavailable(str(data["unavailable"]))
+    raise ValueError(f"expected low, likely and high, or {{'unavailable': reason}}, got {data!r}")
 
 
 def _number(kind: type) -> Any:
@@ -49,6 +63,8 @@ def _flag(data: Any, _: object) -> bool:
 
 _converter.register_structure_hook(Figure, _figure_from_plain)
 _converter.register_unstructure_hook(Figure, _figure_to_plain)
+_converter.register_structure_hook(Range, _range_from_plain)
+_converter.register_unstructure_hook(Range, _range_to_plain)
 _converter.register_unstructure_hook(Unavailable, _figure_to_plain)
 _converter.register_structure_hook(int, _number(int))
 _converter.register_structure_hook(float, _number(float))

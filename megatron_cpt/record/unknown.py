@@ -19,6 +19,18 @@ class Unavailable:
 Figure = float | Unavailable
 
 
+@dataclass(frozen=True)
+class Interval:
+    """A low, a likely and a high figure of one quantity."""
+
+    low: float
+    likely: float
+    high: float
+
+
+Range = Interval | Unavailable
+
+
 def combine(compute: Callable[..., float], *figures: Figure) -> Figure:
     """Return `compute(*figures)`, or the first reason why one of them is unavailable."""
     for figure in figures:
@@ -30,3 +42,32 @@ def combine(compute: Callable[..., float], *figures: Figure) -> Figure:
 def show(figure: Figure, pattern: str = "{:.3g}") -> str:
     """Return a figure as text, or `unknown (reason)`."""
     return str(figure) if isinstance(figure, Unavailable) else pattern.format(figure)
+
+
+def product(*ranges: Range | float) -> Range:
+    """Multiply intervals of figures that are not negative: low with low, high with high; an unavailable one makes it unavailable.
+
+    The ends hold when every factor is at its end at once, so they are wider than those of independent errors.
+    """
+    low = likely = high = 1.0
+    for each in ranges:
+        if isinstance(each, Unavailable):
+            return each
+        low, likely, high = (
+            (low * each.low, likely * each.likely, high * each.high)
+            if isinstance(each, Interval)
+            else (low * each, likely * each, high * each)
+        )
+    return Interval(low, likely, high)
+
+
+def around(likely: Figure, *, low: Figure, high: Figure) -> Range:
+    """Return the interval of a likely figure; an end that is unavailable is the likely figure itself."""
+    if isinstance(likely, Unavailable):
+        return likely
+    return Interval(likely if isinstance(low, Unavailable) else low, likely, likely if isinstance(high, Unavailable) else high)
+
+
+def likely_of(found: Range) -> Figure:
+    """Return the likely figure of an interval."""
+    return found if isinstance(found, Unavailable) else found.likely

@@ -62,6 +62,12 @@ class Tracker(Protocol):
     def record(self, record: Mapping[str, Any]) -> None: ...
 
 
+class LookAt(Protocol):
+    """Is told what an in-loop evaluation found, on every rank."""
+
+    def __call__(self, bits_per_byte: Mapping[str, float], tasks: Mapping[str, Mapping[str, float | None]], *, step: int) -> None: ...
+
+
 class TrainingClock:
     """Training time of the run in seconds: this attempt's, and what earlier attempts used."""
 
@@ -140,6 +146,7 @@ class InLoopEvaluation(BaseHook):
         record: Callable[[dict[str, Any]], None],
         compare: Callable[[Scores, int], dict[str, Any] | None] = lambda _scores, _step: None,
         limits: Limits | None = None,
+        look_at: LookAt | None = None,
     ) -> None:
         """Take the scorer and the sink.
 
@@ -149,9 +156,10 @@ class InLoopEvaluation(BaseHook):
             record: keeps one record; does nothing on ranks that do not write.
             compare: returns the `forgetting` record of scores at a step, or None where there is nothing to compare with.
             limits: what ends training for a score; None where the plan has no hard limit.
+            look_at: is told each evaluation's bits per byte by text, and metrics by task.
         """
         self._evaluate, self._every_steps, self._record, self._compare = evaluate, every_steps, record, compare
-        self._limits = limits
+        self._limits, self._look_at = limits, look_at
         self._evaluated_step: int | None = None
 
     def on_start(self, state: TrainState) -> None:
@@ -193,6 +201,8 @@ class InLoopEvaluation(BaseHook):
             )
         if self._limits is not None:
             self._limits.look_at(compared, step=state.step)
+        if self._look_at is not None:
+            self._look_at(bits_per_byte, tasks, step=state.step)
 
 
 def _metrics(score: Mapping[str, Any]) -> dict[str, float | None]:

@@ -36,6 +36,7 @@ from megatron_cpt.train.runtime import (
     status_of,
 )
 from megatron_cpt.train.state import TrainState
+from megatron_cpt.train.thresholds import Thresholds
 from megatron_cpt.train.tracking import Guest, TensorBoardRun, WandbRun
 
 Evaluate = Callable[[RunPlan, Path, list[Any]], Mapping[str, Mapping[str, Any]]]
@@ -192,6 +193,10 @@ class Attempt:
             )
             hooks += [*trackers, metrics, progress]
             record, compare = metrics.write, self._compare
+        path = self._train_dir / METRICS_NAME
+        records: Callable[[], list[dict[str, Any]]] = lambda: read_lines(path) if is_first_rank() else []  # noqa: E731
+        thresholds = Thresholds(plan, agree=stop.agree, end=stop.end_at_threshold, record=record, records=records)
+        hooks.append(thresholds)
         if self._evaluate is not None:
             from megatron_cpt.train.optimizer import gather_weights  # noqa: PLC0415  -- megatron
 
@@ -202,11 +207,13 @@ class Attempt:
                 return evaluate(plan, self._run_dir, parts.chunks)
 
             if plan.gate.limits:
-                path = self._train_dir / METRICS_NAME
-                records: Callable[[], list[dict[str, Any]]] = lambda: read_lines(path) if is_first_rank() else []  # noqa: E731
                 self._limits = Limits(plan, agree=stop.agree, stop=stop.break_limit, record=record, records=records)
             every_steps = plan.eval_every_steps
-            hooks.append(hook.InLoopEvaluation(score, every_steps=every_steps, record=record, compare=compare, limits=self._limits))
+            hooks.append(
+                hook.InLoopEvaluation(
+                    score, every_steps=every_steps, record=record, compare=compare, limits=self._limits, look_at=thresholds.look_at
+                )
+            )
         saves = parts.checkpoint
         save: Callable[[TrainState], None] = lambda state: None if stop.is_spoilt else saves.save_beside_training(state)  # noqa: E731
         hooks.append(hook.PeriodicCheckpoint(save, advance=saves.advance, every_steps=plan.checkpoint.every_steps))

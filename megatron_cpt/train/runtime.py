@@ -93,14 +93,21 @@ class StopRequest:
         self.reason = ""
         self.is_limit = False
         self.is_spoilt = False
+        self._reached = ""
         for number in STOP_SIGNALS:
             signal.signal(number, self._remember)
         if is_first_rank():
             self._forget_stale_file()
 
     def requested(self) -> bool:
-        """Return whether any rank was asked to stop; every rank gets the same answer. A collective of one number, but after a limit."""
+        """Return whether any rank was asked to stop; every rank gets the same answer.
+
+        A collective of one number, but after a limit or threshold.
+        """
         if self.is_limit:
+            return True
+        if self._reached:
+            self.code, self.reason = self.BUDGET, self._reached
             return True
         self.code = self.agree(self._local_code())
         if self.is_budget:
@@ -118,6 +125,10 @@ class StopRequest:
             is_spoilt: the weights give no finite loss, and are not worth a checkpoint.
         """
         self.is_limit, self.is_spoilt, self.reason = True, is_spoilt, reason
+
+    def end_at_threshold(self, reason: str) -> None:
+        """End training after this step as a limit of the plan does. Called on every rank in the same step; the first reason stays."""
+        self._reached = self._reached or reason
 
     @property
     def is_budget(self) -> bool:

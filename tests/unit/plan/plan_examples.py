@@ -85,8 +85,8 @@ def experiment() -> ExperimentConfig:
             source="a test",
         ),
         tariff=TariffConfig(
-            name="t", usd_per_device_hour=3.0, price_source="a test, 2026-01-01", pue=1.2, pue_source="a test", grid_g_co2e_per_kwh=400,
-            grid_source="a test",
+            name="t", usd_per_device_hour=3.0, price_source="a test", price_date="2026-01-01", pue=1.2, pue_source="a test",
+            grid_g_co2e_per_kwh=400, grid_source="a test",
         ),
         gate=GateConfig(
             rules=[

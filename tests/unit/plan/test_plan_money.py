@@ -47,7 +47,7 @@ def test_deepseek_v3s_bill_is_its_hours_times_two_dollars() -> None:
 
 def test_an_unknown_rate_names_the_key_that_sets_it_and_spreads_to_what_needs_it_only() -> None:
     tariff = tariff_of(
-        TariffConfig(name="x", usd_per_device_hour=2.0, price_source="a, 2026-01-01", pue=1.2, pue_source="b"),
+        TariffConfig(name="x", usd_per_device_hour=2.0, price_source="a", price_date="2026-01-01", pue=1.2, pue_source="b"),
         GpuConfig(name="y", node_watts_per_device=1000.0, source="c"),
     )
     assert run_cost_usd(3.0, tariff) == 6.0

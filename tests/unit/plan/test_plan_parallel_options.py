@@ -137,6 +137,7 @@ def test_fp8_copies_of_the_layers_matrices_are_counted() -> None:
 
 def test_the_time_of_fp8_is_unknown_without_an_fp8_peak_and_shares_of_it() -> None:
     config = with_parallel(fp8="hybrid")
+    config.gpu.name = "a device that nobody published a run on"
     estimate = derive(config, **facts()).estimate
     for figure in (estimate.seconds, estimate.dense_tflops):
         assert isinstance(figure, Unavailable)

@@ -147,6 +147,7 @@ def test_money_and_energy_are_reached_by_the_clock() -> None:
 def test_a_limit_holds_though_nobody_knows_how_long_the_run_takes() -> None:
     config = experiment()
     config.gpu.mfu_low = config.gpu.mfu_likely = config.gpu.mfu_high = None
+    config.gpu.name = "a device that nobody published a run on"
     config.stop.max_usd = 100.0
     plan = derive(config, **facts())
     assert isinstance(plan.estimate.usd, Unavailable)

@@ -1,0 +1,58 @@
+"""Figures in words and labelled lines: what the pages of a plan are written with. 80 columns of plain text."""
+
+from __future__ import annotations
+
+import textwrap
+
+from megatron_cpt.record.unknown import Figure, Range, Unavailable
+
+WIDTH = 80
+INDENT = 12
+
+
+def show_duration(seconds: Figure) -> str:
+    """Return seconds as seconds, minutes, hours or days, whichever reads best."""
+    if isinstance(seconds, Unavailable):
+        return str(seconds)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def show_count(number: float) -> str:
+    """Return a large count with its unit: 134.5 M, 8.03 G."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.4g} {unit}"
+    return f"{number:g}"
+
+
+def show_bytes(size: float) -> str:
+    """Return a size in decimal units: 24.1 MB, 61.7 GB."""
+    for unit, length in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= length:
+            return f"{size / length:.3g} {unit}"
+    return f"{size:g} B"
+
+
+def show_amount(amount: float) -> str:
+    """Return money, energy or carbon for a reader who plans with it: three digits below 1,000, whole numbers with commas above."""
+    return f"{amount:,.0f}" if abs(amount) >= 1000 else f"{amount:.3g}"
+
+
+def show_range(found: Range, unit: str) -> str:
+    """Return the likely figure with its unit, and the ends where they are others."""
+    if isinstance(found, Unavailable):
+        return str(found)
+    likely = f"{show_amount(found.likely)} {unit}"
+    if found.low == found.likely == found.high:
+        return likely
+    return f"{likely} likely, {show_amount(found.low)} to {show_amount(found.high)}"
+
+
+def field(label: str, text: str) -> list[str]:
+    """Return a text behind its label, wrapped to the page."""
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=f"{label:<{INDENT}}", subsequent_indent=" " * INDENT, break_long_words=True, break_on_hyphens=False
+    )
