@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from megatron_cpt.plan.activations import TRANSFORMER_ENGINE, Operations
-from megatron_cpt.plan.memory import Build
+from megatron_cpt.plan.memory import ON_CUDA, Build
 from megatron_cpt.plan.model_shape import LatentAttention, ModelShape
 from megatron_cpt.plan.run_plan import Layout
 
@@ -23,7 +23,7 @@ class Case:
     shape: ModelShape
     layout: Layout
     num_rows: int
-    build: Build = Build()
+    build: Build = ON_CUDA
     pinned_workspace: bool = True  # CUBLAS_WORKSPACE_CONFIG=:4096:8, which is 32 MiB on any device
     transformer_engine: bool = True
     guessed: str = ""

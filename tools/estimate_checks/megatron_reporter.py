@@ -11,17 +11,15 @@ from estimate_checks.golden_cases import Case
 from megatron_cpt.plan.parameters import layers_params, norm_params
 
 
-def group() -> None:
-    """This module has no rows of its own."""
-
-
 def reported_bytes(case: Case) -> float:
     """Return weights, gradients, optimizer state and activations as Megatron-LM's reporter prints them."""
     shape, layout = case.shape, case.layout
     layers = layers_params(shape, num_layers=shape.num_layers, num_dense=shape.num_dense_layers)
     biases = (3 * shape.hidden_size + shape.ffn_hidden_size) * shape.num_layers if shape.traits.bias else 0  # which it leaves out
     rows = case.num_rows * shape.hidden_size
-    per_rank = (layers.total - biases + norm_params(shape)) / layout.pipeline + rows * (1 if shape.tied_embeddings or layout.pipeline > 1 else 2)
+    per_rank = (layers.total - biases + norm_params(shape)) / layout.pipeline + rows * (
+        1 if shape.tied_embeddings or layout.pipeline > 1 else 2
+    )
     per_param = 6 + 12 / layout.data if layout.distributed_optimizer else 18
     return per_rank / layout.tensor * per_param + (_with_sequence_parallel(case) if _takes_that_branch(case) else _without(case))
 

@@ -109,7 +109,13 @@ def narayanan_checks() -> Iterator[Check]:
         ours = num_params(shape, num_rows=int(row["vocab"])) / 1e9
         what = f"GPT-3's layers: {row['layers']} of {hidden}, {row['vocab']} rows"
         yield Check(
-            f"N1-params-{row['params_b']}", what, float(row["params_b"]), ours, "e9 parameters", row["source"], allowed.get(row["params_b"], 0.005)
+            f"N1-params-{row['params_b']}",
+            what,
+            float(row["params_b"]),
+            ours,
+            "e9 parameters",
+            row["source"],
+            allowed.get(row["params_b"], 0.005),
         )
 
 
@@ -190,7 +196,14 @@ def torchtitan_check() -> Check:
 
 def group() -> Group:
     dense_rest, dense_peak, expert_rest, expert_peak = golden_checks()
-    pairs = [*narayanan_checks(), *korthikanti_checks(), *bytes_per_parameter_checks(), *golden_pairs(), torchtitan_check(), *bridge_checks()]
+    pairs = [
+        *narayanan_checks(),
+        *korthikanti_checks(),
+        *bytes_per_parameter_checks(),
+        *golden_pairs(),
+        torchtitan_check(),
+        *bridge_checks(),
+    ]
     means = (
         Mean("Megatron-LM's dense tests at rest", tuple(dense_rest), 0.04),
         Mean("Megatron-LM's dense tests at peak", tuple(dense_peak), 0.06),
@@ -199,5 +212,3 @@ def group() -> Group:
     )
     rows = (*pairs, *dense_rest, *dense_peak, *expert_rest, *expert_peak, *cpu_checks())
     return Group("Parameters and memory", 10, INTRO, rows, means, CLOSING)
-
-
