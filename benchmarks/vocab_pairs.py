@@ -156,6 +156,14 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def figures(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with the number of clauses and the broken ones in place of every clause."""
+    kept = {key: value for key, value in row.items() if key not in ("checks", "seconds")}
+    if "checks" in row:
+        kept |= {"clauses": len(row["checks"]), "broken": [check["name"] for check in row["checks"] if not check["holds"]]}
+    return kept
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bases", nargs="*", choices=list(SEPARATORS), default=list(SEPARATORS))
@@ -164,6 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--output", type=Path, default=Path("outputs/vocab_pairs"), help="folder of the rows, one JSON file a pair")
     parser.add_argument("--table", type=Path, help="write the table of all rows here")
+    parser.add_argument("--figures", type=Path, help="write the rows without their texts here, as one JSON file")
     parser.add_argument("--again", action="store_true", help="measure pairs that have a row already")
     chosen = parser.parse_args(arguments)
     rows = []
@@ -177,6 +186,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(table(rows))
     if chosen.table:
         chosen.table.write_text(table(rows), encoding="utf-8")
+    if chosen.figures:
+        write_json(chosen.figures, {"made_by": "benchmarks/vocab_pairs.py", "rows": list(map(figures, rows))})
     return 0
 
 

@@ -21,7 +21,7 @@ import fetch_samples
 import fetch_tokenizers
 
 NUM_NEW = 16
-pytestmark = pytest.mark.long  # about a minute and a half on two cores
+pytestmark = pytest.mark.long  # 1 to 4 minutes on two cores, as busy as they are
 
 
 def make_base(folder: Path) -> None:
