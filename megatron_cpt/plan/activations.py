@@ -19,7 +19,7 @@ Share = Literal["sequence", "tensor", "expert", "expert_tensor"]
 
 
 @dataclass(frozen=True)
-class Kernels:
+class Operations:
     """The operations that layers and loss are made of, as far as they decide what is kept.
 
     Attributes:
@@ -45,9 +45,9 @@ class Kernels:
     fused_gradient: bool = False
 
 
-TRANSFORMER_ENGINE = Kernels()
+TRANSFORMER_ENGINE = Operations()
 # megatron's own linear layers with torch's norms and attention: the CPU backend, and CUDA without Transformer Engine
-TORCH = Kernels(fused_activation=False, fused_norm=False, joint_qkv=True, one_rotation=False, fused_gradient=True)
+TORCH = Operations(fused_activation=False, fused_norm=False, joint_qkv=True, one_rotation=False, fused_gradient=True)
 
 
 class Kept(NamedTuple):
@@ -67,10 +67,10 @@ def _by(*modules: str) -> frozenset[str]:
     return frozenset(modules)
 
 
-def _norm(what: str, shape: ModelShape, kernels: Kernels, element_bytes: int, freed_by: frozenset[str] = frozenset()) -> list[Kept]:
+def _norm(what: str, shape: ModelShape, operations: Operations, element_bytes: int, freed_by: frozenset[str] = frozenset()) -> list[Kept]:
     """Return what a norm over the hidden size keeps: its input. Its output is the next matrix's input, and counted there."""
     size = shape.hidden_size
-    if kernels.fused_norm or shape.traits.norm == "layer":
+    if operations.fused_norm or shape.traits.norm == "layer":
         return [Kept(f"input of the norm before {what}", size, element_bytes, "sequence", freed_by)]
     return [
         Kept(f"fp32 input of the norm before {what}", size, 4, "sequence", freed_by),
@@ -78,12 +78,12 @@ def _norm(what: str, shape: ModelShape, kernels: Kernels, element_bytes: int, fr
     ]
 
 
-def _usual_attention(shape: ModelShape, kernels: Kernels, element_bytes: int, *, gathered: int, micro_batch_size: int) -> list[Kept]:
+def _usual_attention(shape: ModelShape, operations: Operations, element_bytes: int, *, gathered: int, micro_batch_size: int) -> list[Kept]:
     """Return queries, keys and values, as the matrix, a norm and a rotation leave them."""
     queries, keys = shape.num_attention_heads * shape.head_dim, shape.num_query_groups * shape.head_dim
     rotary = shape.traits.positions == "rotary"
     kept = []
-    if not kernels.joint_qkv:
+    if not operations.joint_qkv:
         kept += [Kept("queries", queries, element_bytes, "tensor"), Kept("keys and values", 2 * keys * gathered, element_bytes, "tensor")]
     else:
         kept += [Kept("queries, keys and values as the matrix leaves them", queries + 2 * keys, element_bytes, "tensor")]
@@ -92,9 +92,9 @@ def _usual_attention(shape: ModelShape, kernels: Kernels, element_bytes: int, *,
             kept += [Kept("keys after rotation", keys, element_bytes, "tensor")]
         if gathered > 1:
             kept += [Kept("keys and values of the other ranks", 2 * keys * (gathered - 1), element_bytes, "tensor")]
-    if rotary and not kernels.one_rotation:  # cosines and sines for queries and for keys, one row for all sequences of a micro-batch
+    if rotary and not operations.one_rotation:  # cosines and sines for queries and for keys, one row for all sequences of a micro-batch
         kept += [Kept("angles of the rotation", 4 * shape.head_dim / micro_batch_size, element_bytes, "sequence")]
-    if shape.traits.qk_norm and kernels.fused_norm:
+    if shape.traits.qk_norm and operations.fused_norm:
         kept += [Kept("inputs of the norms of queries and keys", queries + keys, element_bytes, "tensor")]
     elif shape.traits.qk_norm:  # in fp32 the keys' input lies within the joint tensor
         kept += [Kept("fp32 input and normalised value of queries", 2 * queries, 4, "tensor")]
@@ -117,40 +117,40 @@ def _latent_attention(shape: ModelShape, element_bytes: int) -> list[Kept]:
 
 
 def attention_tensors(
-    shape: ModelShape, kernels: Kernels, *, element_bytes: int, num_keys: int, gathered: int, micro_batch_size: int
+    shape: ModelShape, operations: Operations, *, element_bytes: int, num_keys: int, gathered: int, micro_batch_size: int
 ) -> list[Kept]:
     """List what attention keeps, its norm included; a query meets `num_keys` keys."""
     heads = shape.num_attention_heads
     out = heads * (shape.latent.value_dim if shape.latent else shape.head_dim)
-    kept = _norm("attention", shape, kernels, element_bytes)
+    kept = _norm("attention", shape, operations, element_bytes)
     kept += [Kept("input of the query/key/value matrix", shape.hidden_size, element_bytes, "sequence", _by("layernorm"))]
     if shape.latent is None:
-        kept += _usual_attention(shape, kernels, element_bytes, gathered=gathered, micro_batch_size=micro_batch_size)
+        kept += _usual_attention(shape, operations, element_bytes, gathered=gathered, micro_batch_size=micro_batch_size)
     else:
         kept += _latent_attention(shape, element_bytes)
-    if not kernels.flash_attention:
+    if not operations.flash_attention:
         scores, core = heads * num_keys, _by("core_attn")
         kept += [Kept("softmax of the scores", scores, element_bytes, "tensor", core)]
-        if kernels.attention_dropout:
+        if operations.attention_dropout:
             kept += [Kept("mask of the scores", scores, 1, "tensor", core), Kept("scores after it", scores, element_bytes, "tensor", core)]
-    if shape.window and kernels.joint_qkv:  # torch's attention takes the window as a matrix of numbers, one for all sequences and heads
+    if shape.window and operations.joint_qkv:  # torch's attention takes the window as a matrix of numbers, one for all sequences and heads
         kept += [Kept("the window as a matrix", num_keys / micro_batch_size, element_bytes, "sequence")]
     kept += [Kept("input of the output matrix", out, element_bytes, "tensor")]
-    return kept + _behind("attention", shape, kernels, element_bytes)
+    return kept + _behind("attention", shape, operations, element_bytes)
 
 
-def _behind(what: str, shape: ModelShape, kernels: Kernels, element_bytes: int) -> list[Kept]:
+def _behind(what: str, shape: ModelShape, operations: Operations, element_bytes: int) -> list[Kept]:
     kept = []
     if shape.traits.gemma:
-        before = _norm(f"the sum behind {what}", shape, kernels, element_bytes)
+        before = _norm(f"the sum behind {what}", shape, operations, element_bytes)
         kept += before
-    if kernels.hidden_dropout:
+    if operations.hidden_dropout:
         kept += [Kept(f"dropout mask behind {what}", shape.hidden_size, 1, "sequence")]
     return kept
 
 
 def _middle(
-    shape: ModelShape, kernels: Kernels, ffn: int, element_bytes: int, *, share: Share, by: str, scaled: bool = False
+    shape: ModelShape, operations: Operations, ffn: int, element_bytes: int, *, share: Share, by: str, scaled: bool = False
 ) -> list[Kept]:
     """Return the middle of one MLP: what its first matrix gives, what the activation keeps beside it, and the second one's input.
 
@@ -158,46 +158,46 @@ def _middle(
     """
     free = _by(by)
     kept = [Kept("output of the first matrix", (2 if shape.traits.gated else 1) * ffn, element_bytes, share, free)]
-    if not kernels.fused_activation and shape.traits.gated:
+    if not operations.fused_activation and shape.traits.gated:
         kept += [Kept("activated gate, and the other half", 2 * ffn, element_bytes, share, free)]
-    if not kernels.fused_activation and scaled:
+    if not operations.fused_activation and scaled:
         kept += [Kept("product before the router's weight", ffn, element_bytes, share, free)]
     last = free | (_by("moe_act") if by == "moe" else frozenset())
     return [*kept, Kept("input of the second matrix", ffn, element_bytes, share, last)]
 
 
-def mlp_tensors(shape: ModelShape, kernels: Kernels, *, element_bytes: int, dense: bool = False) -> list[Kept]:
+def mlp_tensors(shape: ModelShape, operations: Operations, *, element_bytes: int, dense: bool = False) -> list[Kept]:
     """List what the MLP keeps, or the experts that a token is sent to, as if the router spread the tokens evenly."""
     has_experts = shape.num_experts > 0 and not dense
-    kept = _norm("the MLP", shape, kernels, element_bytes)
+    kept = _norm("the MLP", shape, operations, element_bytes)
     kept += [Kept("input of the MLP", shape.hidden_size, element_bytes, "sequence", _by("layernorm"))]
     if has_experts:
         copies, free = shape.experts_per_token, _by("moe")
         kept += [Kept("router's logits and weights", 2 * shape.num_experts, 4, "sequence", free)]
         kept += [Kept("copies of tokens, sorted by expert", copies * shape.hidden_size, element_bytes, "expert", free)]
-        middle = _middle(shape, kernels, shape.ffn_hidden_size, element_bytes, share="expert_tensor", by="moe", scaled=True)
+        middle = _middle(shape, operations, shape.ffn_hidden_size, element_bytes, share="expert_tensor", by="moe", scaled=True)
         kept += [tensor._replace(elements=copies * tensor.elements) for tensor in middle]
         if shape.shared_ffn_hidden_size:
-            shared = _middle(shape, kernels, shape.shared_ffn_hidden_size, element_bytes, share="tensor", by="moe")
+            shared = _middle(shape, operations, shape.shared_ffn_hidden_size, element_bytes, share="tensor", by="moe")
             kept += [tensor._replace(freed_by=_by("moe", "shared_experts")) for tensor in shared]
     else:
         ffn = shape.dense_ffn_hidden_size if dense and shape.num_experts else shape.ffn_hidden_size
-        kept += _middle(shape, kernels, ffn, element_bytes, share="tensor", by="mlp")
-    return kept + _behind("the MLP", shape, kernels, element_bytes)
+        kept += _middle(shape, operations, ffn, element_bytes, share="tensor", by="mlp")
+    return kept + _behind("the MLP", shape, operations, element_bytes)
 
 
-def prediction_tensors(shape: ModelShape, kernels: Kernels, *, element_bytes: int) -> list[Kept]:
+def prediction_tensors(shape: ModelShape, operations: Operations, *, element_bytes: int) -> list[Kept]:
     """List what a layer of multi-token prediction keeps beside its layer: two norms' inputs, what they join to, and its last norm."""
     size = shape.hidden_size
-    kept = _norm("joining", shape, kernels, element_bytes) * 2
+    kept = _norm("joining", shape, operations, element_bytes) * 2
     kept += [Kept("embedding and hidden state side by side", 2 * size, element_bytes, "sequence")]
-    return kept + head_tensors(shape, kernels, element_bytes=element_bytes)
+    return kept + head_tensors(shape, operations, element_bytes=element_bytes)
 
 
-def head_tensors(shape: ModelShape, kernels: Kernels, *, element_bytes: int) -> list[Kept]:
+def head_tensors(shape: ModelShape, operations: Operations, *, element_bytes: int) -> list[Kept]:
     """List what the last norm and the output matrix keep."""
     return [
-        *_norm("the output matrix", shape, kernels, element_bytes),
+        *_norm("the output matrix", shape, operations, element_bytes),
         Kept("input of the output matrix", shape.hidden_size, element_bytes, "sequence"),
     ]
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from megatron_cpt.errors import ConfigError
-from megatron_cpt.plan.memory import FRAGMENTATION, memory_of_stages
+from megatron_cpt.plan.memory import FRAGMENTATION, TORCH_ON_CUDA, memory_of_stages
 from megatron_cpt.plan.page_text import field, show_bytes
 from megatron_cpt.plan.run_plan import Layout, RunPlan, SchedulePlan
 from megatron_cpt.plan.zero import (
@@ -90,7 +90,7 @@ def data_parallel_layout(layout: Layout) -> Layout:
 def zero_choices(plan: RunPlan) -> list[ZeroChoice]:
     """Return what each stage needs of a GPU, and whether it fits; a limit that is unknown is not exceeded."""
     layout, num_params = data_parallel_layout(plan.layout), plan.estimate.num_params
-    (whole,) = memory_of_stages(plan.shape, layout, num_rows=plan.vocab.num_padded_rows)
+    (whole,) = memory_of_stages(plan.shape, layout, num_rows=plan.vocab.num_padded_rows, build=TORCH_ON_CUDA)
     other = whole.activations + whole.logits + whole.communication + whole.workspaces
     limit = plan.estimate.memory_limit_bytes
     states = MIXED_ADAM if layout.dtype == "bf16" else FULL_ADAM

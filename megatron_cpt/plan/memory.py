@@ -20,7 +20,7 @@ from megatron_cpt.plan.activations import (
     TORCH,
     TRANSFORMER_ENGINE,
     Kept,
-    Kernels,
+    Operations,
     attention_tensors,
     bytes_per_token,
     head_tensors,
@@ -44,8 +44,9 @@ _OPTIMIZER_BYTES: dict[Dtype, int] = {"fp32": 8, "bf16": 12, "fp16": 16}
 _SHARDED_OPTIMIZER_BYTES = 12  # Megatron-FSDP keeps a master copy beside fp32 weights too
 _FP8_COPIES_BYTES = 2  # of a layer's matrix, one byte a number each: Hopper multiplies FP8 in one orientation only
 # Of torch's matrix library for the forward and for the backward thread, and of Transformer Engine's, on Hopper and later: 32 MiB each
-# (torch: aten/src/ATen/cuda/CublasHandlePool.cpp; Transformer Engine: pytorch/module/base.py).
+# (torch: aten/src/ATen/cuda/CublasHandlePool.cpp; Transformer Engine: pytorch/module/base.py). Its grouped products of experts have four more.
 CUDA_WORKSPACES = 3 * 32 * 2**20
+EXPERT_WORKSPACES = 4 * 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -59,20 +60,22 @@ class Build:
         chunk_layers: layers of every chunk of the pipeline, first to last; None divides them evenly.
         group_size: micro-batches that an interleaved stage runs through one chunk before the next; None is the number of stages.
         extra_forward: forward passes that run ahead of the schedule's own.
-        workspaces: bytes of the matrix libraries.
+        workspaces: bytes of the matrix libraries, and `expert_workspaces` what experts add.
     """
 
-    kernels: Kernels = TRANSFORMER_ENGINE
+    operations: Operations = TRANSFORMER_ENGINE
     recompute_modules: frozenset[str] = frozenset({"mlp", "moe"})
     expert_tensor: int | None = None
     chunk_layers: tuple[int, ...] | None = None
     group_size: int | None = None
     extra_forward: int = 0
     workspaces: float = CUDA_WORKSPACES
+    expert_workspaces: float = EXPERT_WORKSPACES
 
 
 ON_CUDA = Build()
-ON_CPU = Build(kernels=TORCH, workspaces=0.0)
+TORCH_ON_CUDA = Build(operations=TORCH)
+ON_CPU = Build(operations=TORCH, workspaces=0.0, expert_workspaces=0.0)
 
 
 def state_bytes_per_param(dtype: Dtype, *, distributed_optimizer: bool, sharers: int) -> float:
@@ -86,19 +89,19 @@ def tokens_of_a_rank(layout: Layout) -> int:
     return layout.sequence_length * layout.micro_batch_size // layout.context
 
 
-def layer_tensors(shape: ModelShape, layout: Layout, *, kernels: Kernels, dense: bool = False) -> list[Kept]:
+def layer_tensors(shape: ModelShape, layout: Layout, *, operations: Operations, dense: bool = False) -> list[Kept]:
     """List what one layer keeps of a token."""
     element_bytes = _ELEMENT_BYTES[layout.dtype]
     attention = attention_tensors(
         shape,
-        kernels,
+        operations,
         element_bytes=element_bytes,
         num_keys=layout.sequence_length,
         # torch's attention gathers the keys and values of the other ranks; Transformer Engine's sends them round again in the backward pass
-        gathered=layout.context if kernels.joint_qkv else 1,
+        gathered=layout.context if operations.joint_qkv else 1,
         micro_batch_size=layout.micro_batch_size,
     )
-    return attention + mlp_tensors(shape, kernels, element_bytes=element_bytes, dense=dense)
+    return attention + mlp_tensors(shape, operations, element_bytes=element_bytes, dense=dense)
 
 
 def bytes_on_rank(kept: Sequence[Kept], layout: Layout, *, build: Build = ON_CUDA) -> float:
@@ -113,7 +116,7 @@ def bytes_on_rank(kept: Sequence[Kept], layout: Layout, *, build: Build = ON_CUD
 
 def kept_bytes_per_layer(shape: ModelShape, layout: Layout, *, build: Build = ON_CUDA, dense: bool = False) -> tuple[float, float]:
     """Return what one layer keeps of one micro-batch until its backward pass, and what one layer adds while it is recomputed."""
-    kept = layer_tensors(shape, layout, kernels=build.kernels, dense=dense)
+    kept = layer_tensors(shape, layout, operations=build.operations, dense=dense)
     everything = bytes_on_rank(kept, layout, build=build)
     if layout.recompute == "none":
         return everything, 0.0
@@ -154,7 +157,7 @@ def chunk_layers_of(shape: ModelShape, layout: Layout, *, pipeline_rank: int, bu
 
 def activation_bytes(shape: ModelShape, layout: Layout, *, pipeline_rank: int, build: Build) -> float:
     """Return what one rank keeps of all micro-batches in flight, and what the recomputation of one layer adds."""
-    kernels, element_bytes = build.kernels, _ELEMENT_BYTES[layout.dtype]
+    operations, element_bytes = build.operations, _ELEMENT_BYTES[layout.dtype]
     per_layer, again = kept_bytes_per_layer(shape, layout, build=build)
     per_dense, dense_again = kept_bytes_per_layer(shape, layout, build=build, dense=True) if shape.num_dense_layers else (0.0, 0.0)
     chunks = [
@@ -163,7 +166,7 @@ def activation_bytes(shape: ModelShape, layout: Layout, *, pipeline_rank: int, b
     ]
     is_last = pipeline_rank == layout.pipeline - 1
     if is_last and shape.num_mtp_layers:
-        joining = bytes_on_rank(prediction_tensors(shape, kernels, element_bytes=element_bytes), layout, build=build)
+        joining = bytes_on_rank(prediction_tensors(shape, operations, element_bytes=element_bytes), layout, build=build)
         chunks[-1] += shape.num_mtp_layers * (per_layer + joining)
     total, left, chunk = max(again, dense_again), chunks_in_flight(layout, pipeline_rank=pipeline_rank, build=build), 0
     group = (build.group_size or layout.pipeline) if layout.virtual_pipeline > 1 else left
@@ -171,14 +174,14 @@ def activation_bytes(shape: ModelShape, layout: Layout, *, pipeline_rank: int, b
         total += min(group, left) * chunks[chunk % len(chunks)]
         left, chunk = left - group, chunk + 1
     if is_last:
-        total += bytes_on_rank(head_tensors(shape, kernels, element_bytes=element_bytes), layout, build=build)
-    if pipeline_rank == 0 and kernels.hidden_dropout:  # of the embedding, in every micro-batch whose first chunk is in flight
+        total += bytes_on_rank(head_tensors(shape, operations, element_bytes=element_bytes), layout, build=build)
+    if pipeline_rank == 0 and operations.hidden_dropout:  # of the embedding, in every micro-batch whose first chunk is in flight
         mask = bytes_on_rank([hidden_state(shape, layout)._replace(bytes=1)], layout, build=build)
         total += mask * min(layout.pipeline, layout.num_microbatches)
     return total
 
 
-def loss_bytes(shape: ModelShape, layout: Layout, *, num_rows: int, kernels: Kernels) -> float:
+def loss_bytes(shape: ModelShape, layout: Layout, *, num_rows: int, operations: Operations) -> float:
     """Return the last stage's logits with what the loss adds, or, if that is more, with the gradient of the output matrix.
 
     megatron-core's loss copies the logits to fp32 and works in place there; its gradient is fp32 before it is cast to the logits'
@@ -188,8 +191,8 @@ def loss_bytes(shape: ModelShape, layout: Layout, *, num_rows: int, kernels: Ker
     element_bytes = _ELEMENT_BYTES[layout.dtype]
     columns = num_rows / layout.tensor
     logits = tokens_of_a_rank(layout) * columns
-    with_loss = element_bytes + (kernels.loss_bytes if element_bytes < 4 else 0)
-    gradient = 0.0 if kernels.fused_gradient and not shape.tied_embeddings else element_bytes * columns * shape.hidden_size
+    with_loss = element_bytes + (operations.loss_bytes if element_bytes < 4 else 0)
+    gradient = 0.0 if operations.fused_gradient and not shape.tied_embeddings else element_bytes * columns * shape.hidden_size
     return max(with_loss * (1 + shape.num_mtp_layers) * logits, element_bytes * logits + gradient)
 
 
@@ -259,8 +262,9 @@ def rank_memory(shape: ModelShape, layout: Layout, *, num_rows: int, pipeline_ra
     optimizer = optimizer_bytes * (sharded if layout.distributed_optimizer else params)
     activations = activation_bytes(shape, layout, pipeline_rank=pipeline_rank, build=build)
     is_last = pipeline_rank == layout.pipeline - 1
-    logits = loss_bytes(shape, layout, num_rows=num_rows, kernels=build.kernels) if is_last else 0.0
+    logits = loss_bytes(shape, layout, num_rows=num_rows, operations=build.operations) if is_last else 0.0
     communication = communication_bytes(shape, layout, build=build)
+    workspaces = build.workspaces + (build.expert_workspaces if shape.num_experts else 0.0)
     return RankMemory(
         pipeline_rank=pipeline_rank,
         num_params=params,
@@ -270,11 +274,11 @@ def rank_memory(shape: ModelShape, layout: Layout, *, num_rows: int, pipeline_ra
         activations=activations,
         logits=logits,
         communication=communication,
-        workspaces=build.workspaces,
+        workspaces=workspaces,
         allowance=FRAGMENTATION * (activations + logits + communication),
         stage_inputs=stage_inputs_bytes(shape, layout, pipeline_rank=pipeline_rank, build=build),
         # the optimizer's state is read into tensors of its own and copied (core/optimizer/distrib_optimizer.py)
-        checkpoint_load=weights + gradients + 2 * optimizer + build.workspaces,
+        checkpoint_load=weights + gradients + 2 * optimizer + workspaces,
     )
 
 

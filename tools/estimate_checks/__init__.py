@@ -1,4 +1,4 @@
-"""Published figures beside this project's own: one module per subject, each with a function `group()`; no module knows another.
+"""Published figures beside this project's own: one module per subject with a function `group()`, and what it needs.
 
 A module reads tables of `tests/data/published/`, asks the package for the same quantity and returns its rows. `groups()` finds the
 modules by itself and orders them by `Group.order` (memory 10, throughput 20, energy and money 30).
@@ -87,7 +87,7 @@ def published(name: str) -> list[dict[str, str]]:
 
 
 def groups() -> Iterator[Group]:
-    """Yield the group of every module of this package, in their order."""
-    names = [module.name for module in pkgutil.iter_modules(__path__)]
-    found: list[Group] = [importlib.import_module(f"{__name__}.{name}").group() for name in names]
+    """Yield the group of every module of this package that has one, in their order."""
+    modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+    found: list[Group] = [module.group() for module in modules if hasattr(module, "group")]
     yield from sorted(found, key=lambda group: (group.order, group.title))
