@@ -38,12 +38,13 @@ def summary(plan: Priced) -> list[str]:
     device = "rank" if plan.backend == "cpu" else "GPU"
     lasts = "a time that is unknown" if isinstance(estimate.seconds, Unavailable) else show_duration(estimate.seconds)
     bill = bill_of_plan(plan)
-    costs = [
-        f"{show_amount(found.likely)} {unit}" if isinstance(found, Interval) else f"an unknown {what}"
-        for found, unit, what in ((bill.usd, "USD", "cost"), (bill.kwh, "kWh", "energy"), (bill.kg_location, "kg CO2e", "carbon"))
-    ]
+    figures = {"cost": (bill.usd, "USD"), "energy": (bill.kwh, "kWh"), "carbon": (bill.kg_location, "kg CO2e")}
+    costs = [f"{show_amount(found.likely)} {unit}" for found, unit in figures.values() if isinstance(found, Interval)]
+    unknown = [what for what, (found, _) in figures.items() if isinstance(found, Unavailable)]
+    about = f", about {', '.join(costs)}" if costs else ""
+    about += f"; unknown: {', '.join(unknown)}" if unknown else ""
     plural = "" if layout.num_ranks == 1 else "s"
-    return field("in short", f"{layout.num_ranks} {device}{plural} for {lasts}, about {', '.join(costs)}. {room}")
+    return field("in short", f"{layout.num_ranks} {device}{plural} for {lasts}{about}. {room}")
 
 
 def elapsed(estimate: Estimate) -> Range:

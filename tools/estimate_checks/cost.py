@@ -134,12 +134,12 @@ def zero_checks() -> list[Check]:
     for row in published("zero.csv"):
         params, gpus, stage = float(row["params"]), int(row["gpus"]), int(row["stage"])
         if row["how"] == "paper":
-            size = zero_states_bytes(params, num_gpus=gpus, stage=stage)  # type: ignore[arg-type]
+            size = zero_states_bytes(params, num_gpus=gpus, stage=stage)
         elif row["how"] == "documented":
             size = documented_zero2_gpu_bytes(params, num_gpus=gpus)
         else:
             largest = float(row["largest_module"])
-            size = deepspeed_gpu_bytes(params, largest_module=largest, num_gpus=gpus, stage=stage, offload=row["offload"])  # type: ignore[arg-type]
+            size = deepspeed_gpu_bytes(params, largest_module=largest, num_gpus=gpus, stage=stage, offload=row["offload"])
         checks.append(
             Check(
                 id=row["id"],

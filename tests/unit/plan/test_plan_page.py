@@ -167,4 +167,4 @@ def test_an_unknown_price_is_said_and_not_guessed() -> None:
     config.tariff.usd_per_device_hour = None
     plan = derive(config, **facts())
     assert isinstance(plan.estimate.usd, Unavailable)
-    assert "about an unknown cost" in " ".join(page(plan).split())
+    assert "; unknown: cost. It fits" in " ".join(page(plan).split())
