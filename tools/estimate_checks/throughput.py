@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 from estimate_checks import Check, Group, Mean, published
-
 from megatron_cpt.plan.kernels import Kernels
 from megatron_cpt.plan.machine import Machine
 from megatron_cpt.plan.model_shape import ModelShape
