@@ -51,7 +51,7 @@ def test_models_and_one_report_on_all_of_them(tool, files, tmp_path, base_folder
     assert folders == ["bpe_200", "bpe_300", "byte_level_200", "byte_level_300", "unigram_200", "unigram_300"]
     report = json.loads((output / "report.json").read_text())
     assert set(report["domain"]) == set(report["general"]) == set(report["terms"]["of"])
-    assert list(report["domain"])[0] == "base"
+    assert next(iter(report["domain"])) == "base"
     assert len(report["domain"]) == 7
     saved = Tokenizer.from_file(str(output / "byte_level_300" / "tokenizer.json"))
     assert saved.get_vocab_size() == 556
@@ -70,7 +70,7 @@ def test_models_and_one_report_on_all_of_them(tool, files, tmp_path, base_folder
         ({"domain": "law.jsonl", "sizes": ["50"], "kinds": ["byte_level"], "normaliser": "nfkc"}, 3, "would rewrite the corpus"),
     ],
 )
-def test_what_cannot_be_is_one_clear_error_and_nothing_is_written(tool, files, tmp_path, capsys, changed, code, words):
+def test_what_cannot_be_is_one_clear_error_and_nothing_is_written(tool, files, tmp_path, capsys, changed, code, words):  # noqa: PLR0917
     for key in ("domain", "terms"):
         if key in changed:
             changed = changed | {key: files / changed[key]}
