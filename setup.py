@@ -42,6 +42,7 @@ EXTRAS = {
         "pytest>=8.2,<10",  # 8.2: current fixtures API; 9 is what CI runs
         "pytest-xdist>=3.6,<4",  # two test processes; 3.6: the first for pytest 8.2
         "hypothesis>=6.100,<7",
+        "nvidia-ml-py>=12.535,<14",  # as above: the tests of the GPU meter stand in for the driver below it
         "ruff>=0.14,<0.17",  # formatting changes between minor releases
         "mypy>=1.16,<3",
         "import-linter>=2.1,<3",  # 2.1: the independence contract with external packages

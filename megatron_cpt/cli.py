@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import megatron_cpt
 from megatron_cpt.errors import EXIT_FINISHED, ConfigError, CptError
+from megatron_cpt.meter.account_command import DESCRIPTION, EXAMPLES, add_arguments, run_account
 from megatron_cpt.stage_names import STAGES, StageInfo
 
 if TYPE_CHECKING:
@@ -92,6 +93,15 @@ def parser() -> argparse.ArgumentParser:
     )
     calibrate.add_argument("--out", type=Path, metavar="FILE", help="where to write the measured device, e.g. mine/gpu/this_host.yaml")
     _common(calibrate)
+    account = commands.add_parser(
+        "account",
+        help="print what runs took, planned against actual, with the reasons of the difference",
+        description=DESCRIPTION,
+        epilog=f"{EXAMPLES}\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(account)
+    account.add_argument("--debug", action="store_true", help="show tracebacks")
     submit = commands.add_parser("submit", help="send the line to Slurm as a chain of jobs", epilog=EXIT_CODES)
     submit.add_argument("--dry-run", action="store_true", help="print every sbatch line and submit nothing")
     _common(submit)
@@ -114,7 +124,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments, rest = root.parse_known_args(argv)
     if any(argument.startswith("-") for argument in rest):
         root.error(f"unrecognized arguments: {' '.join(rest)}")
-    arguments.overrides += rest
+    if arguments.command == "account":
+        arguments.run_dir += map(Path, rest)
+    else:
+        arguments.overrides += rest
     return arguments
 
 
@@ -147,6 +160,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: argparse.Namespace) -> int:
+    if arguments.command == "account":
+        run_account(arguments)
+        return EXIT_FINISHED
     from megatron_cpt.config.compose import as_yaml, compose, expand_sweep  # noqa: PLC0415  # hydra loads only when it is needed
 
     jobs = expand_sweep(arguments.overrides) if arguments.multirun else [list(arguments.overrides)]

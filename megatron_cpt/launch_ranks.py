@@ -20,11 +20,14 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from megatron_cpt.errors import EXIT_STOPPED
+from megatron_cpt.meter.here import boot_id
+from megatron_cpt.meter.nodes import metered_node
 
 T = TypeVar("T")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PARENT_VARIABLE = "MEGATRON_CPT_PARENT"
 ATTEMPT_VARIABLE = "MEGATRON_CPT_ATTEMPT"
+METERED_VARIABLE = "MEGATRON_CPT_METERED_BOOT"  # the boot id of the machine whose energy the command itself reads
 # Activations and gradients of some megabytes come and go in every step. By default glibc maps each anew from the kernel, which fills it
 # with zeros page by page: 3 to 12 % of a step on a CPU. These keep the freed memory, for about 3 % more of it (docs/benchmarks.md).
 KEEP_FREED_MEMORY = {
@@ -144,8 +147,10 @@ def run_ranks(
     environment = dict(KEEP_FREED_MEMORY if on_cpu else {}) | dict(os.environ, OMP_NUM_THREADS=str(threads_per_rank))
     environment.pop(PARENT_VARIABLE, None)
     environment.pop(ATTEMPT_VARIABLE, None)
+    environment.pop(METERED_VARIABLE, None)
     if attempt_id is not None:
         environment[ATTEMPT_VARIABLE] = attempt_id
+        environment[METERED_VARIABLE] = boot_id() or ""
     environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron's overlap of tensor-parallel communication relies on it
     environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if launcher is None:
@@ -162,6 +167,17 @@ def run_ranks(
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
             raise
+
+
+def metered(run_dir: Path, *, backend: str) -> contextlib.AbstractContextManager[None]:
+    """Return what meters this rank's node for the bill of the command that `run_ranks` was called by, where this rank is to do it."""
+    return metered_node(
+        run_dir,
+        backend=backend,
+        attempt_id=os.environ.get(ATTEMPT_VARIABLE),
+        command_boot=os.environ.get(METERED_VARIABLE),
+        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+    )
 
 
 def main(argv: Sequence[str]) -> None:

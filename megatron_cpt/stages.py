@@ -28,9 +28,11 @@ from megatron_cpt.line.training import train_body
 from megatron_cpt.meter.energy import open_meter
 from megatron_cpt.meter.killed import settle
 from megatron_cpt.meter.ledger import Attempt, Planned, attempt
+from megatron_cpt.meter.slurm import note_jobs
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.record.manifest import MANIFEST_NAME, StageResult, build_stage, finished, run_lock, write_manifest
 from megatron_cpt.record.store import write_json
+from megatron_cpt.record.unknown import combine
 from megatron_cpt.stage_names import STAGES, StageInfo
 
 Body = Callable[[Run, StageResult, Attempt], None]
@@ -64,7 +66,7 @@ def walk(config: ExperimentConfig, chosen: Sequence[StageInfo], *, begin: Litera
     run = Run(config)
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     with run_lock(run.folder):
-        settle(run.folder)
+        settle(run.folder, project_dir=run.folder.parent)
         finish_move(run.folder)
         if begin == "new round":
             begin_asked_round(run)
@@ -179,6 +181,7 @@ def submit(config: ExperimentConfig, *, overrides: Sequence[str], config_dir: Pa
         say(line)
     if submission.job_ids:
         write_json(run.folder / "slurm" / "jobs.json", submission.job_ids)
+        note_jobs(run.folder, submission.job_ids)
 
 
 def _outdated(folder: Path, inputs: dict[str, Any]) -> bool:
@@ -193,14 +196,26 @@ def _outdated(folder: Path, inputs: dict[str, Any]) -> bool:
 
 @contextmanager
 def _on_the_bill(run: Run, stage: str) -> Iterator[Attempt]:
-    planned, num_ranks = None, 1
+    planned, num_ranks, num_nodes = None, 1, 1
     if stage in STAGES_ON_RANKS:
         plan = run.plan
-        num_ranks = plan.layout.num_ranks
+        num_ranks, num_nodes = plan.layout.num_ranks, plan.layout.num_nodes
         if stage == "train":
-            planned = Planned(plan.estimate.seconds, plan.estimate.tokens, plan.estimate.usd, plan.estimate.kwh)
-    meter = open_meter(run.config.cluster.backend if stage in STAGES_ON_RANKS else "cpu")
+            estimate = plan.estimate
+            carbon = combine(lambda kg: kg * 1000, estimate.kg_co2e)
+            planned = Planned(estimate.seconds, estimate.tokens, estimate.usd, estimate.kwh, carbon)
+    backend = run.config.cluster.backend if stage in STAGES_ON_RANKS else "cpu"
     with attempt(
-        run.folder, stage, num_ranks=num_ranks, usd_per_device_hour=run.price, meter=meter, planned=planned, round_number=run.round.number
+        run.folder,
+        stage,
+        num_ranks=num_ranks,
+        usd_per_device_hour=run.price,
+        meter=open_meter(backend),
+        planned=planned,
+        round_number=run.round.number,
+        project_dir=run.folder.parent,
+        num_nodes=num_nodes,
+        device="gpu" if backend == "cuda" else "cpu",
+        site=run.site,
     ) as entry:
         yield entry

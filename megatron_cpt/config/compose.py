@@ -21,19 +21,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import megatron_cpt
+from megatron_cpt.config.files import shipped_conf
 from megatron_cpt.config.schema import ExperimentConfig
 from megatron_cpt.errors import ConfigError, printable, raise_all
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 NAME_RULE = "letters, digits, dots, dashes and underscores; the first is a letter or digit"
-
-
-def shipped_conf() -> Path:
-    """Return the folder of the shipped `conf/`: inside an installed package, or beside it in a checkout."""
-    package = Path(megatron_cpt.__file__).parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
 
 
 def compose(overrides: Sequence[str], *, config_dir: Path | None = None) -> ExperimentConfig:

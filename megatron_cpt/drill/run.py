@@ -93,8 +93,18 @@ def _hold(run: Run, kind: Kind) -> DrillResult:
     say(f"== drill {copy.config.run_name}: a bad continuation of {good.checkpoint}")
     checks, started = Checklist(), time.monotonic()
     plan = run.plan
-    meter = open_meter(run.config.cluster.backend)
-    with attempt(run.folder, STAGE, num_ranks=plan.layout.num_ranks, usd_per_device_hour=run.price, meter=meter) as entry:
+    backend = run.config.cluster.backend
+    with attempt(
+        run.folder,
+        STAGE,
+        num_ranks=plan.layout.num_ranks,
+        usd_per_device_hour=run.price,
+        meter=open_meter(backend),
+        project_dir=run.folder.parent,
+        num_nodes=plan.layout.num_nodes,
+        device="gpu" if backend == "cuda" else "cpu",
+        site=run.site,
+    ) as entry:
         bad = _prepare(run, copy, kind, good)
         entry.tokens = _num_steps(run, kind) * plan.layout.tokens_per_step
         _walk(checks, copy)

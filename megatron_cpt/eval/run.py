@@ -18,6 +18,7 @@ from megatron_cpt.errors import ConfigError
 from megatron_cpt.eval.alike import warn_of_equal_scores
 from megatron_cpt.eval.report import SCHEMA_VERSION, EvalReport
 from megatron_cpt.eval.subjects import Subject, find_subject, hf_subject, train_checkpoint
+from megatron_cpt.launch_ranks import metered
 from megatron_cpt.plan.run_plan import HarnessPlan, RunPlan
 from megatron_cpt.record.store import read_json
 from megatron_cpt.record.typed import to_plain
@@ -69,7 +70,7 @@ def run(
     from megatron_cpt.model.parallel import ranks  # noqa: PLC0415
 
     items = AllItems.read(plan, run_dir)
-    with ranks(plan.layout, backend=backend, seed=plan.seed):
+    with metered(run_dir, backend=plan.backend), ranks(plan.layout, backend=backend, seed=plan.seed):
         scores = {}
         for subject in found:
             load = partial(load_subject, subject, plan, backend=backend)

@@ -171,8 +171,10 @@ def _bill(plan: RunPlan, totals: Sequence[StageTotals]) -> list[str]:
 
 def _figure(total: Total) -> Figure:
     """Return a sum only where every attempt was measured: a part of the energy is not the energy."""
-    if total.num_known == total.num_attempts and total.num_attempts and not total.num_lower_bounds:
+    if total.num_known == total.num_attempts and total.num_attempts and not total.num_lower_bounds and not total.share_measured:
         return total.value
+    if total.share_measured:
+        return Unavailable(f"measured {total.share_measured}: {'; '.join(total.reasons)}")
     return Unavailable("; ".join(total.reasons) or f"measured {total.num_known} of {total.num_attempts} attempts")
 
 

@@ -11,8 +11,9 @@ from megatron_cpt.gate.verdict import VERDICT_NAME, Verdict
 from megatron_cpt.launch_ranks import run_in_child
 from megatron_cpt.line.inputs import model_files
 from megatron_cpt.line.run import Run, indented, threads_of_this_host
+from megatron_cpt.meter.attempts import attempts_of
 from megatron_cpt.meter.ledger import Attempt
-from megatron_cpt.meter.totals import attempts_of, totals_by_stage
+from megatron_cpt.meter.totals import totals_by_stage
 from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan
 from megatron_cpt.record.hashing import sha256_plain
 from megatron_cpt.record.manifest import MANIFEST_NAME, StageResult

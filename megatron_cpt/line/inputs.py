@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from megatron_cpt.config.schema import AllowanceConfig, ExperimentConfig
 from megatron_cpt.errors import DataError
 from megatron_cpt.line.run import Run
 from megatron_cpt.plan.benches import bench_inputs
@@ -16,6 +17,21 @@ from megatron_cpt.record.manifest import MANIFEST_NAME
 from megatron_cpt.record.typed import to_plain
 from megatron_cpt.record.vocab_layout import FITTED_ROWS
 from megatron_cpt.stage_names import STAGES
+
+_CAME_LATER = {
+    "gate": ("limits", "retries", "max_retries"),
+    "stop": ("max_tokens", "scores"),
+    "gpu": (
+        "matmul_tflops", "matmul_fp8_tflops", "memory_tb_per_second", "link_gb_per_second", "network_gb_per_second", "num_multiprocessors",
+        "mtbf_hours", "device_watts", "watts_share_low", "watts_share_likely", "watts_share_high", "rest_of_node_watts", "network_watts",
+        "power_source",
+    ),
+    "tariff": (
+        "price_date", "usd_per_device_hour_low", "usd_per_device_hour_high", "pue_low", "pue_high", "grid_region", "market_g_co2e_per_kwh",
+        "market_source", "usd_per_gb_month", "storage_date", "storage_source", "keep_months", "embodied_g_co2e_per_device_hour",
+        "embodied_source",
+    ),
+}  # fmt: skip
 
 
 def corpus_inputs(run: Run) -> dict[str, Any]:
@@ -45,16 +61,27 @@ def init_inputs(run: Run) -> dict[str, Any]:
 
 
 def plan_inputs(run: Run) -> dict[str, Any]:
-    groups = ("blend", "optim", "schedule", "parallel", "cluster", "gpu", "tariff", "gate", "eval", "checkpoint", "stop", "monitor")
-    settings = {group: asdict(getattr(run.config, group)) for group in groups}
-    if run.config.eval.tasks:
-        settings["bench"] = bench_inputs(run.config)
-    for name in ("limits", "retries", "max_retries"):  # a plan from before they existed keeps its inputs
-        if not settings["gate"][name]:
-            del settings["gate"][name]
     now = run.round
     of_round = {} if now.number == 1 else {"round": {"number": now.number, "resumes_from": to_plain(now.resumes_from)}}
+    settings = plan_settings(run.config)
     return {**run.fingerprints("corpus", "vocab", "index", "init"), "seed": run.config.seed, "settings": settings, **of_round}
+
+
+def plan_settings(config: ExperimentConfig) -> dict[str, Any]:
+    """Return the settings that a plan is derived from. One that came later and is at its default is left out: older plans keep theirs."""
+    groups = ("blend", "optim", "schedule", "parallel", "cluster", "gpu", "tariff", "gate", "eval", "checkpoint", "stop", "monitor")
+    settings: dict[str, Any] = {group: asdict(getattr(config, group)) for group in groups}
+    if config.eval.tasks:
+        settings["bench"] = bench_inputs(config)
+    if config.allowance != AllowanceConfig():
+        settings["allowance"] = asdict(config.allowance)
+    for group, names in _CAME_LATER.items():
+        for name in names:
+            if not settings[group][name]:  # null, none or no text
+                del settings[group][name]
+    if (config.cluster.checkpoint_seconds, config.cluster.restart_seconds) == (60.0, 900.0):
+        del settings["cluster"]["checkpoint_seconds"], settings["cluster"]["restart_seconds"]
+    return settings
 
 
 def baseline_inputs(run: Run) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from megatron_cpt.config.schema import ExperimentConfig
 from megatron_cpt.gate.limits import Breach
 from megatron_cpt.gate.rounds import Round, current_round
+from megatron_cpt.meter.ledger import Site
+from megatron_cpt.plan.money import tariff_of
 from megatron_cpt.plan.retry import with_changes
 from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan
 from megatron_cpt.record.manifest import MANIFEST_NAME, Manifest
@@ -71,6 +73,12 @@ class Run:
     @property
     def plan(self) -> RunPlan:
         return RunPlan.load(self.of("plan") / PLAN_NAME)
+
+    @property
+    def site(self) -> Site:
+        """What turns joules at the meters into energy and carbon of the site, for the bill."""
+        tariff = tariff_of(self.config.tariff, self.config.gpu)
+        return Site(tariff=tariff.name, pue=tariff.pue, grid_g_co2e_per_kwh=tariff.grid_g_co2e_per_kwh)
 
     @property
     def price(self) -> Figure:

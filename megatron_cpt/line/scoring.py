@@ -14,14 +14,14 @@ from megatron_cpt.record.manifest import MANIFEST_NAME, Manifest, StageResult, c
 from megatron_cpt.record.store import read_json, write_json
 
 
-def baseline_body(run: Run, result: StageResult, _: Attempt) -> None:
+def baseline_body(run: Run, result: StageResult, entry: Attempt) -> None:
     from megatron_cpt.eval.contamination import find_contaminated  # noqa: PLC0415
 
     contaminated = find_contaminated(run.plan, run.folder, say=indented)  # before ranks are paid for
     path = result.folder / "eval.json"
     earlier = _baseline_before(run)
     if earlier is None:
-        _evaluate(run, result, subjects="base,init")
+        _evaluate(run, result, subjects="base,init", attempt_id=entry.attempt_id)
     else:
         write_json(path, read_json(earlier / "eval.json"))
         result.facts = Manifest.load(earlier).facts
@@ -45,14 +45,14 @@ def _baseline_before(run: Run) -> Path | None:
     return folder if is_same else None
 
 
-def eval_body(run: Run, result: StageResult, _: Attempt) -> None:
-    _evaluate(run, result, subjects="train")
+def eval_body(run: Run, result: StageResult, entry: Attempt) -> None:
+    _evaluate(run, result, subjects="train", attempt_id=entry.attempt_id)
 
 
-def _evaluate(run: Run, result: StageResult, *, subjects: str) -> None:
+def _evaluate(run: Run, result: StageResult, *, subjects: str, attempt_id: str) -> None:
     plan = run.plan
     out = result.folder / "eval.json"
-    code = start_ranks(run, plan, "megatron_cpt.eval", [f"subjects={subjects}", f"out={out}"])
+    code = start_ranks(run, plan, "megatron_cpt.eval", [f"subjects={subjects}", f"out={out}"], attempt_id=attempt_id)
     if code != 0 or not out.exists():
         raise CptError("The evaluation failed; the rank's own words are above.", where=result.folder.name, value=f"torchrun exit {code}")
     report = read_json(out)

@@ -32,7 +32,8 @@ def search_layouts(config: ExperimentConfig, *, count: int = 10) -> str:
             where=f"gpu {config.gpu.name}",
             value=str(machine),
             rule="a layout is ranked by what the device and its links can do, and nothing is assumed of them",
-            next_step="Choose a device with known rates, e.g. cluster=h100_8 gpu=h100_sxm, or measure yours: megatron-cpt calibrate --out FILE.",
+            next_step="Choose a device with known rates, e.g. cluster=h100_8 gpu=h100_sxm, or measure yours with"
+            " megatron-cpt calibrate --out FILE.",
         )
     shape = ModelShape.from_hf_folder(Path(config.model.path))
     vocab = expected_vocab(config, shape)

@@ -37,6 +37,7 @@ def train_body(run: Run, folder: Path, entry: Attempt) -> dict[str, Any]:
     recorded = consumption_of(read_lines(run.folder / STEP_RECORDS), entry.attempt_id)
     if recorded is not None:  # all that is known of ranks that ended without a word
         entry.start_tokens, entry.tokens = recorded.start_tokens, recorded.tokens
+        entry.training_seconds = recorded.training_seconds
         entry.source_tokens, entry.licence_tokens = recorded.source_tokens, recorded.licence_tokens
     outcome = read_outcome(folder)
     if outcome is None:

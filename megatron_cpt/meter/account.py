@@ -1,23 +1,19 @@
-"""Ledger totals as text and as CSV, planned against actual."""
+"""The account of a run as text: every stage's totals, planned against actual, and the reasons of the difference."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from megatron_cpt.meter.difference import Difference
+from megatron_cpt.meter.ledger import JOULES_PER_KWH
 from megatron_cpt.meter.totals import WHOLE, StageTotals, Total
-from megatron_cpt.record.unknown import Figure, Unavailable
+from megatron_cpt.record.unknown import Unavailable
 
-JOULES_PER_KWH = 3.6e6
-CSV_FIELDS = (
-    "run", "stage", "attempts", "seconds", "device_hours", "tokens", "kwh", "usd", "seconds_known", "kwh_known", "usd_known",
-    "planned_seconds", "planned_tokens", "planned_kwh", "planned_usd", "unknown_because", "lost_tokens",
-)  # fmt: skip
+UNITS = {"seconds": ("time", "s"), "usd": ("cost", "USD"), "kwh": ("energy with PUE", "kWh")}
 
 
-def account_text(run: str, stages: Sequence[StageTotals]) -> str:
-    """Return the totals of one run, a paragraph a stage."""
+def account_text(run: str, stages: Sequence[StageTotals], *, differences: Mapping[str, Difference | Unavailable] | None = None) -> str:
+    """Return the totals of one run, a paragraph a stage, and why they differ from the plan where it is given."""
     lines = [f"{run}"]
     if not stages or not stages[-1].num_by_status:
         return f"{run}\n  no attempt is recorded\n"
@@ -26,13 +22,63 @@ def account_text(run: str, stages: Sequence[StageTotals]) -> str:
         lines += [
             f"  {part.stage}: {ends}",
             f"    time    {part.seconds.show('{:,.1f} s')}{_planned(part, 'seconds', '{:,.1f} s')}",
-            f"    devices {part.device_seconds.show('{:,.3f} device-hours', 1 / 3600)}",
+            f"    devices {part.device_seconds.show('{:,.4g} device-hours', 1 / 3600)}",
             *([f"    tokens  {part.tokens:,}{_planned(part, 'tokens', '{:,.0f}')}"] if part.tokens and part.stage != WHOLE else []),
             *([f"    lost    {part.lost_tokens:,} of these tokens: read, and in no weights"] if _shows_loss(part) else []),
-            f"    energy  {part.joules.show('{:,.4g} kWh', 1 / JOULES_PER_KWH)}{_planned(part, 'kwh', '{:,.4g} kWh')}",
+            f"    energy  {part.joules.show('{:,.4g} kWh', 1 / JOULES_PER_KWH)}",
+            *_estimate(part),
+            f"    site    {_from_energy(part, part.site_kwh, '{:,.4g} kWh with PUE')}{_planned(part, 'kwh', '{:,.4g} kWh')}",
+            f"    carbon  {_from_energy(part, part.g_co2e, '{:,.4g} g CO2e')}{_planned(part, 'g_co2e', '{:,.4g} g CO2e')}",
             f"    cost    {part.usd.show('{:,.4g} USD')}{_planned(part, 'usd', '{:,.4g} USD')}",
+            *_jumps(part),
         ]
-    return "\n".join(lines) + "\n"
+    methods = dict.fromkeys(method for part in stages for method in part.estimate_methods)
+    notes = [f"  {method}; in no other figure" for method in methods]
+    return "\n".join([*lines, *notes, *difference_lines(differences or {})]) + "\n"
+
+
+def difference_lines(differences: Mapping[str, Difference | Unavailable]) -> list[str]:
+    """Return, for each figure of the plan, the difference and the reasons that add up to it, the largest first."""
+    told = {key: each for key, each in differences.items() if isinstance(each, Difference)}
+    if not told:
+        return []
+    lines = ["  why not as planned (the reasons of a figure add up to its difference)"]
+    for key, each in told.items():
+        name, unit = UNITS[key]
+        outside = f"; {each.num_outside} attempts without a recorded time are not in it" if each.num_outside else ""
+        lines.append(
+            f"    {name}: planned {each.planned:,.4g}, actual {each.actual:,.4g} {unit}, {each.actual - each.planned:+,.4g}{outside}"
+        )
+        least = 1e-9 * max(abs(each.planned), abs(each.actual))  # what is left of rounding
+        reasons = sorted(((value, reason) for reason, value in each.parts.items() if abs(value) > least), key=lambda part: -abs(part[0]))
+        lines += [f"      {value:+,.4g} {unit}  {reason}" for value, reason in reasons]
+    return lines
+
+
+def _estimate(part: StageTotals) -> list[str]:
+    if not part.num_estimated:
+        return []
+    kwh, attempts = part.estimated_joules / JOULES_PER_KWH, _attempts(part.num_estimated)
+    return [f"            estimated {kwh:,.4g} kWh of CPU in {attempts}"]
+
+
+def _attempts(number: int) -> str:
+    return "1 attempt" if number == 1 else f"{number:,} attempts"
+
+
+def _from_energy(part: StageTotals, total: Total, pattern: str) -> str:
+    """Return a figure that is made from the energy; where that is unknown altogether, its reasons are not told again."""
+    return total.show(pattern) if part.joules.num_known else "unknown, as the energy"
+
+
+def _jumps(part: StageTotals) -> list[str]:
+    if not part.clock_jumps or part.stage == WHOLE:
+        return []
+    largest = max(part.clock_jumps, key=abs)
+    return [
+        f"    clock   set, or the machine slept, in {_attempts(len(part.clock_jumps))}, by {largest:+,.0f} s at most; "
+        "times are by a clock that does not jump"
+    ]
 
 
 def _shows_loss(part: StageTotals) -> bool:
@@ -44,33 +90,3 @@ def _planned(part: StageTotals, key: str, pattern: str) -> str:
         return ""
     figure = part.planned.get(key, Unavailable("not recorded"))
     return f"  | planned {figure if isinstance(figure, Unavailable) else pattern.format(figure)}"
-
-
-def account_csv(rows: Sequence[tuple[str, Sequence[StageTotals]]]) -> str:
-    """Return one CSV row a run and stage; an unknown figure is an empty field, with its reason in the last column."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(CSV_FIELDS)
-    for run, stages in rows:
-        for part in stages:
-            planned: dict[str, Figure] = part.planned or {}
-            reasons = dict.fromkeys((*part.seconds.reasons, *part.joules.reasons, *part.usd.reasons))
-            writer.writerow([
-                run, part.stage, sum(part.num_by_status.values()), _cell(part.seconds), _cell(part.device_seconds, 1 / 3600), part.tokens,
-                _cell(part.joules, 1 / JOULES_PER_KWH), _cell(part.usd), _known(part.seconds), _known(part.joules), _known(part.usd),
-                *(_planned_cell(planned, key) for key in ("seconds", "tokens", "kwh", "usd")), "; ".join(reasons), part.lost_tokens,
-            ])  # fmt: skip
-    return out.getvalue()
-
-
-def _cell(total: Total, scale: float = 1.0) -> str:
-    return f"{total.value * scale:.10g}" if total.num_known else ""
-
-
-def _known(total: Total) -> str:
-    return f"{total.num_known}/{total.num_attempts}"
-
-
-def _planned_cell(planned: dict[str, Figure], key: str) -> str:
-    figure = planned.get(key)
-    return "" if figure is None or isinstance(figure, Unavailable) else f"{figure:.10g}"

@@ -1,26 +1,41 @@
-"""Energy counters of one node: RAPL for CPU packages, NVML for GPUs. What cannot be read is `Unavailable`, never zero.
+"""What an energy meter is, and which meters a machine has. What cannot be read is `Unavailable`, never zero.
 
-Open one meter a node, not one a rank: both counters belong to the machine, and four ranks that each add the node's joules would
+Open one meter a node, not one a rank: its counters belong to the machine, and four ranks that each add the node's joules would
 count them four times.
 """
 
 from __future__ import annotations
 
-import importlib
-import os
-import threading
-import time
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from megatron_cpt.record.unknown import Figure, Unavailable
 
-POWERCAP = Path("/sys/class/powercap")
-# A RAPL counter wraps at max_energy_range_uj, 262 kJ on many machines. A node's package draws less than this, so that two readings
-# which are closer than range / this cannot hide a whole turn.
-MAX_PACKAGE_WATTS = 1000.0
+Kind = Literal["gpu", "cpu"]
+UNITS: dict[str, str] = {"gpu": "GPUs", "cpu": "nodes' CPUs"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """The energy of one kind of device.
+
+    Attributes:
+        joules: of those devices that were measured.
+        measured: how many these are, of `of` that there are. GPUs are counted singly, CPUs by node.
+        method: the counter and how it is read.
+        is_estimate: the joules come from sampled power and not from an energy counter.
+        reasons: why the others were not measured.
+    """
+
+    kind: Kind
+    joules: float
+    measured: int
+    of: int
+    method: str
+    is_estimate: bool = False
+    reasons: tuple[str, ...] = ()
 
 
 class Meter(Protocol):
@@ -31,141 +46,115 @@ class Meter(Protocol):
         """Which parts of the machine it counts."""
         ...
 
+    def parts(self) -> tuple[Part, ...]:
+        """Return the energy since the meter was opened, by kind of device."""
+        ...
+
     def read(self) -> Figure:
-        """Return the joules since the meter was opened."""
+        """Return the joules since the meter was opened, or why there are none."""
         ...
 
 
 @dataclass(frozen=True)
 class NoMeter:
-    """A meter that cannot measure, and why."""
+    """A meter that cannot measure `of` devices, and why."""
 
     reason: str
     scope: str = "nothing"
+    kind: Kind = "cpu"
+    of: int = 1
+
+    def parts(self) -> tuple[Part, ...]:
+        return (Part(self.kind, 0.0, 0, self.of, "none", reasons=(self.reason,)),)
 
     def read(self) -> Figure:
         return Unavailable(self.reason)
 
 
-@dataclass
-class _Zone:
-    path: Path
-    range_uj: int
-    last_uj: int
-    joules: float = 0.0
+class NodeMeter:
+    """The meters of one node together. Its joules are known when those of the first one, the devices that do the work, are."""
 
+    def __init__(self, meters: Sequence[Meter]) -> None:
+        self._meters = tuple(meters)
 
-class RaplMeter:
-    """Counts CPU packages and their DRAM through the kernel's powercap files. Read it every few minutes: the counters wrap."""
+    @property
+    def scope(self) -> str:
+        said = [meter.scope if not isinstance(meter, NoMeter) else f"no {meter.kind.upper()} ({meter.reason})" for meter in self._meters]
+        return "; ".join(said)
 
-    def __init__(self, zones: list[_Zone], *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.scope = f"{len(zones)} RAPL zones of this node (CPU packages and DRAM; no GPU, disk, network or cooling)"
-        self._zones = zones
-        self._clock = clock
-        self._last_read = clock()
-        self._lost: Unavailable | None = None
-        self._lock = threading.Lock()  # a heartbeat and the work itself may read at once
+    def parts(self) -> tuple[Part, ...]:
+        return tuple(part for meter in self._meters for part in meter.parts())
 
     def read(self) -> Figure:
-        with self._lock:
-            return self._read()
-
-    def _read(self) -> Figure:
-        now = self._clock()
-        apart = now - self._last_read
-        self._last_read = now
-        for zone in self._zones:
-            if apart * MAX_PACKAGE_WATTS > zone.range_uj / 1e6:
-                self._lost = Unavailable(f"the RAPL counter was not read for {apart:.0f} s and may have wrapped more than once")
-            try:
-                value = _counter(zone.path / "energy_uj")
-            except (OSError, ValueError) as error:
-                self._lost = Unavailable(f"RAPL: {error}")
-                break
-            step = value - zone.last_uj
-            zone.joules += (step if step >= 0 else step + zone.range_uj + 1) / 1e6
-            zone.last_uj = value
-        return self._lost or sum(zone.joules for zone in self._zones)
+        parts = self.parts()
+        return joules_of(parts, kind=parts[0].kind)
 
 
-def open_rapl(root: Path = POWERCAP, *, clock: Callable[[], float] = time.monotonic) -> RaplMeter | NoMeter:
-    """Open the CPU's counters: each package, and the DRAM zone inside it where there is one; parts of a package are not added again."""
-    zones = []
+def joules_of(parts: Sequence[Part], *, kind: Kind) -> Figure:
+    """Return the joules of everything that was measured; `Unavailable` where no device of the kind that does the work was."""
+    if not any(part.measured for part in parts if part.kind == kind):
+        reasons = dict.fromkeys(reason for part in parts if part.kind == kind for reason in part.reasons)
+        return Unavailable("; ".join(reasons) or "no meter was read")
+    return math.fsum(part.joules for part in parts if part.measured)
+
+
+def merged(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Add up the parts of several nodes, one of each kind."""
+    together = []
+    for kind in dict.fromkeys(part.kind for part in parts):
+        same = [part for part in parts if part.kind == kind]
+        methods = dict.fromkeys(part.method for part in same if part.measured) or dict.fromkeys(part.method for part in same)
+        together.append(
+            Part(
+                kind=kind,
+                joules=math.fsum(part.joules for part in same),
+                measured=sum(part.measured for part in same),
+                of=sum(part.of for part in same),
+                method="; ".join(methods),
+                is_estimate=any(part.is_estimate for part in same),
+                reasons=tuple(dict.fromkeys(reason for part in same for reason in part.reasons)),
+            )
+        )
+    return tuple(together)
+
+
+def expecting(parts: Sequence[Part], *, kind: Kind, num_devices: int) -> tuple[Part, ...]:
+    """Return the parts with the devices of a kind of which no meter said anything counted as not measured."""
+    found = sum(part.of for part in parts if part.kind == kind)
+    if found >= num_devices:
+        return tuple(parts)
+    silent = Part(kind, 0.0, 0, num_devices - found, "none", reasons=(f"{num_devices - found} {UNITS[kind]} have no meter's word",))
+    return merged([*parts, silent])
+
+
+def part_from(data: Any) -> Part | None:
+    """Read a part from a record; None where it is none."""
+    if not isinstance(data, Mapping):
+        return None
     try:
-        for path in sorted(root.glob("intel-rapl:*")):  # the kernel names AMD's zones so too
-            name = (path / "name").read_text(encoding="ascii").strip()
-            if name.startswith("package") or name == "dram":
-                zones.append(_Zone(path, _counter(path / "max_energy_range_uj"), _counter(path / "energy_uj")))
-    except PermissionError:
-        return NoMeter(f"RAPL under {root} may be read by root only on this machine")
-    except (OSError, ValueError) as error:
-        return NoMeter(f"RAPL: {error}")
-    if not zones:
-        return NoMeter(f"this machine has no RAPL counter under {root}")
-    return RaplMeter(zones, clock=clock)
-
-
-def _counter(path: Path) -> int:
-    return int(path.read_text(encoding="ascii"))
-
-
-class NvmlMeter:
-    """Counts the visible GPUs by their energy counters, which run in millijoules since the driver was loaded."""
-
-    def __init__(self, nvml: Any, handles: list[Any]) -> None:
-        self.scope = f"{len(handles)} GPUs of this node by NVML (no CPU, memory, network or cooling)"
-        self._nvml = nvml
-        self._handles = handles
-        self._start_mj = [self._counter(handle) for handle in handles]
-
-    def read(self) -> Figure:
-        try:
-            now_mj = [self._counter(handle) for handle in self._handles]
-        except self._nvml.NVMLError as error:
-            return Unavailable(f"NVML: {error}")
-        steps = [now - start for now, start in zip(now_mj, self._start_mj, strict=True)]
-        if min(steps) < 0:
-            return Unavailable("NVML: a GPU's energy counter went back, so its driver was loaded again")
-        return sum(steps) / 1000
-
-    def _counter(self, handle: Any) -> int:
-        return int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(handle))
-
-
-def open_nvml(*, nvml: Any = None, environment: Mapping[str, str] = os.environ) -> NvmlMeter | NoMeter:
-    """Open the energy counters of the GPUs that CUDA_VISIBLE_DEVICES shows, all of them when it is not set."""
-    try:
-        nvml = nvml or importlib.import_module("pynvml")
-    except ImportError:
-        return NoMeter("GPU energy needs the package nvidia-ml-py")
-    try:
-        nvml.nvmlInit()
-        handles = _visible_handles(nvml, environment)
-        return NoMeter(handles) if isinstance(handles, str) else NvmlMeter(nvml, handles)
-    except nvml.NVMLError as error:
-        return NoMeter(f"NVML: {error}")
-
-
-def _visible_handles(nvml: Any, environment: Mapping[str, str]) -> list[Any] | str:
-    everything = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    chosen = everything
-    if visible is not None:
-        chosen = []
-        for part in filter(None, (part.strip() for part in visible.split(","))):
-            if part.startswith("MIG-"):
-                return "NVML has no energy counter for a MIG slice"
-            if part.startswith("GPU-"):
-                chosen.append(nvml.nvmlDeviceGetHandleByUUID(part))
-            elif part.isdigit() and int(part) < len(everything):
-                if environment.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID" and len({nvml.nvmlDeviceGetName(card) for card in everything}) > 1:
-                    return "CUDA numbers unlike GPUs by speed and NVML by slot; set CUDA_DEVICE_ORDER=PCI_BUS_ID"
-                chosen.append(everything[int(part)])
-            else:
-                break  # CUDA, too, stops at the first entry that names no device
-    return chosen or "no GPU is visible"
+        kind: Kind = "gpu" if data["kind"] == "gpu" else "cpu"
+        reasons = tuple(str(reason) for reason in data.get("reasons", ()))
+        joules = float(data["joules"])
+        known = math.isfinite(joules) and joules >= 0
+        return Part(
+            kind, joules if known else 0.0, int(data["measured"]) if known else 0, int(data["of"]), str(data.get("method", "")),
+            bool(data.get("is_estimate", False)), reasons,
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def open_meter(backend: str) -> Meter:
-    """Open the meter of this node that fits a backend: GPUs for `cuda`, CPU packages for `cpu`."""
-    return open_nvml() if backend == "cuda" else open_rapl()
+    """Open the meter of this node that fits a backend: GPUs and CPU packages for `cuda`, CPU packages for `cpu`."""
+    from megatron_cpt.meter.amd import open_amd  # noqa: PLC0415  # these modules take their types from here
+    from megatron_cpt.meter.nvml import open_nvml  # noqa: PLC0415
+    from megatron_cpt.meter.rapl import open_rapl  # noqa: PLC0415
+
+    rapl = open_rapl()
+    if backend != "cuda":
+        return rapl
+    gpus: Meter = open_nvml()
+    if isinstance(gpus, NoMeter):
+        amd = open_amd()
+        gpus = NoMeter(f"{gpus.reason}; {amd.reason}", kind="gpu", of=0) if isinstance(amd, NoMeter) else amd
+    return NodeMeter([gpus, rapl])

@@ -10,6 +10,7 @@ from itertools import pairwise
 from megatron_cpt.config.schema import ExperimentConfig
 from megatron_cpt.plan.grid import region_problem
 from megatron_cpt.plan.money import clock_limits
+from megatron_cpt.plan.page_text import memory_items
 from megatron_cpt.plan.run_plan import Estimate, Layout, StopConditions, Tariff
 from megatron_cpt.record.unknown import Figure, Unavailable
 
@@ -127,8 +128,7 @@ def estimate_problems(estimate: Estimate, stop: StopConditions, layout: Layout, 
     if not isinstance(limit, Unavailable) and largest.total > limit:
         problems.append(
             f"a rank of pipeline stage {largest.pipeline_rank} needs {largest.total / 1e9:.2f} GB and has {limit / 1e9:.2f} GB"
-            f" (weights {largest.weights / 1e9:.2f}, gradients {largest.gradients / 1e9:.2f}, optimizer {largest.optimizer / 1e9:.2f},"
-            f" activations {largest.activations / 1e9:.2f}, logits {largest.logits / 1e9:.2f})."
+            f" ({memory_items(largest)})."
             f" Lower parallel.micro_batch_size ({layout.micro_batch_size}) or sequence_length, or split the model over more ranks."
         )
     hours: Figure = estimate.seconds if isinstance(estimate.seconds, Unavailable) else estimate.seconds / 3600

@@ -1,4 +1,4 @@
-"""What this host can do, measured: its matrix rate, memory bandwidth and free memory. A CPU has no data sheet that its ranks would reach."""
+"""What this host can do, measured: its matrix rate, memory bandwidth and free memory. No data sheet says them of a CPU."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class HostFacts:
     memory_available_bytes: Figure
 
 
-def measure_host(cluster: ClusterConfig) -> HostFacts:
-    """Measure this host when the run's ranks will be on CPUs like its own; for GPUs return why there is nothing to measure."""
+def measure_host(cluster: ClusterConfig, *, seconds: float = 1.0) -> HostFacts:
+    """Measure this host for `seconds` when the run's ranks will be on CPUs like its own; for GPUs return why nothing is measured."""
     if cluster.backend != "cpu":
         reason = Unavailable("not measured: the run is not on this host's CPU")
         return HostFacts(matrix_tflops=reason, memory_available_bytes=reason)
     return HostFacts(
-        matrix_tflops=measure_matrix_tflops(cluster.threads_per_rank, num_processes=cluster.ranks_per_node),
+        matrix_tflops=measure_matrix_tflops(cluster.threads_per_rank, num_processes=cluster.ranks_per_node, seconds=seconds),
         memory_available_bytes=memory_available_bytes(),
     )
 

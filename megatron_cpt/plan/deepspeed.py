@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from megatron_cpt.errors import ConfigError
-from megatron_cpt.plan.memory import TORCH_ON_CUDA, memory_of_stages
+from megatron_cpt.plan.memory import FRAGMENTATION, TORCH_ON_CUDA, memory_of_stages
 from megatron_cpt.plan.page_text import field, show_bytes
 from megatron_cpt.plan.run_plan import Layout, RunPlan, SchedulePlan
 from megatron_cpt.plan.zero import (
@@ -42,7 +42,8 @@ _CHOICES: tuple[tuple[Stage, Offload], ...] = (
 class ZeroChoice:
     """A stage and what is offloaded, with the bytes of one GPU: model states, and activations with logits.
 
-    It fits where what DeepSpeed's estimator says of the states does, which is more than the paper's formula.
+    It fits where what DeepSpeed's estimator says of the states does, which is more than the paper's formula, with the plan's allowance
+    for fragmentation.
     """
 
     stage: Stage
@@ -53,7 +54,7 @@ class ZeroChoice:
 
     @property
     def total_bytes(self) -> float:
-        return self.states_bytes + self.other_bytes
+        return (self.states_bytes + self.other_bytes) * (1 + FRAGMENTATION)
 
 
 def data_parallel_layout(layout: Layout) -> Layout:
@@ -90,7 +91,7 @@ def zero_choices(plan: RunPlan) -> list[ZeroChoice]:
     """Return what each stage needs of a GPU, and whether it fits; a limit that is unknown is not exceeded."""
     layout, num_params = data_parallel_layout(plan.layout), plan.estimate.num_params
     (whole,) = memory_of_stages(plan.shape, layout, num_rows=plan.vocab.num_padded_rows, build=TORCH_ON_CUDA)
-    other = whole.allocated_peak + whole.allowance - whole.state
+    other = whole.activations + whole.logits + whole.communication + whole.workspaces
     limit = plan.estimate.memory_limit_bytes
     states = MIXED_ADAM if layout.dtype == "bf16" else FULL_ADAM
     choices = []
@@ -100,7 +101,8 @@ def zero_choices(plan: RunPlan) -> list[ZeroChoice]:
         if stage >= 2 and layout.dtype == "bf16":
             taken = deepspeed_gpu_bytes(num_params, largest_module=largest_module(plan), num_gpus=layout.data, stage=stage, offload=offload)
             size = size if offload == "none" else taken
-        choices.append(ZeroChoice(stage, offload, size, other, isinstance(limit, Unavailable) or max(size, taken) + other <= limit))
+        needed = (max(size, taken) + other) * (1 + FRAGMENTATION)
+        choices.append(ZeroChoice(stage, offload, size, other, fits=isinstance(limit, Unavailable) or needed <= limit))
     return choices
 
 

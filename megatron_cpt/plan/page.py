@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from megatron_cpt.plan.metrics import TEXT_METRIC, metric_named
 from megatron_cpt.plan.page_money import money_lines, summary
-from megatron_cpt.plan.page_text import field, show_bytes, show_count, show_duration
+from megatron_cpt.plan.page_text import field, memory_items, show_bytes, show_count, show_duration
 from megatron_cpt.plan.rules import rule_warnings
-from megatron_cpt.plan.run_plan import RankMemory, RunPlan, grace_window_steps
+from megatron_cpt.plan.run_plan import Estimate, Layout, RunPlan, grace_window_steps
 from megatron_cpt.plan.schedule import describe
 from megatron_cpt.record.unknown import Unavailable
 
-__all__ = ["page", "show_bytes", "show_count", "show_duration"]
+__all__ = ["layout_words", "memory_lines", "page", "show_bytes", "show_count", "show_duration"]
 _INDENT = 12
 _FEW_STAGES = 4
 
@@ -50,19 +50,7 @@ def _work(plan: RunPlan) -> list[str]:
             f"{show_count(estimate.num_params)} parameters, {plan.shape.num_layers} layers, {plan.vocab.num_ids} ids"
             f" ({plan.vocab.num_ids - plan.vocab.num_base_ids} new)",
         ),
-        *field(
-            "ranks",
-            f"{layout.num_ranks} on {layout.num_nodes} node(s), {plan.backend}, {layout.dtype}: tensor {layout.tensor}"
-            f" x pipeline {layout.pipeline}"
-            + (f" x context {layout.context}" if layout.context > 1 else "")
-            + f" x data {layout.data}"
-            + (f", {layout.virtual_pipeline} chunks a rank" if layout.virtual_pipeline > 1 else "")
-            + (f", {layout.recompute} recompute" if layout.recompute != "none" else "")
-            + (", weights in shards (FSDP)" if layout.fsdp else "")
-            + (", gradients overlapped" if layout.overlap_grad_reduce else "")
-            + (", weights overlapped" if layout.overlap_param_gather else "")
-            + (f", FP8 {layout.fp8} ({layout.fp8_recipe})" if layout.fp8 != "none" else ""),
-        ),
+        *field("ranks", layout_words(layout, plan.backend)),
         *field(
             "work",
             f"{show_count(estimate.tokens)} tokens = {estimate.tokens // layout.tokens_per_step} steps"
@@ -71,28 +59,39 @@ def _work(plan: RunPlan) -> list[str]:
         ),
         *(field("from", f"{plan.resumes_from.checkpoint} of round {plan.resumes_from.round}") if plan.resumes_from else []),
         *field("schedule", describe(plan.schedule, embedding_lr_scale=plan.optimizer.embedding_lr_scale)),
-        *_memory(plan),
+        *memory_lines(plan.estimate),
     ]
 
 
-def _memory(plan: RunPlan) -> list[str]:
+def layout_words(layout: Layout, backend: str) -> str:
+    """Return how model and batch are split."""
+    return (
+        f"{layout.num_ranks} on {layout.num_nodes} node(s), {backend}, {layout.dtype}: tensor {layout.tensor}"
+        f" x pipeline {layout.pipeline}"
+        + (f" x context {layout.context}" if layout.context > 1 else "")
+        + f" x data {layout.data}"
+        + (f", {layout.virtual_pipeline} chunks a rank" if layout.virtual_pipeline > 1 else "")
+        + (f", {layout.recompute} recompute" if layout.recompute != "none" else "")
+        + (", weights in shards (FSDP)" if layout.fsdp else "")
+        + (", gradients overlapped" if layout.overlap_grad_reduce else "")
+        + (", weights overlapped" if layout.overlap_param_gather else "")
+        + (f", FP8 {layout.fp8} ({layout.fp8_recipe})" if layout.fp8 != "none" else "")
+    )
+
+
+def memory_lines(estimate: Estimate) -> list[str]:
     """Return what a rank of each pipeline stage needs, itemised; of many stages, the fullest one itemised and the sums of all."""
-    stages, limit = plan.estimate.memory, plan.estimate.memory_limit_bytes
+    stages, limit = estimate.memory, estimate.memory_limit_bytes
     of_limit = f"of {limit}" if isinstance(limit, Unavailable) else f"of {show_bytes(limit)}"
     largest = max(stages, key=lambda rank: rank.total)
     shown = stages if len(stages) <= _FEW_STAGES else (largest,)
     lines: list[str] = []
     for rank in shown:
-        text = f"stage {rank.pipeline_rank}: {show_bytes(rank.total)} {of_limit} ({_items(rank)})"
+        text = f"stage {rank.pipeline_rank}: {show_bytes(rank.total)} {of_limit} ({memory_items(rank)})"
         lines += field("" if lines else "memory", text if len(stages) > 1 else text.removeprefix("stage 0: "))
     if len(shown) < len(stages):
         lines += field("", "all stages: " + ", ".join(show_bytes(rank.total) for rank in stages))
     return lines
-
-
-def _items(rank: RankMemory) -> str:
-    parts = {name: value for name, value in vars(rank).items() if isinstance(value, float) and value > 0}
-    return ", ".join(f"{name.replace('_', ' ')} {show_bytes(value)}" for name, value in parts.items())
 
 
 def _blend(plan: RunPlan, *, is_expected: bool) -> list[str]:

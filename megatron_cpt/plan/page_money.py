@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from megatron_cpt.plan.money import clock_limits, with_lost_and_allowance
 from megatron_cpt.plan.page_text import field, show_amount, show_bytes, show_count, show_duration, show_range
-from megatron_cpt.plan.run_plan import Bill, Estimate, RunPlan
+from megatron_cpt.plan.run_plan import Bill, Estimate, Layout, StopConditions, Tariff
 from megatron_cpt.record.unknown import Figure, Interval, Range, Unavailable, around
 
 
-def summary(plan: RunPlan) -> list[str]:
+class Priced(Protocol):
+    """A plan, or a quote: what has a layout, an estimate and a tariff."""
+
+    @property
+    def backend(self) -> str: ...
+    @property
+    def layout(self) -> Layout: ...
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def tariff(self) -> Tariff: ...
+    @property
+    def stop(self) -> StopConditions: ...
+    @property
+    def estimate(self) -> Estimate: ...
+
+
+def summary(plan: Priced) -> list[str]:
     """Return the two or three sentences that a reader without time needs."""
     estimate, layout = plan.estimate, plan.layout
     largest = max(estimate.memory, key=lambda rank: rank.total)
@@ -19,12 +38,13 @@ def summary(plan: RunPlan) -> list[str]:
     device = "rank" if plan.backend == "cpu" else "GPU"
     lasts = "a time that is unknown" if isinstance(estimate.seconds, Unavailable) else show_duration(estimate.seconds)
     bill = bill_of_plan(plan)
-    costs = [
-        f"{show_amount(found.likely)} {unit}" if isinstance(found, Interval) else f"an unknown {what}"
-        for found, unit, what in ((bill.usd, "USD", "cost"), (bill.kwh, "kWh", "energy"), (bill.kg_location, "kg CO2e", "carbon"))
-    ]
+    figures = {"cost": (bill.usd, "USD"), "energy": (bill.kwh, "kWh"), "carbon": (bill.kg_location, "kg CO2e")}
+    costs = [f"{show_amount(found.likely)} {unit}" for found, unit in figures.values() if isinstance(found, Interval)]
+    unknown = [what for what, (found, _) in figures.items() if isinstance(found, Unavailable)]
+    about = f", about {', '.join(costs)}" if costs else ""
+    about += f"; unknown: {', '.join(unknown)}" if unknown else ""
     plural = "" if layout.num_ranks == 1 else "s"
-    return field("in short", f"{layout.num_ranks} {device}{plural} for {lasts}, about {', '.join(costs)}. {room}")
+    return field("in short", f"{layout.num_ranks} {device}{plural} for {lasts}{about}. {room}")
 
 
 def elapsed(estimate: Estimate) -> Range:
@@ -34,7 +54,7 @@ def elapsed(estimate: Estimate) -> Range:
     return around(estimate.seconds, low=estimate.seconds_low, high=estimate.seconds_high)
 
 
-def bill_of_plan(plan: RunPlan) -> Bill:
+def bill_of_plan(plan: Priced) -> Bill:
     """Return the plan's bill; of a plan from before there was one, its likely figures alone."""
     estimate = plan.estimate
     if estimate.bill is not None:
@@ -44,7 +64,7 @@ def bill_of_plan(plan: RunPlan) -> Bill:
     return Bill(flat[0], flat[1], older, older, flat[2], flat[3], older, older, older, older)
 
 
-def money_lines(plan: RunPlan) -> list[str]:
+def money_lines(plan: Priced) -> list[str]:
     """Return time, device use, cost, energy, carbon, what comes on top, and when it stops."""
     bill, tariff, estimate = bill_of_plan(plan), plan.tariff, plan.estimate
     seconds = elapsed(estimate)
@@ -80,7 +100,7 @@ def _figure(figure: Figure) -> str:
     return "unknown" if isinstance(figure, Unavailable) else f"{figure:.4g}"
 
 
-def _storage(bill: Bill, plan: RunPlan) -> list[str]:
+def _storage(bill: Bill, plan: Priced) -> list[str]:
     if isinstance(bill.stored_gb, Unavailable):
         return []
     tariff = plan.tariff
@@ -94,7 +114,7 @@ def _storage(bill: Bill, plan: RunPlan) -> list[str]:
     )
 
 
-def _embodied(bill: Bill, plan: RunPlan) -> list[str]:
+def _embodied(bill: Bill, plan: Priced) -> list[str]:
     if isinstance(bill.kg_embodied, Unavailable):
         return []
     return field("", f"- making of the machines: {show_range(bill.kg_embodied, 'kg CO2e')} ({plan.tariff.embodied_source})")
@@ -124,7 +144,7 @@ def _on_top(bill: Bill) -> list[str]:
     return [f"{'on top':<12}" + found[0].strip(), *found[1:]]
 
 
-def _stops(plan: RunPlan) -> list[str]:
+def _stops(plan: Priced) -> list[str]:
     stop, layout = plan.stop, plan.layout
     ends = [f"{show_count(plan.estimate.tokens)} tokens"]
     if stop.max_tokens is not None and stop.max_tokens < plan.num_tokens:
@@ -143,7 +163,7 @@ def _stops(plan: RunPlan) -> list[str]:
     return lines + (field("", f"- {early}") if early else [])
 
 
-def _high_end_over(plan: RunPlan) -> str:
+def _high_end_over(plan: Priced) -> str:
     """Return which limit would end a run as slow or dear as the high end, though the likely one stays within it."""
     bill = bill_of_plan(plan)
     stop = plan.stop

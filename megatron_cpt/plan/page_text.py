@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
+from megatron_cpt.plan.run_plan import RankMemory
 from megatron_cpt.record.unknown import Figure, Range, Unavailable
 
 WIDTH = 80
@@ -56,3 +57,19 @@ def field(label: str, text: str) -> list[str]:
     return textwrap.wrap(
         text, WIDTH, initial_indent=f"{label:<{INDENT}}", subsequent_indent=" " * INDENT, break_long_words=True, break_on_hyphens=False
     )
+
+
+def memory_items(rank: RankMemory) -> str:
+    """Return what a step's peak is made of, and what reading a checkpoint takes where that is more."""
+    parts = {
+        "weights": rank.weights,
+        "gradients": rank.gradients,
+        "optimizer": rank.optimizer,
+        "activations": rank.activations,
+        "logits and loss": rank.logits,
+        "communication": rank.communication,
+        "workspaces": rank.workspaces,
+        "allowance for fragmentation": rank.allowance,
+    }
+    items = ", ".join(f"{name} {show_bytes(value)}" for name, value in parts.items() if value > 0)
+    return items + (f"; reading a checkpoint needs {show_bytes(rank.checkpoint_load)}" if rank.checkpoint_load == rank.total else "")

@@ -57,6 +57,7 @@ def _of_node(gpu: GpuConfig) -> tuple[Range, str]:
             )
             if value is None
         ]
-        return Unavailable(f"set gpu.node_watts_per_device, or {' and '.join(missing)}"), ""
+        of_parts = f", or {' and '.join(missing)}" if rated is not None else ""
+        return Unavailable(f"set gpu.node_watts_per_device{of_parts}"), ""
     watts = Interval(*(rated * share + rest for share in (low, likely, high)))
     return watts, f"{rated:g} W rated x {likely:g} ({low:g} to {high:g}) in training + {rest:g} W for the rest of the node"

@@ -9,7 +9,10 @@ from megatron_cpt.plan.run_plan import Layout
 from megatron_cpt.plan.search import Candidate, SearchResult, overrides_of, why_slower
 from megatron_cpt.record.unknown import Figure, Unavailable
 
-_HEADER = f"{'':4}{'tp x pp x cp x dp':>18} {'chunks':>6} {'ep':>3} {'mbs':>3} {'recompute':>9} {'optimizer':>9} {'GB':>6} {'s/step':>8} {'time':>8} {'USD':>10}"
+_HEADER = (
+    f"{'':4}{'tp x pp x cp x dp':>18} {'chunks':>6} {'ep':>3} {'mbs':>3} {'recompute':>9} {'optimizer':>9}"
+    f" {'GB':>6} {'s/step':>8} {'time':>8} {'USD':>10}"
+)
 
 
 def search_page(found: SearchResult, *, num_steps: int, usd_per_device_hour: Figure, device: str) -> str:

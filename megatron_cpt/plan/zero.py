@@ -36,10 +36,8 @@ def zero_states_bytes(num_params: float, *, num_gpus: int, stage: Stage, states:
     return num_params * (weight + gradient + optimizer)
 
 
-def deepspeed_gpu_bytes(
-    num_params: float, *, largest_module: float, num_gpus: int, stage: Literal[2, 3], offload: Offload = "none"
-) -> float:
-    """Return what DeepSpeed's estimator says of one GPU, mixed precision with Adam.
+def deepspeed_gpu_bytes(num_params: float, *, largest_module: float, num_gpus: int, stage: Stage, offload: Offload = "none") -> float:
+    """Return what DeepSpeed's estimator says of one GPU at stage 2 or 3, mixed precision with Adam.
 
     Stage 2 is the formula of release 0.19, 2 P + 18 P / n; the documentation's figures are of the older `documented_zero2_gpu_bytes`.
     """
@@ -57,7 +55,7 @@ def documented_zero2_gpu_bytes(num_params: float, *, num_gpus: int) -> float:
 
 
 def deepspeed_host_bytes(
-    num_params: float, *, largest_module: float, gpus_per_node: int, num_nodes: int, stage: Literal[2, 3], offload: Offload
+    num_params: float, *, largest_module: float, gpus_per_node: int, num_nodes: int, stage: Stage, offload: Offload
 ) -> float:
     """Return what DeepSpeed's estimator says of one node's host memory, with the weights of stage 3 sharded when they are made."""
     if stage == 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from megatron_cpt.errors import ConfigError, DataError
+
+APPEND_PATIENCE_SECONDS = 10.0  # for another process's append, which takes the milliseconds of one sync
+NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTSUP)  # what file systems say that cannot lock
 
 
 def write_text(path: Path, text: str) -> None:
@@ -66,34 +70,77 @@ def publish_folder(aside: Path, final: Path) -> None:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line and sync it; a torn last line left by a kill is closed first, so no later line is lost."""
-    line = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+    """Append one JSON line and sync it; a torn last line left by a kill is closed first, so no later line is lost.
+
+    The line goes out in one write of a file opened for appending, under a lock where the file system has one. Without a lock (some
+    network file systems) lines of processes of one machine still never mix; of two machines one line may replace another.
+
+    Raises:
+        OSError: the line could not be written as a whole; what was written of it is taken back where the lock is held.
+    """
+    line = (json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n").encode("utf-8")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        size = file.seek(0, os.SEEK_END)
-        if size:
-            file.seek(size - 1)
-            if file.read(1) != b"\n":
-                line = "\n" + line
-        file.write(line.encode("utf-8"))
-        file.flush()
-        os.fsync(file.fileno())
+    is_new = not path.exists()
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        is_locked = _lock_for_append(descriptor)
+        size = os.lseek(descriptor, 0, os.SEEK_END)
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            line = b"\n" + line
+        try:
+            written = os.write(descriptor, line)
+            while written < len(line):  # a disk that is almost full takes a part; the next write says why
+                written += os.write(descriptor, line[written:])
+        except OSError:
+            if is_locked:
+                os.ftruncate(descriptor, size)
+            raise
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)  # and with it the lock
+    if is_new:
+        sync_folder(path.parent)
+
+
+def _lock_for_append(descriptor: int) -> bool:
+    """Lock an open file against other writers; False where the file system has no locks, or a stopped process does not let go."""
+    last_try = time.monotonic() + APPEND_PATIENCE_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= last_try:
+                return False
+            time.sleep(0.002)
+        except OSError as error:
+            if error.errno not in NO_LOCKS_HERE:
+                raise
+            return False
+        else:
+            return True
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the records of a JSON-lines file; a torn line (the mark of a kill) is left out."""
+    return read_lines_and_torn(path)[0]
+
+
+def read_lines_and_torn(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """Return the records of a JSON-lines file, and the numbers (from 1) of the lines that hold none, such as one that a kill tore."""
+    records: list[dict[str, Any]] = []
+    torn: list[int] = []
     if not path.exists():
-        return []
-    records = []
-    for line in path.read_bytes().splitlines():
+        return records, torn
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         try:
-            record = json.loads(line)
+            record = json.loads(line) if line.strip() else None
         except ValueError:
-            continue
+            record = line
         if isinstance(record, dict):
             records.append(record)
-    return records
+        elif record is not None:
+            torn.append(number)
+    return records, torn
 
 
 def require_free_space(folder: Path, num_bytes: int, *, purpose: str) -> None:

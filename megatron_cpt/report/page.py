@@ -6,6 +6,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from megatron_cpt.meter.account import difference_lines
+from megatron_cpt.meter.difference import differences
+from megatron_cpt.meter.ledger import JOULES_PER_KWH
 from megatron_cpt.plan.page import show_duration
 from megatron_cpt.record.store import write_text
 from megatron_cpt.record.unknown import Unavailable, show
@@ -143,9 +146,12 @@ def _bill(records: RunRecords) -> str:
     for total in records.totals:
         states = ", ".join(f"{count} {status}" for status, count in total.num_by_status.items())
         seconds = total.seconds.show("{:.1f}")
-        money, energy = total.usd.show("{:.4g}"), total.joules.show("{:.4g}", 1 / 3.6e6)
-        rows.append((total.stage, states, seconds, _noted(money, notes), _noted(energy, notes)))
-    page = f"<h2>Time, money, energy</h2>{table(('stage', 'attempts', 'seconds', 'USD', 'kWh'), rows, numbers=(2, 3, 4))}"
+        money, energy = total.usd.show("{:.4g}"), total.joules.show("{:.4g}", 1 / JOULES_PER_KWH)
+        hours, site = total.device_seconds.show("{:.4g}", 1 / 3600), total.site_kwh.show("{:.4g}")
+        carbon = total.g_co2e.show("{:.4g}")
+        rows.append((total.stage, states, seconds, *(_noted(text, notes) for text in (hours, money, energy, site, carbon))))
+    head = ("stage", "attempts", "seconds", "device-hours", "USD", "kWh at the meters", "kWh with PUE", "g CO2e")
+    page = f"<h2>Time, money, energy</h2>{table(head, rows, numbers=(2, 3, 4, 5, 6, 7))}"
     page += "".join(f'<p class="soft">[{number}] {escape(note)}</p>' for number, note in enumerate(notes, 1))
     if records.plan:
         estimate = records.plan.estimate
@@ -157,6 +163,9 @@ def _bill(records: RunRecords) -> str:
         )
         page += f"<p>The plan expected for training: time {escape(spread)}; cost {escape(show(estimate.usd, '{:.4g} USD'))}; "
         page += f"energy {escape(show(estimate.kwh, '{:.4g} kWh'))}; carbon {escape(show(estimate.kg_co2e, '{:.4g} kg CO2e'))}.</p>"
+    reasons = difference_lines(differences(records.attempts))
+    if reasons:
+        page += f"<pre>{escape(chr(10).join(line.removeprefix('  ') for line in reasons))}</pre>"
     return page
 
 

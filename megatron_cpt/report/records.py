@@ -10,7 +10,8 @@ from typing import Any
 from megatron_cpt.errors import CptError
 from megatron_cpt.gate.rounds import past_rounds, tried_rounds
 from megatron_cpt.gate.verdict import VERDICT_NAME, Verdict
-from megatron_cpt.meter.totals import AttemptRecord, StageTotals, attempts_of, totals_by_stage
+from megatron_cpt.meter.attempts import AttemptRecord, attempts_of
+from megatron_cpt.meter.totals import StageTotals, totals_by_stage
 from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan
 from megatron_cpt.record.manifest import MANIFEST_NAME, Manifest
 from megatron_cpt.record.store import read_json, read_lines

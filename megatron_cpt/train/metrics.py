@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_cpt.meter.here import boot_id
 from megatron_cpt.record.hashing import canonical_json
 from megatron_cpt.record.store import append_line, read_lines, write_text
 from megatron_cpt.train.state import TrainState
@@ -66,6 +67,8 @@ def attempt_record(
         "step": state.step,
         "attempt_id": attempt_id,
         "time": time.time(),
+        "monotonic": time.monotonic(),
+        "boot_id": boot_id(),
         "elapsed_seconds": elapsed_seconds,
         "source_tokens": dict(zip(sources, state.source_tokens, strict=True)),
         "licence_tokens": tokens_by_licence(licences, state.source_tokens),

@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_cpt.backend import choose
 from megatron_cpt.errors import ConfigError
-from megatron_cpt.launch_ranks import ATTEMPT_VARIABLE, die_with_parent, tie_helpers_to_this_process
+from megatron_cpt.launch_ranks import ATTEMPT_VARIABLE, die_with_parent, metered, tie_helpers_to_this_process
 from megatron_cpt.meter.energy import open_meter
 from megatron_cpt.plan.money import clock_limits
 from megatron_cpt.plan.run_plan import RunPlan
@@ -57,7 +57,7 @@ def run(plan_path: Path, *, evaluate: Evaluate | None) -> int:
     plan, run_dir = RunPlan.load(plan_path), plan_path.resolve().parent.parent
     train_dir = run_dir / "train"
     train_dir.mkdir(parents=True, exist_ok=True)
-    with only_attempt(train_dir), present(train_dir, rank=rank()):
+    with only_attempt(train_dir), present(train_dir, rank=rank()), metered(run_dir, backend=plan.backend):
         return Attempt(plan, run_dir, train_dir, evaluate=evaluate).run()
 
 

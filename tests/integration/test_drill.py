@@ -11,7 +11,8 @@ import pytest
 import yaml
 from line_workspace import copy_prepared, cpt
 
-from megatron_cpt.meter.totals import attempts_of, totals_by_stage
+from megatron_cpt.meter.attempts import attempts_of
+from megatron_cpt.meter.totals import totals_by_stage
 
 
 @pytest.mark.slow

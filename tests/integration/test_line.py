@@ -15,7 +15,8 @@ import pytest
 import torch
 from line_workspace import ROOT, command, copy_prepared, cpt
 
-from megatron_cpt.meter.totals import attempts_of, totals_by_stage
+from megatron_cpt.meter.attempts import attempts_of
+from megatron_cpt.meter.totals import totals_by_stage
 
 
 def test_a_sound_run_is_promoted_and_its_records_hold(workspace: Path) -> None:

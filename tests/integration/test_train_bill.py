@@ -14,8 +14,9 @@ import pytest
 from tiny_run import ROOT, finish, make_layout, make_plan, make_run, step_records
 
 from megatron_cpt.meter.account import account_text
+from megatron_cpt.meter.attempts import attempts_of
 from megatron_cpt.meter.killed import settle
-from megatron_cpt.meter.totals import attempts_of, totals_by_stage
+from megatron_cpt.meter.totals import totals_by_stage
 from megatron_cpt.plan.run_plan import CheckpointPlan
 from megatron_cpt.record.store import read_lines
 

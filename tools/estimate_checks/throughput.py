@@ -42,7 +42,7 @@ def shape_of(layers: int, hidden: int, heads: int, vocabulary: int, length: int,
     return dataclasses.replace(plain, **other)  # type: ignore[arg-type]
 
 
-def _llama(layers: int, hidden: int, heads: int, groups: int, ffn: int, vocabulary: int) -> ModelShape:
+def _llama(layers: int, hidden: int, heads: int, groups: int, *, ffn: int, vocabulary: int) -> ModelShape:
     return shape_of(layers, hidden, heads, vocabulary, 8192, num_query_groups=groups, ffn_hidden_size=ffn, family="llama")
 
 
@@ -52,14 +52,14 @@ def _qwen3(layers: int, hidden: int, heads: int, ffn: int, experts: int) -> Mode
 
 
 MODELS = {
-    "LLAMA3_8B": _llama(32, 4096, 32, 8, 14336, 128256),
-    "LLAMA3_70B": _llama(80, 8192, 64, 8, 28672, 128256),
-    "LLAMA3.1_405B": _llama(126, 16384, 128, 8, 53248, 128256),
-    "LLAMA3-8B": _llama(32, 4096, 32, 8, 14336, 128256),
-    "LLAMA3-70B": _llama(80, 8192, 64, 8, 28672, 128256),
-    "LLAMA2-7B": _llama(32, 4096, 32, 32, 11008, 32000),
-    "LLAMA2-13B": _llama(40, 5120, 40, 40, 13824, 32000),
-    "LLAMA2-70B": _llama(80, 8192, 64, 8, 28672, 32000),
+    "LLAMA3_8B": _llama(32, 4096, 32, 8, ffn=14336, vocabulary=128256),
+    "LLAMA3_70B": _llama(80, 8192, 64, 8, ffn=28672, vocabulary=128256),
+    "LLAMA3.1_405B": _llama(126, 16384, 128, 8, ffn=53248, vocabulary=128256),
+    "LLAMA3-8B": _llama(32, 4096, 32, 8, ffn=14336, vocabulary=128256),
+    "LLAMA3-70B": _llama(80, 8192, 64, 8, ffn=28672, vocabulary=128256),
+    "LLAMA2-7B": _llama(32, 4096, 32, 32, ffn=11008, vocabulary=32000),
+    "LLAMA2-13B": _llama(40, 5120, 40, 40, ffn=13824, vocabulary=32000),
+    "LLAMA2-70B": _llama(80, 8192, 64, 8, ffn=28672, vocabulary=32000),
     "GPT3-175B": shape_of(96, 12288, 96, 51200, 2048),
     "Qwen3_30B_a3B": _qwen3(48, 2048, 32, 768, 128),
     "Qwen3_235B_a22B": _qwen3(94, 4096, 64, 1536, 128),

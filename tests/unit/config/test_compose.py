@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cpt.config.compose import compose, expand_sweep, shipped_conf
+from megatron_cpt.config.compose import compose, expand_sweep
+from megatron_cpt.config.files import shipped_conf
 from megatron_cpt.errors import ConfigError
+from megatron_cpt.line.inputs import plan_settings
 
 EXPERIMENTS = sorted(path.stem for path in (shipped_conf() / "experiment").glob("*.yaml"))
 
@@ -99,3 +101,16 @@ def test_a_sweep_is_the_product_of_its_choices_in_order() -> None:
         ["experiment=tiny", "seed=2", "schedule.peak_lr=0.001"],
         ["experiment=tiny", "seed=2", "schedule.peak_lr=0.0001"],
     ]
+
+
+def test_settings_that_came_later_change_the_inputs_of_a_plan_only_where_they_are_set() -> None:
+    config = compose(["experiment=tiny"])
+    settings = plan_settings(config)
+    assert set(settings["tariff"]) == {  # as plans of the first release recorded them
+        "name", "usd_per_device_hour", "price_source", "pue", "pue_source", "grid_g_co2e_per_kwh", "grid_source",
+    }  # fmt: skip
+    assert set(settings["stop"]) == {"max_hours", "max_usd", "max_kwh", "max_skipped_steps", "spike_factor"}
+    assert "allowance" not in settings
+    config.tariff.grid_region, config.stop.max_tokens, config.allowance.likely = "FRA", 1000, 0.5
+    settings = plan_settings(config)
+    assert (settings["tariff"]["grid_region"], settings["stop"]["max_tokens"], settings["allowance"]["likely"]) == ("FRA", 1000, 0.5)

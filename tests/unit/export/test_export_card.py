@@ -14,7 +14,8 @@ from megatron_cpt.errors import DataError
 from megatron_cpt.export.card import model_card, with_chat
 from megatron_cpt.gate.act import GoodCheckpoint
 from megatron_cpt.gate.verdict import RuleResult, Verdict
-from megatron_cpt.meter.totals import attempts_in, totals_by_stage
+from megatron_cpt.meter.attempts import attempts_in
+from megatron_cpt.meter.totals import totals_by_stage
 from megatron_cpt.plan.derive import derive
 from megatron_cpt.record.unknown import Unavailable
 from tests.unit.plan import plan_examples

@@ -1,15 +1,16 @@
-"""Counters read from a folder laid out as the kernel lays out powercap, and from an NVML that answers as NVIDIA's does."""
+"""CPU counters read from a folder laid out as the kernel lays out powercap, and how the meters of a node and of nodes add up."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from megatron_cpt.meter.energy import NoMeter, NvmlMeter, RaplMeter, open_meter, open_nvml, open_rapl
-from megatron_cpt.record.unknown import Unavailable
+from megatron_cpt.meter.cpu_estimate import estimated_joules
+from megatron_cpt.meter.energy import NodeMeter, NoMeter, Part, expecting, joules_of, merged, open_meter
+from megatron_cpt.meter.rapl import RaplMeter, open_rapl
+from megatron_cpt.record.unknown import Figure, Unavailable
 
 RANGE = 262_143_328_850  # microjoules: the range of a common server package
 
@@ -82,97 +83,47 @@ def test_a_counter_that_vanishes_is_unknown_and_not_what_was_counted_before(tmp_
     assert isinstance(meter.read(), Unavailable)
 
 
-class NVMLError(Exception):
-    pass
-
-
-class Nvml:
-    """Answers NVML's calls for a node of cards; energy in millijoules since the driver was loaded."""
-
-    NVMLError = NVMLError
-
-    def __init__(self, *names: str) -> None:
-        self.names = names
-        self.energy = [1_000_000 * (index + 1) for index in range(len(names))]
-        self.supported = True
-
-    def nvmlInit(self) -> None: ...
-
-    def nvmlDeviceGetCount(self) -> int:
-        return len(self.names)
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
-        return index
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:
-        index = int(uuid.removeprefix("GPU-"))
-        if index >= len(self.names):
-            raise NVMLError("Not Found")
-        return index
-
-    def nvmlDeviceGetName(self, handle: int) -> str:
-        return self.names[handle]
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:
-        if not self.supported:
-            raise NVMLError("Not Supported")
-        return self.energy[handle]
-
-
-H100 = ("NVIDIA H100 80GB HBM3",) * 4
-
-
-@pytest.mark.parametrize(
-    ("environment", "joules"),
-    [
-        ({}, 10.0),
-        ({"CUDA_VISIBLE_DEVICES": "1,3"}, 6.0),
-        ({"CUDA_VISIBLE_DEVICES": "GPU-2"}, 3.0),
-        ({"CUDA_VISIBLE_DEVICES": "0,-1,2"}, 1.0),
-    ],
-)
-def test_only_the_visible_gpus_are_counted_in_joules(environment: dict[str, str], joules: float) -> None:
-    nvml = Nvml(*H100)
-    meter = open_nvml(nvml=nvml, environment=environment)
-    assert isinstance(meter, NvmlMeter)
-    nvml.energy = [value + 1000 * (index + 1) for index, value in enumerate(nvml.energy)]
-    assert meter.read() == joules
-
-
-def no_support(nvml: Nvml) -> None:
-    nvml.supported = False
-
-
-@pytest.mark.parametrize(
-    ("names", "environment", "prepare", "reason"),
-    [
-        (H100, {"CUDA_VISIBLE_DEVICES": "MIG-1a2b"}, None, "MIG"),
-        (H100, {"CUDA_VISIBLE_DEVICES": ""}, None, "no GPU is visible"),
-        (H100, {"CUDA_VISIBLE_DEVICES": "GPU-9"}, None, "Not Found"),
-        (H100, {}, no_support, "Not Supported"),
-        (("A100", "T4"), {"CUDA_VISIBLE_DEVICES": "0"}, None, "CUDA_DEVICE_ORDER"),
-    ],
-)
-def test_what_nvml_cannot_tell_is_unknown_with_its_reason(
-    names: tuple[str, ...], environment: dict[str, str], prepare: Any, reason: str
-) -> None:
-    nvml = Nvml(*names)
-    if prepare:
-        prepare(nvml)
-    found = open_nvml(nvml=nvml, environment=environment)
-    assert isinstance(found, NoMeter)
-    assert reason in found.reason
-
-
-def test_a_reloaded_driver_makes_the_energy_unknown_and_never_negative() -> None:
-    nvml = Nvml(*H100)
-    meter = open_nvml(nvml=nvml, environment={})
-    nvml.energy[2] = 5
-    assert isinstance(meter.read(), Unavailable)
-
-
 def test_the_meter_of_this_machine_gives_a_figure_or_a_reason() -> None:
     for backend in ("cpu", "cuda"):
         found = open_meter(backend).read()
         assert (isinstance(found, Unavailable) and found.reason) or (isinstance(found, float | int) and found >= 0)
     assert isinstance(open_meter("cpu"), RaplMeter | NoMeter)
+
+
+class OneGpu:
+    """A meter of a GPU whose CPU part is another meter's."""
+
+    scope = "a GPU"
+
+    def __init__(self, measured: int) -> None:
+        self.measured = measured
+
+    def parts(self) -> tuple[Part, ...]:
+        return (Part("gpu", 100.0 * self.measured, self.measured, 1, "counter", reasons=() if self.measured else ("no counter",)),)
+
+    def read(self) -> Figure:
+        return joules_of(self.parts(), kind="gpu")
+
+
+def test_a_node_adds_its_cpu_to_its_gpus_and_a_cpu_alone_does_not_pass_for_them(tmp_path: Path) -> None:
+    zone(tmp_path, "intel-rapl:0", "package-0", 0)
+    rapl = open_rapl(tmp_path)
+    set_energy(tmp_path, "intel-rapl:0", 7_000_000)
+    assert NodeMeter([OneGpu(1), rapl]).read() == 107.0
+    assert NodeMeter([OneGpu(1), NoMeter("root only")]).read() == 100.0  # as its scope says
+    assert "no CPU (root only)" in NodeMeter([OneGpu(1), NoMeter("root only")]).scope
+    assert NodeMeter([OneGpu(0), rapl]).read() == Unavailable("no counter")
+
+
+def test_two_nodes_add_up_and_a_silent_third_stays_visible() -> None:
+    nodes = [Part("gpu", 40.0, 8, 8, "NVML"), Part("gpu", 30.0, 6, 8, "NVML", reasons=("GPU is lost",)), Part("cpu", 5.0, 1, 1, "RAPL")]
+    gpu, cpu = expecting(merged(nodes), kind="gpu", num_devices=24)
+    assert (gpu.joules, gpu.measured, gpu.of, gpu.reasons) == (70.0, 14, 24, ("GPU is lost", "8 GPUs have no meter's word"))
+    assert (cpu.joules, cpu.measured, cpu.of) == (5.0, 1, 1)
+
+
+def test_the_cpu_estimate_follows_its_stated_watts() -> None:
+    # 2 threads for 100 s, busy for 150 s of CPU time together: 2 x 100 x 0.74 + 150 x (3.5 - 0.74) = 148 + 414 J
+    assert estimated_joules(seconds=100.0, busy_seconds=150.0, threads=2) == pytest.approx(562.0)
+    # fully busy: 2 x 100 x 3.5
+    assert estimated_joules(seconds=100.0, busy_seconds=200.0, threads=2) == pytest.approx(700.0)

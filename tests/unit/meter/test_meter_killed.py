@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from megatron_cpt.meter.account import account_text
+from megatron_cpt.meter.attempts import attempts_in, attempts_of
+from megatron_cpt.meter.here import process_start
 from megatron_cpt.meter.killed import consumption_of, recovered_lines, settle
-from megatron_cpt.meter.ledger import attempt, process_start
-from megatron_cpt.meter.totals import attempts_in, attempts_of, totals_by_stage
+from megatron_cpt.meter.ledger import attempt
+from megatron_cpt.meter.totals import totals_by_stage
 from megatron_cpt.record.store import append_line, read_lines
 from megatron_cpt.record.unknown import Unavailable
 

@@ -15,11 +15,13 @@ from pathlib import Path
 import pytest
 
 from megatron_cpt.errors import BudgetReached, DataError, RolledBack, Stopped
-from megatron_cpt.meter.account import account_csv, account_text
-from megatron_cpt.meter.energy import NoMeter
-from megatron_cpt.meter.ledger import Planned, attempt
-from megatron_cpt.meter.totals import attempts_in, attempts_of, totals_by_stage
-from megatron_cpt.record.store import append_line, read_lines
+from megatron_cpt.meter.account import account_text
+from megatron_cpt.meter.account_tables import account_csv
+from megatron_cpt.meter.attempts import attempts_in, attempts_of
+from megatron_cpt.meter.energy import NoMeter, Part
+from megatron_cpt.meter.ledger import attempt
+from megatron_cpt.meter.totals import totals_by, totals_by_stage
+from megatron_cpt.record.store import read_lines
 from megatron_cpt.record.unknown import Figure, Unavailable
 
 ROOT = Path(__file__).parents[3]
@@ -27,6 +29,9 @@ ROOT = Path(__file__).parents[3]
 
 class TenJoules:
     scope = "a test"
+
+    def parts(self) -> tuple[Part, ...]:
+        return (Part("cpu", 10.0, 1, 1, "a test"),)
 
     def read(self) -> Figure:
         return 10.0
@@ -172,31 +177,10 @@ def test_the_account_shows_planned_beside_actual() -> None:
 
 
 def test_the_csv_leaves_an_unknown_field_empty_and_gives_the_reason() -> None:
-    rows = list(csv.DictReader(io.StringIO(account_csv([("r", totals_by_stage(attempts_in(LINES)))]))))
+    rows = list(csv.DictReader(io.StringIO(account_csv(["stage"], totals_by(attempts_in(LINES), ["stage"])))))
     assert [(row["stage"], row["kwh"], row["usd"], row["kwh_known"]) for row in rows] == [
         ("train", "1", "4", "1/2"),
         ("eval", "", "", "0/1"),
-        ("all stages", "1", "4", "1/3"),
     ]
     assert rows[1]["unknown_because"] == "no meter; no price"
-
-
-def test_the_tool_prints_totals_of_a_real_ledger_and_refuses_a_folder_without_one(tmp_path: Path) -> None:
-    with attempt(tmp_path, "train", num_ranks=1, usd_per_device_hour=1.0, planned=Planned(1.0, 5, Unavailable("x"), 2.0)):
-        pass
-    append_line(tmp_path / "ledger.jsonl", {"kind": "event", "event": "rollback"})
-
-    def tool(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(ROOT / "tools/account.py"), *arguments], capture_output=True, text=True, check=False,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-
-    answer = tool(str(tmp_path))
-    assert answer.returncode == 0
-    assert "train: 1 finished" in answer.stdout
-    assert "all stages: 1 finished" in answer.stdout
-    assert tool("--csv", str(tmp_path)).stdout.count("\n") == 3
-    missing = tool(str(tmp_path / "nowhere"))
-    assert missing.returncode == 2
-    assert "no ledger.jsonl" in missing.stderr
+    assert rows[1]["usd"] == rows[1]["g_co2e"] == ""

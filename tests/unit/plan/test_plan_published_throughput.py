@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
 
-from estimate_checks import Check, Group, throughput  # noqa: E402
+from estimate_checks import Check, Group, throughput
 
 GROUP: Group = throughput.group()
 

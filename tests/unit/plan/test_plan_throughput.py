@@ -9,7 +9,7 @@ from plan_examples import LLAMA2_7B, LLAMA2_13B, LLAMA3_8B, LLAMA3_70B, LLAMA31_
 
 from megatron_cpt.errors import ConfigError
 from megatron_cpt.plan.model_shape import ModelShape
-from megatron_cpt.plan.run_plan import Interval
+from megatron_cpt.record.unknown import Interval
 from megatron_cpt.plan.throughput import flops_per_token, model_flops_utilization, training_seconds
 from megatron_cpt.record.unknown import Unavailable
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_cpt.plan.run_plan import Interval
+from megatron_cpt.record.unknown import Interval
 from megatron_cpt.plan.utilization import (
     checkpoint_interval_seconds,
     comparable_runs,
