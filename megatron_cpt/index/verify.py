@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from megatron_cpt.errors import DataError
 from megatron_cpt.index.encode import Document
 from megatron_cpt.index.format import Index, open_index
+from megatron_cpt.record.tokenizer_file import normal_form
 
 CHUNK_TOKENS = 1 << 22
 SAMPLE_EVERY = 50  # decode every 50th document, and the first ones
@@ -55,13 +56,13 @@ def compare_texts(index: Index, tokenizer: Tokenizer, documents: Iterable[Docume
     Raises:
         DataError: a decoded document differs.
     """
-    normalise = tokenizer.normalizer.normalize_str if tokenizer.normalizer else str
+    wanted = normal_form(tokenizer)
     compared = 0
     for number, document in enumerate(documents):
         if number >= SAMPLE_FIRST and number % SAMPLE_EVERY:
             continue
         back = tokenizer.decode(index.document(number)[:-1].tolist(), skip_special_tokens=False)
-        if back != normalise(document.text):
+        if back != wanted(document.text):
             raise DataError("A document does not decode to its text.", where=f"{index.prefix}, document {document.name!r}")
         compared += 1
     return compared

@@ -17,10 +17,12 @@ from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan
 from megatron_cpt.record.hashing import sha256_plain
 from megatron_cpt.record.manifest import MANIFEST_NAME, StageResult
 from megatron_cpt.record.store import require_free_space, write_text
+from megatron_cpt.record.vocab_contract import check_vocab
 from megatron_cpt.stage_names import STAGES
 
 
 def export_body(run: Run, result: StageResult, _: Attempt) -> None:
+    check_vocab(run.of("vocab"), expected=run.plan.vocab)
     verdict = Verdict.load(run.of("gate") / VERDICT_NAME)
     good = GoodCheckpoint.load(run.folder)
     if verdict.decision != "promote" or good.verdict_sha256 != verdict.fingerprint:

@@ -12,7 +12,7 @@ from megatron_cpt.errors import DataError
 from megatron_cpt.line.run import Run
 from megatron_cpt.plan.benches import bench_inputs
 from megatron_cpt.plan.model_shape import ModelShape
-from megatron_cpt.record.hashing import sha256_file
+from megatron_cpt.record.hashing import sha256_file, sha256_plain
 from megatron_cpt.record.manifest import MANIFEST_NAME
 from megatron_cpt.record.typed import to_plain
 from megatron_cpt.record.vocab_layout import FITTED_ROWS
@@ -27,17 +27,25 @@ def corpus_inputs(run: Run) -> dict[str, Any]:
 
 def vocab_inputs(run: Run) -> dict[str, Any]:
     ModelShape.from_hf_folder(run.base_folder)
-    tokenizer = run.base_folder / "tokenizer.json"
-    if not tokenizer.is_file():
-        raise DataError("The base model has no tokenizer.json.", where=run.base_folder, rule="a byte-level BPE tokenizer.json")
+    base = {
+        key: sha256_file(run.base_folder / name)
+        for key, name in (("base_tokenizer_sha256", "tokenizer.json"), ("base_sentencepiece_sha256", "tokenizer.model"))
+        if (run.base_folder / name).is_file()
+    }
+    older = [run.base_folder / name for name in ("vocab.json", "merges.txt")]
+    if not base and all(path.is_file() for path in older):
+        base["base_tokenizer_sha256"] = sha256_plain({path.name: sha256_file(path) for path in older})
+    if not base:
+        raise DataError("The base model has no tokenizer.", where=run.base_folder, rule="tokenizer.json or tokenizer.model")
     settings = {key: value for key, value in asdict(run.config.tokenizer).items() if key != "row_init"}
-    for key, default in (("terms", ""), ("compare", asdict(CompareConfig()))):  # a stage from before they existed keeps its inputs
+    for key, default in (("terms", ""), ("max_drift", 0.0), ("compare", asdict(CompareConfig()))):
+        # a stage from before they existed keeps its inputs
         if settings[key] == default:
             del settings[key]
     if run.config.tokenizer.terms:
         terms = Path(run.config.tokenizer.terms)
         settings["terms"] = sha256_file(terms) if terms.is_file() else "missing"
-    return {**run.fingerprints("corpus"), "tokenizer": settings, "base_tokenizer_sha256": sha256_file(tokenizer)}
+    return {**run.fingerprints("corpus"), "tokenizer": settings, **base}
 
 
 def index_inputs(run: Run) -> dict[str, Any]:

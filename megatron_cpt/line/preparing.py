@@ -6,17 +6,19 @@ import os
 from pathlib import Path
 from typing import Any
 
+from megatron_cpt.errors import ConfigError
 from megatron_cpt.gate.rounds import earlier_of
 from megatron_cpt.launch_ranks import run_in_child
 from megatron_cpt.line.run import Run, indented, threads_of_this_host
 from megatron_cpt.meter.ledger import Attempt
 from megatron_cpt.plan.benches import copy_benches, read_benches
+from megatron_cpt.plan.checks import padding_problem
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.page import page
 from megatron_cpt.record.manifest import StageResult
-from megatron_cpt.record.store import read_json, require_free_space, write_json, write_text
-from megatron_cpt.record.typed import from_plain
-from megatron_cpt.record.vocab_layout import FITTED_ROWS, VocabLayout
+from megatron_cpt.record.store import require_free_space, write_json, write_text
+from megatron_cpt.record.vocab_contract import check_vocab, read_layout
+from megatron_cpt.record.vocab_layout import FITTED_ROWS
 
 BASE_RECORD = "base.json"
 
@@ -31,6 +33,9 @@ def vocab_body(run: Run, result: StageResult, _: Attempt) -> None:
     from megatron_cpt.line.economy import prospect_of  # noqa: PLC0415
     from megatron_cpt.vocab.build import build_vocab  # noqa: PLC0415
 
+    problem = padding_problem(run.config)
+    if problem:
+        raise ConfigError(problem, where="tokenizer.pad_rows_to_multiple")
     build_vocab(
         result,
         settings=run.config.tokenizer,
@@ -52,6 +57,7 @@ def index_body(run: Run, result: StageResult, entry: Attempt) -> None:
 
 
 def init_body(run: Run, result: StageResult, _: Attempt) -> None:
+    check_vocab(run.of("vocab"))
     size = sum(path.stat().st_size for path in run.base_folder.glob("*.safetensors"))
     require_free_space(run.folder, 2 * size, purpose="the initial checkpoint")
     result.facts = run_in_child(
@@ -86,7 +92,7 @@ def plan_body(run: Run, result: StageResult, _: Attempt) -> None:
     from megatron_cpt.plan.calibrate import measure_host  # noqa: PLC0415
     from megatron_cpt.plan.derive import derive  # noqa: PLC0415
 
-    layout_path = run.of("vocab") / "vocab_layout.json"
+    vocab = check_vocab(run.of("vocab"))
     benches = read_benches(run.config)
     now = run.round
     plan = derive(
@@ -95,7 +101,7 @@ def plan_body(run: Run, result: StageResult, _: Attempt) -> None:
         index_facts=run.manifest("index").facts,
         corpus_facts=run.manifest("corpus").facts,
         shape=ModelShape.from_hf_folder(run.base_folder),
-        vocab=from_plain(VocabLayout, read_json(layout_path), where=layout_path),
+        vocab=vocab,
         identity=run.fingerprints("corpus", "vocab", "index", "init"),
         host=measure_host(run.config.cluster),
         benches=benches,
@@ -134,7 +140,7 @@ def _initialise_in_child(
 
     torch.set_num_threads(threads)
     result = StageResult(folder)
-    vocab = from_plain(VocabLayout, read_json(vocab_folder / "vocab_layout.json"), where=vocab_folder / "vocab_layout.json")
+    vocab = read_layout(vocab_folder)
     count = num_windows(vocab.num_ids - vocab.num_base_ids) if domain_prefixes else 0
     windows = sample_windows(domain_prefixes, num_windows=count, window_tokens=WINDOW_TOKENS, seed=seed)
     initialise(result, base_folder=base_folder, vocab_folder=vocab_folder, row_init=row_init, backend=chosen, domain_windows=windows)

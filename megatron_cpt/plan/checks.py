@@ -148,6 +148,21 @@ def sizes_are_positive(config: ExperimentConfig) -> bool:
     return all(value >= 1 for value in size_keys(config).values())
 
 
+def padding_advice(multiple: int, tensor: int) -> str:
+    return f"tokenizer.pad_rows_to_multiple={math.lcm(multiple, tensor)}"
+
+
+def padding_problem(config: ExperimentConfig) -> str | None:
+    """Say why the vocabulary's padding does not fit the tensor ranks of this configuration, before any row is made; None where it does."""
+    multiple, tensor = config.tokenizer.pad_rows_to_multiple, config.parallel.tensor
+    if tensor < 1 or multiple < 1 or multiple % tensor == 0:
+        return None
+    return (
+        f"tokenizer.pad_rows_to_multiple={multiple} is no multiple of parallel.tensor={tensor}, so the rows may not divide over the ranks. "
+        f"Set {padding_advice(multiple, tensor)}."
+    )
+
+
 def layout_problems(config: ExperimentConfig, shape: ModelShape, vocab: VocabLayout) -> list[str]:
     """Check that the model divides by the tensor and pipeline degrees, and the ranks and the batch by what they leave over."""
     parallel, cluster = config.parallel, config.cluster
@@ -157,9 +172,14 @@ def layout_problems(config: ExperimentConfig, shape: ModelShape, vocab: VocabLay
         "the model's attention heads": shape.num_attention_heads,
         "the model's key/value heads": shape.num_query_groups,
         "the model's ffn_hidden_size": shape.ffn_hidden_size,
-        "the padded vocabulary rows": vocab.num_padded_rows,
     }
-    legal = ", ".join(map(str, divisors(*split.values())))
+    rows = vocab.num_padded_rows
+    legal = ", ".join(map(str, divisors(*split.values(), rows)))
+    if rows % tensor:
+        problems.append(
+            f"parallel.tensor={tensor} does not divide the padded vocabulary rows ({rows}), fixed by the vocab stage. Use one of: {legal}; "
+            f"or set {padding_advice(config.tokenizer.pad_rows_to_multiple, tensor)} under a new run_name."
+        )
     problems += [
         f"parallel.tensor={tensor} does not divide {what} ({size}). Use one of: {legal}." for what, size in split.items() if size % tensor
     ]

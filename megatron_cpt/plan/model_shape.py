@@ -71,7 +71,7 @@ class ModelShape:
             raise CheckpointError(
                 "The base model folder is not a Hugging Face folder.",
                 where=folder,
-                rule="it holds config.json, tokenizer.json and *.safetensors",
+                rule="it holds config.json, tokenizer.json or tokenizer.model, and *.safetensors",
                 next_step="Set model.path to such a folder; `make samples` makes the one of the quickstart.",
             )
         try:

@@ -18,6 +18,7 @@ from megatron_cpt.plan.run_plan import RunPlan
 from megatron_cpt.record.manifest import Manifest
 from megatron_cpt.record.store import read_json, read_lines
 from megatron_cpt.record.unknown import Figure, Unavailable
+from megatron_cpt.record.vocab_contract import check_vocab
 from megatron_cpt.train import hooks as hook
 from megatron_cpt.train.forgetting import Scores, forgetting_record, warn_of
 from megatron_cpt.train.instruments import Instruments, process_memory
@@ -233,13 +234,15 @@ class Attempt:
         return record
 
     def _check_inputs(self) -> None:
-        """Refuse an index that is not the one that the plan was made for; the initial weights are checked when loaded."""
+        """Refuse a vocabulary or an index that is not the one that the plan was made for; the initial weights are checked when loaded."""
         if self._plan.gate.limits and not (self._run_dir / "baseline" / "eval.json").exists():
             raise ConfigError(
                 "The plan has hard limits against the frozen base, and the base was not scored.",
                 where=self._run_dir / "baseline" / "eval.json",
                 next_step="Run: megatron-cpt run --only baseline ...",
             )
+        if "vocab" in self._plan.identity:
+            check_vocab(self._run_dir / "vocab", expected=self._plan.vocab)
         wanted = self._plan.identity.get("index")
         if wanted is None:
             return

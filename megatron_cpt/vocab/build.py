@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,25 +17,38 @@ from megatron_cpt.record.hashing import sha256_file
 from megatron_cpt.record.manifest import StageResult
 from megatron_cpt.record.store import write_json, write_text
 from megatron_cpt.record.typed import to_plain
+from megatron_cpt.record.vocab_contract import (
+    BASE_TOKENIZER,
+    LAYOUT_NAME,
+    PROBE_NAME,
+    TOKENIZER_NAME,
+    Check,
+    Drift,
+    Probe,
+    probe_of,
+    write_contract,
+)
 from megatron_cpt.record.vocab_layout import VocabLayout, padded_rows
 from megatron_cpt.vocab import contract
 from megatron_cpt.vocab.advice import advice
 from megatron_cpt.vocab.base import BaseTokenizer, load_base, read_object, separator_id, tokenizer_from
-from megatron_cpt.vocab.byte_level import is_utf8, readable
+from megatron_cpt.vocab.byte_level import readable
 from megatron_cpt.vocab.compare import check_compare, gain_curve, side_by_side, tokens_against, train_candidates
 from megatron_cpt.vocab.documents import SIDES, names_with_role, num_bytes, sampled
 from megatron_cpt.vocab.extend import extended_data, write_tokenizer
+from megatron_cpt.vocab.facts import Economy, economy_of, facts_of, say_result
+from megatron_cpt.vocab.family import Family
+from megatron_cpt.vocab.forced import Outcome, check_room, remarks
 from megatron_cpt.vocab.measure import vocabulary_of
-from megatron_cpt.vocab.merges import Merge, count_words, learn_merges, neighbour_pairs
+from megatron_cpt.vocab.merges import Merge, learn_merges
 from megatron_cpt.vocab.report import report_markdown
 from megatron_cpt.vocab.report_page import report_page
-from megatron_cpt.vocab.terms import read_terms
+from megatron_cpt.vocab.terms import Terms, read_terms
 
 CHECK_BYTES = 2_000_000  # round trips and held-out figures are taken on at most this much of each role
 GAIN_BEYOND = 2  # the gain curve goes on to this multiple of the size asked for
 
 Texts = Callable[[], Iterator[str]]
-Economy = Callable[..., dict[str, Any]]  # num_new_rows, num_base_rows, num_padded_rows, domain_ratio, general_ratio
 
 
 def build_vocab(
@@ -75,26 +89,38 @@ def build_vocab(
         return lambda: sampled(corpus_folder, corpus_facts, names, sides=sides, max_bytes=max_bytes)
 
     merges: list[Merge] = []
+    outcomes: list[Outcome] = []
     gain: dict[str, Any] | None = None
     if settings.num_new_pieces:
-        merges, gain = choose_merges(
-            base, settings, take(domain, ("train",), settings.sample_bytes), take(general, SIDES, settings.sample_bytes), say
+        merges, outcomes, gain = choose_merges(
+            base,
+            settings,
+            terms,
+            domain=take(domain, ("train",), settings.sample_bytes),
+            general=take(general, SIDES, settings.sample_bytes),
+            say=say,
         )
     folder = result.folder / "tokenizer"
-    write_tokenizer(folder, base, extended_data(base, merges) if merges else None)
+    write_tokenizer(folder, base, extended_data(base, merges) if merges else None, merges)
+    if not (base.folder / "tokenizer.json").is_file():
+        write_text(result.folder / BASE_TOKENIZER, json.dumps(base.data, ensure_ascii=False, indent=2))
     tokenizer = tokenizer_from(read_object(folder / "tokenizer.json"), where=folder / "tokenizer.json")
     layout = layout_of(base, merges, separator, settings.pad_rows_to_multiple, sha256_file(folder / "tokenizer.json"))
-    write_json(result.folder / "vocab_layout.json", to_plain(layout))
-    pieces = describe_pieces(merges, base.num_rows)
+    write_json(result.folder / LAYOUT_NAME, to_plain(layout))
+    pieces = describe_pieces(merges, base.num_rows, base.family)
     write_text(result.folder / "new_pieces.jsonl", "".join(map(one_line, pieces)))
+    if terms is not None:
+        write_text(result.folder / "terms.jsonl", "".join(one_line(asdict(outcome)) for outcome in outcomes))
 
     held_out = {role: take(names, ("test",), CHECK_BYTES) for role, names in (("domain", domain), ("general", general))}
     say("vocab: proving the contract")
-    checks = prove(base, tokenizer, merges, folder, general=take(general, SIDES, settings.sample_bytes), held_out=held_out)
+    checks, drift, probe = prove(
+        base, tokenizer, merges, result.folder, settings, general=take(general, SIDES, settings.sample_bytes), held_out=held_out
+    )
     contract.refuse_broken(checks)
-    write_json(result.folder / "contract.json", {"checks": [asdict(check) for check in checks]})
+    write_contract(result.folder, layout, probe=probe, drift=drift, checks=checks)
 
-    candidates, remarks = train_candidates(
+    candidates, remarks_on_them = train_candidates(
         settings.compare,
         take(domain, ("train",), settings.compare.sample_bytes),
         result.folder,
@@ -108,7 +134,7 @@ def build_vocab(
         **{candidate.name: candidate.vocabulary for candidate in candidates},
     }
     fits, on_terms = side_by_side(vocabularies, held_out, terms)
-    report: dict[str, Any] = {**fits, "comparison": remarks, "terms": on_terms, "gain": gain}
+    report: dict[str, Any] = {**fits, "comparison": remarks_on_them, "terms": on_terms, "gain": gain}
     report["economy"] = economy_of(economy, fits, base, layout, settings)
     domain_ratio = tokens_against(fits["domain"], "extended")
     saving = None if domain_ratio is None else 1.0 - domain_ratio
@@ -118,6 +144,9 @@ def build_vocab(
     write_text(result.folder / "report.md", report_markdown(report, checks, pieces))
     write_text(result.folder / "report.html", report_page(report, checks, pieces))
     result.facts.update(facts_of(base, layout, merges, report, saving=saving, num_clauses=len(checks)))
+    result.facts["general_drift"] = to_plain(drift)
+    if outcomes:
+        result.facts["terms"] = dict(Counter(outcome.outcome for outcome in outcomes))
     say_result(result.facts, say)
 
 
@@ -128,40 +157,51 @@ def check_settings(settings: TokenizerConfig) -> None:
             raise ConfigError(
                 f"tokenizer.{key} is not usable.", where=f"tokenizer.{key}", value=value, rule=f"a whole number from {least} on"
             )
+    if isinstance(settings.max_drift, bool) or not isinstance(settings.max_drift, int | float) or not 0 <= settings.max_drift < 1:
+        raise ConfigError(
+            "tokenizer.max_drift is not usable.", where="tokenizer.max_drift", value=settings.max_drift, rule="a share from 0 to below 1"
+        )
+    if settings.terms and not settings.num_new_pieces:
+        raise ConfigError(
+            "Terms are given, but no new pieces are asked for.",
+            where="tokenizer.terms",
+            next_step="Set tokenizer.num_new_pieces, or unset tokenizer.terms.",
+        )
     check_compare(settings.compare)
 
 
-def economy_of(
-    economy: Economy | None, fits: dict[str, Any], base: BaseTokenizer, layout: VocabLayout, settings: TokenizerConfig
-) -> dict[str, Any] | None:
-    """Return the break-even; None without new rows, without domain text to measure on or without a model."""
-    domain_ratio = tokens_against(fits["domain"], "extended")
-    if economy is None or domain_ratio is None or layout.num_ids == base.num_rows:
-        return None
-    return economy(
-        num_new_rows=layout.num_ids - base.num_rows,
-        num_base_rows=padded_rows(base.num_rows, multiple=settings.pad_rows_to_multiple),
-        num_padded_rows=layout.num_padded_rows,
-        domain_ratio=domain_ratio,
-        general_ratio=tokens_against(fits["general"], "extended") or 1.0,
-    )
-
-
 def choose_merges(
-    base: BaseTokenizer, settings: TokenizerConfig, domain: Texts, general: Texts, say: Callable[[str], None]
-) -> tuple[list[Merge], dict[str, Any]]:
-    """Return the merges to append, and the curve of what they and as many more save.
+    base: BaseTokenizer, settings: TokenizerConfig, terms: Terms | None, *, domain: Texts, general: Texts, say: Callable[[str], None]
+) -> tuple[list[Merge], list[Outcome], dict[str, Any]]:
+    """Return the merges to append, those of the user's terms first, what became of each term, and the curve of what they and more save.
 
     Raises:
-        DataError: the domain text gives fewer than were asked for; it says how many.
+        DataError: the domain text gives fewer than were asked for, or the terms need more; it says how many.
     """
-    forbidden, num_documents, size = neighbour_pairs(base.tokenizer, general())
-    say(f"vocab: {forbidden.size:,} neighbour pairs of {num_documents:,} general documents ({size / 1e6:.1f} MB) are barred from merging")
-    table = count_words(base.tokenizer, domain())
+    barred = base.family.barred(base.tokenizer, general())
+    of_size = f"{barred.num_documents:,} general documents ({barred.num_bytes / 1e6:.1f} MB)"
+    say(f"vocab: {barred.num_barred:,} neighbour pairs of {of_size} are barred from merging")
+    table = base.family.words(base.tokenizer, domain())
     say(f"vocab: learning {settings.num_new_pieces:,} merges from {table.num_tokens:,} base tokens of domain text")
     names = {number: piece for piece, number in base.tokenizer.get_vocab(with_added_tokens=True).items()}
+    chains: list[Merge] = []
+    outcomes: list[Outcome] = []
+    if terms is not None:
+        chains, outcomes = base.family.force(
+            base.tokenizer, terms.terms, first_new_id=base.num_rows, barred=barred, domain=domain, general=general,
+            max_share=settings.max_drift,
+        )  # fmt: skip
+        check_room(chains, outcomes, settings.num_new_pieces)
+        for line in (*terms.remarks, *remarks(outcomes)):
+            say(f"vocab: {line}")
     learned = learn_merges(
-        table, num_pieces=GAIN_BEYOND * settings.num_new_pieces, first_new_id=base.num_rows, pieces=names, forbidden=forbidden
+        table,
+        num_pieces=GAIN_BEYOND * settings.num_new_pieces,
+        first_new_id=base.num_rows,
+        pieces=names,
+        forbidden=barred.pairs,
+        refuses=base.family.refuses(barred),
+        first=chains,
     )
     merges = learned[: settings.num_new_pieces]
     if len(merges) < settings.num_new_pieces:
@@ -172,7 +212,8 @@ def choose_merges(
             rule=f"at most {len(merges)}: a piece stands at least twice in domain text, and its parts never side by side in general text",
             next_step=f"Set tokenizer.num_new_pieces={len(merges)} or less, or add domain text.",
         )
-    return merges, gain_curve([merge.count for merge in learned], sample_tokens=table.num_tokens, asked=settings.num_new_pieces)
+    gain = gain_curve([merge.count for merge in learned], sample_tokens=table.num_tokens, asked=settings.num_new_pieces)
+    return merges, outcomes, gain
 
 
 def layout_of(base: BaseTokenizer, merges: list[Merge], separator: int, multiple: int, tokenizer_sha256: str) -> VocabLayout:
@@ -181,18 +222,16 @@ def layout_of(base: BaseTokenizer, merges: list[Merge], separator: int, multiple
     return VocabLayout(base.num_rows, num_ids, padded_rows(num_ids, multiple=multiple), separator, tokenizer_sha256)
 
 
-def describe_pieces(merges: list[Merge], num_base_ids: int) -> list[dict[str, Any]]:
+def describe_pieces(merges: list[Merge], num_base_ids: int, family: Family) -> list[dict[str, Any]]:
     """Return per new piece its text, its two parts and the base ids that it replaces."""
     base_ids: dict[int, list[int]] = {}
     described = []
     for merge in merges:
-        base_ids[merge.new_id] = [
-            number for part in (merge.left, merge.right) for number in ([part] if part < num_base_ids else base_ids[part])
-        ]
+        base_ids[merge.new_id] = [number for part in merge.parts for number in ([part] if part < num_base_ids else base_ids[part])]
         described.append(
             {
-                "id": merge.new_id, "piece": readable(contract.new_piece_bytes(merge)), "left": merge.left, "right": merge.right,
-                "base_ids": base_ids[merge.new_id], "count": merge.count,
+                "id": merge.new_id, "piece": readable(contract.new_piece_bytes(family, merge)), "left": merge.left, "right": merge.right,
+                "base_ids": base_ids[merge.new_id], "count": merge.count, **({"forced": True} if merge.forced else {}),
             }
         )  # fmt: skip
     return described
@@ -207,59 +246,35 @@ def one_line(piece: dict[str, Any]) -> str:
 
 
 def prove(
-    base: BaseTokenizer, tokenizer: Tokenizer, merges: list[Merge], folder: Path, *, general: Texts, held_out: dict[str, Texts]
-) -> list[contract.Check]:
-    return [
+    base: BaseTokenizer,
+    tokenizer: Tokenizer,
+    merges: list[Merge],
+    folder: Path,
+    settings: TokenizerConfig,
+    *,
+    general: Texts,
+    held_out: dict[str, Texts],
+) -> tuple[list[Check], Drift, Probe]:
+    """Return every clause with its result, the drift of general text, and the probe, which is written to `folder` for the reload."""
+    data = read_object(folder / TOKENIZER_NAME)
+    same_ids, drift = contract.drifting(base, tokenizer, general(), max_share=float(settings.max_drift))
+    probe = probe_of(tokenizer, contract.probe_texts(held_out["domain"](), held_out["general"]()))
+    write_json(folder / PROBE_NAME, to_plain(probe))
+    older = contract.older_files_agree(folder, data, probe)
+    forms = contract.forms_agree(base, folder / "tokenizer", tokenizer, [held_out["domain"](), held_out["general"]()])
+    checks = [
         contract.changed_ids(base, tokenizer),
-        contract.drifting(base, tokenizer, general()),
-        contract.lossy(tokenizer, "held-out domain text", held_out["domain"]()),
-        contract.lossy(tokenizer, "held-out general text", held_out["general"]()),
-        contract.lossy(tokenizer, "the nasty texts", iter(contract.NASTY_TEXTS)),
+        same_ids,
+        contract.doubled(data),
+        contract.same_settings(base, data),
+        contract.lossy(tokenizer, "held-out domain text", held_out["domain"](), remark=base.family.remark),
+        contract.lossy(tokenizer, "held-out general text", held_out["general"](), remark=base.family.remark),
+        contract.lossy(tokenizer, "the nasty texts", iter(contract.NASTY_TEXTS), remark=base.family.remark),
         contract.longer(base, tokenizer, held_out["domain"]()),
         contract.special_tokens(base, tokenizer),
-        contract.unreachable(tokenizer, merges),
-        contract.missing_byte_pieces(tokenizer),
-        contract.loads_elsewhere(folder, tokenizer),
+        contract.unreachable(base, tokenizer, merges),
+        contract.missing_byte_pieces(base, tokenizer),
+        *contract.reloads(folder, probe),
+        *(check for check in (older, forms) if check),
     ]
-
-
-def facts_of(
-    base: BaseTokenizer,
-    layout: VocabLayout,
-    merges: list[Merge],
-    report: dict[str, Any],
-    *,
-    saving: float | None,
-    num_clauses: int,
-) -> dict[str, Any]:
-    used = (
-        "bytes_per_token", "tokens_per_char", "fertility", "unknown_rate", "byte_fragment_rate", "byte_fallback_rate", "character_coverage",
-        "ids_used", "new_ids_used",
-    )  # fmt: skip
-    short = {
-        role: {name: None if fit is None else {key: fit[key] for key in used} for name, fit in report[role].items()}
-        for role in ("domain", "general")
-    }
-    return {
-        "layout": to_plain(layout),
-        "fingerprint": layout.fingerprint,
-        "num_new_pieces": len(merges),
-        "unnamed_base_rows": base.num_rows - len(set(base.tokenizer.get_vocab(with_added_tokens=True).values())),
-        "new_pieces_that_are_character_parts": sum(not is_utf8(contract.new_piece_bytes(merge)) for merge in merges),
-        "domain": short["domain"],
-        "general": short["general"],
-        "domain_token_saving": saving,
-        "advice": report["advice"],
-        "economy": report["economy"],
-        "contract_clauses": num_clauses,
-    }
-
-
-def say_result(facts: dict[str, Any], say: Callable[[str], None]) -> None:
-    layout = facts["layout"]
-    say(f"vocab: {layout['num_base_ids']:,} base ids, {layout['num_ids']:,} with new ones, {layout['num_padded_rows']:,} padded rows")
-    before, after = facts["domain"]["base"], facts["domain"]["extended"]
-    if before and after:
-        old, new = before["tokens_per_char"], after["tokens_per_char"]
-        say(f"vocab: held-out domain text needs {old:.3f} tokens per character with the base, {new:.3f} with the new pieces")
-    say(f"vocab: all {facts['contract_clauses']} clauses of the contract hold; advice: {facts['advice']['why']}")
+    return checks, drift, probe

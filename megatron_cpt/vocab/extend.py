@@ -38,14 +38,17 @@ def extended_data(base: BaseTokenizer, merges: Sequence[Merge]) -> dict[str, Any
         if not merge.piece or merge.piece in vocab or merge.new_id in piece_of:
             raise DataError("A new piece is empty or already in the vocabulary.", value=f"{merge.piece!r} as id {merge.new_id}")
         vocab[merge.piece], piece_of[merge.new_id] = merge.new_id, merge.piece
-        pair = [piece_of[merge.left], piece_of[merge.right]]
-        data["model"]["merges"].append(pair if as_pairs else " ".join(pair))
+    for merge in merges:
+        for pair in base.family.pairs(merge, piece_of, vocab):
+            data["model"]["merges"].append(list(pair) if as_pairs else " ".join(pair))
     return data
 
 
-def write_tokenizer(folder: Path, base: BaseTokenizer, data: dict[str, Any] | None) -> None:
+def write_tokenizer(folder: Path, base: BaseTokenizer, data: dict[str, Any] | None, merges: Sequence[Merge] = ()) -> None:
     """Write a tokenizer folder: `data` as tokenizer.json (None: the base's own file, byte for byte) and what belongs to it."""
     folder.mkdir(parents=True)
+    if data is None and not (base.folder / "tokenizer.json").is_file():
+        data = base.data  # a tokenizer.model alone, or GPT-2's older form
     if data is None:
         shutil.copyfile(base.folder / "tokenizer.json", folder / "tokenizer.json")
     else:
@@ -53,9 +56,4 @@ def write_tokenizer(folder: Path, base: BaseTokenizer, data: dict[str, Any] | No
     for name in COPIED_FILES:
         if (base.folder / name).is_file():
             shutil.copyfile(base.folder / name, folder / name)
-    model = (base.data if data is None else data)["model"]
-    if (base.folder / "vocab.json").is_file() and (base.folder / "merges.txt").is_file():
-        # the older pair of files says the same as tokenizer.json; a stale copy would be another vocabulary
-        lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-        write_text(folder / "vocab.json", json.dumps(model["vocab"], ensure_ascii=False))
-        write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *lines]) + "\n")
+    base.family.write_beside(folder, base.folder, base.data if data is None else data, merges, num_base_ids=base.num_rows)

@@ -1,4 +1,4 @@
-"""Continued BPE: which merges to append to a byte-level BPE so that domain text needs fewer tokens.
+"""Continued BPE: which merges to append to a BPE so that domain text needs fewer tokens.
 
 New merges rank after all old ones, so an old text is first cut exactly as before; a new merge then joins neighbours that stand in
 domain text and never stood beside each other in general text. Each step takes the pair with the largest count, which is the number of
@@ -8,8 +8,8 @@ tokens that the added row saves on the sample.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 
 import numpy as np
@@ -21,26 +21,49 @@ MIN_COUNT = 2  # a pair seen once is no pattern
 BATCH_DOCUMENTS = 64
 END = -1  # between words
 GONE = -2  # the right half of a pair that was merged
+FIRST_CHARACTER = -3  # and below: characters without a piece of their own
 
 
 @dataclass(frozen=True)
 class WordTable:
-    """Distinct words of a text in base ids: `ids` holds them one after another, each with `END` before and after it."""
+    """Distinct words of a text in base ids: `ids` holds them one after another, each with `END` before and after it.
+
+    `characters` are those that the base writes as several byte pieces, by their number in `ids` (`FIRST_CHARACTER` and below): in a
+    SentencePiece vocabulary no piece is built from bytes, so such a character takes part in merges only once it is a piece itself.
+    """
 
     ids: Ints
     weights: Ints
     num_tokens: int
+    characters: dict[int, Character] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Character:
+    """A character and the ids of its byte pieces."""
+
+    text: str
+    byte_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Merge:
-    """A merge to append: `left` and `right` are ids, `count` the tokens it saves on the sample."""
+    """A piece to append, joined from the ids `left` and `right`; `count` are the tokens it saves on the sample, `forced` a user's term.
+
+    A character that takes the place of byte pieces is joined from `byte_ids`; `left` and `right` are then the first and last of them.
+    """
 
     left: int
     right: int
     new_id: int
     piece: str
     count: int
+    forced: bool = False
+    byte_ids: tuple[int, ...] = ()
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        return self.byte_ids or (self.left, self.right)
 
 
 def batches(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -66,12 +89,17 @@ def count_words(tokenizer: Tokenizer, texts: Iterable[str]) -> WordTable:
                 if end - start > 1:
                     word = packed[4 * start : 4 * end]
                     counts[word] = counts.get(word, 0) + 1
+    return word_table(counts, num_tokens)
+
+
+def word_table(counts: dict[bytes, int], num_tokens: int, characters: dict[int, Character] | None = None) -> WordTable:
+    """Return the table of words, each given as the bytes of its 32-bit ids."""
     marker = np.array([END], dtype=np.int32).tobytes()
     flat = np.frombuffer(marker + b"".join(word + marker for word in counts), dtype=np.int32).astype(np.int64)
     lengths = np.fromiter((len(word) // 4 + 1 for word in counts), dtype=np.int64, count=len(counts))
     per_word = np.fromiter(counts.values(), dtype=np.int64, count=len(counts))
     weights = np.concatenate([np.zeros(1, dtype=np.int64), np.repeat(per_word, lengths)])
-    return WordTable(flat, weights, num_tokens)
+    return WordTable(flat, weights, num_tokens, characters or {})
 
 
 def pack(left: Ints, right: Ints) -> Ints:
@@ -133,7 +161,8 @@ class PairIndex:
     def occurrences(self, key: int) -> Ints:
         """Return where a pair can be merged now, left to right; `aaa` holds the pair `aa` once."""
         left, right = key >> 32, key & 0xFFFFFFFF
-        where: Ints = np.sort(self.places[key])
+        known = self.places.get(key)  # a forced merge can join a pair that is barred or rare, and so has no places yet
+        where: Ints = np.flatnonzero(self.ids == left) if known is None else np.sort(known)
         where = where[self.ids[where] == left]
         where = where[self.ids[self.following[where]] == right]
         if left == right and where.size:
@@ -153,6 +182,8 @@ class PairIndex:
         """Remove and return `(key, count)` of the pair that saves most; the lower ids win a draw."""
         while self.heap:
             negative, key = heapq.heappop(self.heap)
+            if key not in self.counts:
+                continue  # a forced merge took it
             count = self.saving(key)
             if count == -negative:
                 return key, count
@@ -174,6 +205,15 @@ class PairIndex:
         places, right = places[right >= 0], right[right >= 0]
         return pack(self.ids[places], right), places
 
+    def give_back(self, key: int, count: int) -> None:
+        """Put back what `best` returned."""
+        heapq.heappush(self.heap, (-count, key))
+
+    def name(self, places: Ints, new_id: int) -> None:
+        """Make a character a piece: it can be merged with its neighbours from now on."""
+        self.ids[places] = new_id
+        self.add(*self.pairs_at(np.concatenate([self.before[places], places])))
+
     def merge(self, key: int, new_id: int) -> None:
         """Replace every occurrence of a pair by `new_id` and bring the counts of its neighbours up to date."""
         where = self.occurrences(key)
@@ -189,7 +229,42 @@ class PairIndex:
         self.add(*self.pairs_at(np.concatenate([self.before[where], where])))
 
 
-def learn_merges(table: WordTable, *, num_pieces: int, first_new_id: int, pieces: dict[int, str], forbidden: Ints) -> list[Merge]:
+class Characters:
+    """The characters that could become pieces, those that save most first."""
+
+    def __init__(self, table: WordTable) -> None:
+        places = np.flatnonzero(table.ids <= FIRST_CHARACTER)
+        found = [
+            (total * (len(table.characters[number].byte_ids) - 1), -number, where)
+            for number, where, total in grouped(table.ids[places], places, table.weights[places])
+            if total >= MIN_COUNT
+        ]
+        self._left = sorted(found, key=lambda each: each[:2])
+        self._of = table.characters
+
+    def best_count(self) -> int:
+        return self._left[-1][0] if self._left else 0
+
+    def places(self, text: str) -> Ints:
+        """Return where a character stands."""
+        return next((where for _, number, where in self._left if self._of[-number].text == text), np.empty(0, dtype=np.int64))
+
+    def take(self) -> tuple[Character, int, Ints]:
+        """Remove and return `(character, tokens saved, places)` of the one that saves most."""
+        count, number, where = self._left.pop()
+        return self._of[-number], count, where
+
+
+def learn_merges(
+    table: WordTable,
+    *,
+    num_pieces: int,
+    first_new_id: int,
+    pieces: dict[int, str],
+    forbidden: Ints,
+    refuses: Callable[[str, set[str]], bool] = lambda piece, taken: False,
+    first: Sequence[Merge] = (),
+) -> list[Merge]:
     """Return up to `num_pieces` merges in the order they are to be appended; fewer when the text gives no more.
 
     Args:
@@ -197,21 +272,48 @@ def learn_merges(table: WordTable, *, num_pieces: int, first_new_id: int, pieces
         first_new_id: id of the first new piece.
         pieces: id to piece of the base vocabulary.
         forbidden: packed pairs that are never merged: those that stand in general text.
+        refuses: says of a piece, and the pieces there are by then, whether it may not be added.
+        first: merges that are appended before any that is learned, whatever they save; they are returned with their counts.
     """
-    index = PairIndex(table, forbidden)
+    index, characters = PairIndex(table, forbidden), Characters(table)
     pieces = dict(pieces)
     taken = set(pieces.values())
     merges: list[Merge] = []
-    while len(merges) < num_pieces and (found := index.best()):
-        key, count = found
-        left, right = key >> 32, key & 0xFFFFFFFF
-        piece = pieces[left] + pieces[right]
-        if piece in taken:
-            index.forget(key)
-            continue
+    for merge in first:
+        if merge.byte_ids:
+            where = characters.places(merge.piece)
+            saved = int(index.weights[where].sum()) * (len(merge.byte_ids) - 1)
+            index.name(where, merge.new_id)
+        else:
+            key = merge.left << 32 | merge.right
+            saved = int(index.weights[index.occurrences(key)].sum())
+            index.merge(key, merge.new_id)
+        merges.append(replace(merge, count=saved))
+        taken.add(merge.piece)
+        pieces[merge.new_id] = merge.piece
+    while len(merges) < num_pieces:
+        found = index.best()
         new_id = first_new_id + len(merges)
-        merges.append(Merge(left, right, new_id, piece, count))
-        taken.add(piece)
-        pieces[new_id] = piece
-        index.merge(key, new_id)
+        if characters.best_count() > (found[1] if found else 0):
+            if found:
+                index.give_back(*found)
+            character, count, places = characters.take()
+            if character.text in taken or refuses(character.text, taken):
+                continue
+            ids = character.byte_ids
+            merges.append(Merge(ids[0], ids[-1], new_id, character.text, count, byte_ids=ids))
+            index.name(places, new_id)
+        elif found:
+            key, count = found
+            left, right = key >> 32, key & 0xFFFFFFFF
+            piece = pieces[left] + pieces[right]
+            if piece in taken or refuses(piece, taken):
+                index.forget(key)
+                continue
+            merges.append(Merge(left, right, new_id, piece, count))
+            index.merge(key, new_id)
+        else:
+            break
+        taken.add(merges[-1].piece)
+        pieces[new_id] = merges[-1].piece
     return merges

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from megatron_cpt.record.vocab_contract import Check
 from megatron_cpt.vocab.advice import economy_rows
-from megatron_cpt.vocab.contract import Check
 
 NUM_SHOWN_PIECES = 40
 TITLES = {"domain": "Held-out domain text", "general": "Held-out general text"}

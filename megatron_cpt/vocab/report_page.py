@@ -9,8 +9,8 @@ from typing import Any
 from megatron_cpt.charts.bars import Bar, bar_chart, column_chart
 from megatron_cpt.charts.line import Series, line_chart
 from megatron_cpt.charts.page import table, whole_page
+from megatron_cpt.record.vocab_contract import Check
 from megatron_cpt.vocab.advice import economy_rows
-from megatron_cpt.vocab.contract import Check
 from megatron_cpt.vocab.measure import MAX_LENGTH
 from megatron_cpt.vocab.report import HEAD, NOTES, NUM_SHOWN_PIECES, TERMS_NOTE, TITLES, fit_rows, term_rows
 

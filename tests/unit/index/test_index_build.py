@@ -19,6 +19,9 @@ from megatron_cpt.index.build import build_index
 from megatron_cpt.index.format import IndexWriter
 from megatron_cpt.index.verify import verify_index
 from megatron_cpt.record.manifest import StageResult
+from megatron_cpt.record.tokenizer_file import load_tokenizer
+from megatron_cpt.record.vocab_contract import Check, Drift, probe_of, write_contract
+from megatron_cpt.record.vocab_layout import VocabLayout
 
 ROOT = Path(__file__).parents[3]
 SEPARATOR = "<|end|>"
@@ -48,6 +51,8 @@ def write_layout(folder, **changed):
     digest = hashlib.sha256((folder / "tokenizer" / "tokenizer.json").read_bytes()).hexdigest()
     layout = {"num_base_ids": 257, "num_ids": 257, "num_padded_rows": 384, "end_of_document_id": 256, "tokenizer_sha256": digest}
     (folder / "vocab_layout.json").write_text(json.dumps(layout | changed))
+    probe = probe_of(load_tokenizer(folder / "tokenizer" / "tokenizer.json"), TEXTS[:5])
+    write_contract(folder, VocabLayout(**(layout | changed)), probe=probe, drift=Drift(0, 0, 0.0), checks=[Check("by hand", True, 1)])
 
 
 def build(tmp_path, vocab_folder, sources, name="index"):

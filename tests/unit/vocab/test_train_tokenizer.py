@@ -26,7 +26,10 @@ def tool():
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("texts")
-    for name, texts in (("english", english_documents()), ("law", [f"{number}{text}" for number in range(8) for text in CHINESE_DOCUMENTS])):
+    for name, texts in (
+        ("english", english_documents()),
+        ("law", [f"{number}{text}" for number in range(8) for text in CHINESE_DOCUMENTS]),
+    ):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     (folder / "blank.jsonl").write_text(json.dumps({"text": "\u3000\u3000"}) + "\n" + json.dumps({"text": "\u2003"}) + "\n")
     (folder / "terms.txt").write_text("logging\nprogram\n法律\n")
@@ -48,7 +51,7 @@ def test_models_and_one_report_on_all_of_them(tool, files, tmp_path, base_folder
     assert folders == ["bpe_200", "bpe_300", "byte_level_200", "byte_level_300", "unigram_200", "unigram_300"]
     report = json.loads((output / "report.json").read_text())
     assert set(report["domain"]) == set(report["general"]) == set(report["terms"]["of"])
-    assert list(report["domain"])[0] == "base"
+    assert next(iter(report["domain"])) == "base"
     assert len(report["domain"]) == 7
     saved = Tokenizer.from_file(str(output / "byte_level_300" / "tokenizer.json"))
     assert saved.get_vocab_size() == 556
@@ -57,7 +60,7 @@ def test_models_and_one_report_on_all_of_them(tool, files, tmp_path, base_folder
 
 
 @pytest.mark.parametrize(
-    ("changed", "code", "words"),
+    "wrong",
     [
         ({"domain": "blank.jsonl"}, 3, "none of its 2 records was kept"),
         ({"sizes": ["90000"]}, 3, "at most"),
@@ -67,7 +70,8 @@ def test_models_and_one_report_on_all_of_them(tool, files, tmp_path, base_folder
         ({"domain": "law.jsonl", "sizes": ["50"], "kinds": ["byte_level"], "normaliser": "nfkc"}, 3, "would rewrite the corpus"),
     ],
 )
-def test_what_cannot_be_is_one_clear_error_and_nothing_is_written(tool, files, tmp_path, capsys, changed, code, words):
+def test_what_cannot_be_is_one_clear_error_and_nothing_is_written(tool, files, tmp_path, capsys, wrong):
+    changed, code, words = wrong
     for key in ("domain", "terms"):
         if key in changed:
             changed = changed | {key: files / changed[key]}
