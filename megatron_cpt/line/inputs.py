@@ -54,11 +54,8 @@ def vocab_inputs(run: Run) -> dict[str, Any]:
     if not base:
         raise DataError("The base model has no tokenizer.", where=run.base_folder, rule="tokenizer.json or tokenizer.model")
     settings = {key: value for key, value in asdict(run.config.tokenizer).items() if key not in ROW_KEYS}
-    for key, default in (
-        ("terms", ""),
-        ("max_drift", 0.0),
-        ("compare", asdict(CompareConfig())),
-    ):  # a stage from before they existed keeps its inputs
+    # a stage from before these keys existed keeps its inputs
+    for key, default in (("terms", ""), ("max_drift", 0.0), ("compare", asdict(CompareConfig()))):
         if settings[key] == default:
             del settings[key]
     if run.config.tokenizer.terms:

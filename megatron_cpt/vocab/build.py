@@ -32,10 +32,11 @@ from megatron_cpt.record.vocab_layout import VocabLayout, padded_rows
 from megatron_cpt.vocab import contract
 from megatron_cpt.vocab.advice import advice
 from megatron_cpt.vocab.base import BaseTokenizer, load_base, read_object, separator_id, tokenizer_from
-from megatron_cpt.vocab.byte_level import is_utf8, readable
+from megatron_cpt.vocab.byte_level import readable
 from megatron_cpt.vocab.compare import check_compare, gain_curve, side_by_side, tokens_against, train_candidates
 from megatron_cpt.vocab.documents import SIDES, names_with_role, num_bytes, sampled
 from megatron_cpt.vocab.extend import extended_data, write_tokenizer
+from megatron_cpt.vocab.facts import Economy, economy_of, facts_of, say_result
 from megatron_cpt.vocab.family import Family
 from megatron_cpt.vocab.forced import Outcome, check_room, remarks
 from megatron_cpt.vocab.measure import vocabulary_of
@@ -48,7 +49,6 @@ CHECK_BYTES = 2_000_000  # round trips and held-out figures are taken on at most
 GAIN_BEYOND = 2  # the gain curve goes on to this multiple of the size asked for
 
 Texts = Callable[[], Iterator[str]]
-Economy = Callable[..., dict[str, Any]]  # num_new_rows, num_base_rows, num_padded_rows, domain_ratio, general_ratio
 
 
 def build_vocab(
@@ -120,7 +120,7 @@ def build_vocab(
     contract.refuse_broken(checks)
     write_contract(result.folder, layout, probe=probe, drift=drift, checks=checks)
 
-    candidates, remarks = train_candidates(
+    candidates, remarks_on_them = train_candidates(
         settings.compare,
         take(domain, ("train",), settings.compare.sample_bytes),
         result.folder,
@@ -134,7 +134,7 @@ def build_vocab(
         **{candidate.name: candidate.vocabulary for candidate in candidates},
     }
     fits, on_terms = side_by_side(vocabularies, held_out, terms)
-    report: dict[str, Any] = {**fits, "comparison": remarks, "terms": on_terms, "gain": gain}
+    report: dict[str, Any] = {**fits, "comparison": remarks_on_them, "terms": on_terms, "gain": gain}
     report["economy"] = economy_of(economy, fits, base, layout, settings)
     domain_ratio = tokens_against(fits["domain"], "extended")
     saving = None if domain_ratio is None else 1.0 - domain_ratio
@@ -167,31 +167,13 @@ def check_settings(settings: TokenizerConfig) -> None:
             where="tokenizer.terms",
             next_step="Set tokenizer.num_new_pieces, or unset tokenizer.terms.",
         )
-
     check_compare(settings.compare)
-
-
-def economy_of(
-    economy: Economy | None, fits: dict[str, Any], base: BaseTokenizer, layout: VocabLayout, settings: TokenizerConfig
-) -> dict[str, Any] | None:
-    """Return the break-even; None without new rows, without domain text to measure on or without a model."""
-    domain_ratio = tokens_against(fits["domain"], "extended")
-    if economy is None or domain_ratio is None or layout.num_ids == base.num_rows:
-        return None
-    return economy(
-        num_new_rows=layout.num_ids - base.num_rows,
-        num_base_rows=padded_rows(base.num_rows, multiple=settings.pad_rows_to_multiple),
-        num_padded_rows=layout.num_padded_rows,
-        domain_ratio=domain_ratio,
-        general_ratio=tokens_against(fits["general"], "extended") or 1.0,
-    )
 
 
 def choose_merges(
     base: BaseTokenizer, settings: TokenizerConfig, terms: Terms | None, *, domain: Texts, general: Texts, say: Callable[[str], None]
 ) -> tuple[list[Merge], list[Outcome], dict[str, Any]]:
-    """Return the merges to append, those of the user's terms first, what became of each term, and the curve of what they and as many
-    more save.
+    """Return the merges to append, those of the user's terms first, what became of each term, and the curve of what they and more save.
 
     Raises:
         DataError: the domain text gives fewer than were asked for, or the terms need more; it says how many.
@@ -296,45 +278,3 @@ def prove(
         *(check for check in (older, forms) if check),
     ]
     return checks, drift, probe
-
-
-def facts_of(
-    base: BaseTokenizer,
-    layout: VocabLayout,
-    merges: list[Merge],
-    report: dict[str, Any],
-    *,
-    saving: float | None,
-    num_clauses: int,
-) -> dict[str, Any]:
-    used = (
-        "bytes_per_token", "tokens_per_char", "fertility", "unknown_rate", "byte_fragment_rate", "byte_fallback_rate", "character_coverage",
-        "ids_used", "new_ids_used",
-    )  # fmt: skip
-    short = {
-        role: {name: None if fit is None else {key: fit[key] for key in used} for name, fit in report[role].items()}
-        for role in ("domain", "general")
-    }
-    return {
-        "layout": to_plain(layout),
-        "fingerprint": layout.fingerprint,
-        "num_new_pieces": len(merges),
-        "unnamed_base_rows": base.num_rows - len(set(base.tokenizer.get_vocab(with_added_tokens=True).values())),
-        "new_pieces_that_are_character_parts": sum(not is_utf8(contract.new_piece_bytes(base.family, merge)) for merge in merges),
-        "domain": short["domain"],
-        "general": short["general"],
-        "domain_token_saving": saving,
-        "advice": report["advice"],
-        "economy": report["economy"],
-        "contract_clauses": num_clauses,
-    }
-
-
-def say_result(facts: dict[str, Any], say: Callable[[str], None]) -> None:
-    layout = facts["layout"]
-    say(f"vocab: {layout['num_base_ids']:,} base ids, {layout['num_ids']:,} with new ones, {layout['num_padded_rows']:,} padded rows")
-    before, after = facts["domain"]["base"], facts["domain"]["extended"]
-    if before and after:
-        old, new = before["tokens_per_char"], after["tokens_per_char"]
-        say(f"vocab: held-out domain text needs {old:.3f} tokens per character with the base, {new:.3f} with the new pieces")
-    say(f"vocab: all {facts['contract_clauses']} clauses of the contract hold; advice: {facts['advice']['why']}")

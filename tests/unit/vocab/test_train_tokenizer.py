@@ -60,7 +60,7 @@ def test_models_and_one_report_on_all_of_them(tool, files, tmp_path, base_folder
 
 
 @pytest.mark.parametrize(
-    ("changed", "code", "words"),
+    "wrong",
     [
         ({"domain": "blank.jsonl"}, 3, "none of its 2 records was kept"),
         ({"sizes": ["90000"]}, 3, "at most"),
@@ -70,7 +70,8 @@ def test_models_and_one_report_on_all_of_them(tool, files, tmp_path, base_folder
         ({"domain": "law.jsonl", "sizes": ["50"], "kinds": ["byte_level"], "normaliser": "nfkc"}, 3, "would rewrite the corpus"),
     ],
 )
-def test_what_cannot_be_is_one_clear_error_and_nothing_is_written(tool, files, tmp_path, capsys, changed, code, words):  # noqa: PLR0917
+def test_what_cannot_be_is_one_clear_error_and_nothing_is_written(tool, files, tmp_path, capsys, wrong):
+    changed, code, words = wrong
     for key in ("domain", "terms"):
         if key in changed:
             changed = changed | {key: files / changed[key]}
