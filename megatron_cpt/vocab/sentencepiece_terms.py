@@ -43,7 +43,8 @@ class Terms:
 
     def chain(self, strings: Sequence[str]) -> list[Merge] | None:
         """Return the pieces still lacking to make one of the strings; None when one on the way may not be added."""
-        id_of, chain = dict(self._id_of), []
+        id_of = dict(self._id_of)
+        chain: list[Merge] = []
 
         def add(piece: str, parts: tuple[int, ...], *, is_character: bool) -> None:
             new_id = self._first_new_id + len(self.merges) + len(chain)
