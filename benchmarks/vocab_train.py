@@ -6,8 +6,8 @@
 The text is Python source of this interpreter and its packages, seven tenths, and classical Chinese, three tenths, as the corpus stage
 leaves it: shards of JSON lines. Ours is a whole process: reading and sampling the shards, splitting, the account of characters, the bound
 on the trainer's memory, training, the tables for measuring, saving. The peer is a process that trains with the same settings on a file
-that holds exactly the lines that our trainer got. Both in turn, medians; CPU seconds say more
-on a machine with other work; peak is each process's own ru_maxrss.
+that holds exactly the lines that our trainer got. Both in turn, medians; where a machine has other work, CPU seconds say more. The peak
+is each process's own ru_maxrss.
 """
 
 from __future__ import annotations
@@ -158,9 +158,10 @@ def main() -> None:
             )
             peak = {who: max(each for _, _, each in found[kind, who]) / 1e9 for who in ("ours", "library")}
             trained = json.loads((folder / f"{kind}.json").read_text())["bytes"] / 1e6
+            ratio, of_cpu = (each["ours"] / each["library"] for each in (seconds, cpu))
             print(
                 f"{kind:<11} {options.pieces:,} pieces from {trained:.1f} MB within the bound: {seconds['ours']:.1f} s, library alone "
-                f"{seconds['library']:.1f} s, ratio {seconds['ours'] / seconds['library']:.2f} (goal: at most 1.10), of CPU seconds {cpu['ours'] / cpu['library']:.2f}; "
+                f"{seconds['library']:.1f} s, ratio {ratio:.2f} (goal: at most 1.10), of CPU seconds {of_cpu:.2f}; "
                 f"peak {peak['ours']:.2f} GB, library {peak['library']:.2f} GB (goal: below 2)",
                 flush=True,
             )
