@@ -6,7 +6,8 @@
 The text is Python source of this interpreter and its packages, seven tenths, and classical Chinese, three tenths, as the corpus stage
 leaves it: shards of JSON lines. Ours is a whole process: reading and sampling the shards, splitting, the account of characters, the bound
 on the trainer's memory, training, the tables for measuring, saving. The peer is a process that trains with the same settings on a file
-that holds exactly the lines that our trainer got. Both in turn, medians; peak is each process's own ru_maxrss.
+that holds exactly the lines that our trainer got. Both in turn, medians; where a machine has other work, CPU seconds say more. The peak
+is each process's own ru_maxrss.
 """
 
 from __future__ import annotations
@@ -111,12 +112,15 @@ def library(kind: str, folder: Path, num_pieces: int) -> None:
     )  # fmt: skip
 
 
-def timed(who: str, kind: str, folder: Path, num_pieces: int) -> tuple[float, float]:
-    """Return the seconds of a fresh process, from its start to its end, and its peak in bytes."""
-    started = time.perf_counter()
+def timed(who: str, kind: str, folder: Path, num_pieces: int) -> tuple[float, float, float]:
+    """Return the seconds of a fresh process from its start to its end, its CPU seconds, and its peak in bytes."""
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, __file__, "--child", who, kind, str(folder), "--pieces", str(num_pieces)]
     answer = subprocess.run(command, check=True, capture_output=True, text=True)
-    return time.perf_counter() - started, json.loads(answer.stdout.splitlines()[-1])
+    seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"    {kind} {who}: {seconds:.1f} s, {cpu:.1f} s of CPU", flush=True)
+    return seconds, cpu, json.loads(answer.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -143,18 +147,21 @@ def main() -> None:
         facts = write_corpus(folder, options.megabytes, options.chinese)
         (folder / "facts.json").write_text(json.dumps(facts))
         print(", ".join(f"{source}: {each['train_bytes'] / 1e6:.1f} MB" for source, each in facts["sources"].items()), flush=True)
-        found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        found: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
         for kind in options.kinds:
             timed("prepare", kind, folder, options.pieces)
             for _ in range(options.rounds):
                 for who in ("ours", "library"):
                     found.setdefault((kind, who), []).append(timed(who, kind, folder, options.pieces))
-            seconds = {who: statistics.median(each for each, _ in found[kind, who]) for who in ("ours", "library")}
-            peak = {who: max(each for _, each in found[kind, who]) / 1e9 for who in ("ours", "library")}
+            seconds, cpu = (
+                {who: statistics.median(each[place] for each in found[kind, who]) for who in ("ours", "library")} for place in (0, 1)
+            )
+            peak = {who: max(each for _, _, each in found[kind, who]) / 1e9 for who in ("ours", "library")}
             trained = json.loads((folder / f"{kind}.json").read_text())["bytes"] / 1e6
+            ratio, of_cpu = (each["ours"] / each["library"] for each in (seconds, cpu))
             print(
                 f"{kind:<11} {options.pieces:,} pieces from {trained:.1f} MB within the bound: {seconds['ours']:.1f} s, library alone "
-                f"{seconds['library']:.1f} s, ratio {seconds['ours'] / seconds['library']:.2f} (goal: at most 1.10); "
+                f"{seconds['library']:.1f} s, ratio {ratio:.2f} (goal: at most 1.10), of CPU seconds {of_cpu:.2f}; "
                 f"peak {peak['ours']:.2f} GB, library {peak['library']:.2f} GB (goal: below 2)",
                 flush=True,
             )
