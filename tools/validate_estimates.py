@@ -9,6 +9,7 @@ Exit status 1 when a row lies outside its tolerance, or, with --check, when the 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -25,11 +26,13 @@ decides nothing.
 
 
 def _figure(value: float) -> str:
+    if math.isnan(value):
+        return "-"
     return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _row(check: Check) -> str:
-    error = f"{check.error:+.3g} {check.unit}" if check.absolute else f"{100 * check.error:+.2f} %"
+    error = "" if math.isnan(check.ours) else f"{check.error:+.3g} {check.unit}" if check.absolute else f"{100 * check.error:+.2f} %"
     allowed = "" if check.tolerance is None else (f"{check.tolerance:g} {check.unit}" if check.absolute else f"{100 * check.tolerance:g} %")
     verdict = "left out" if check.excluded else ("" if check.tolerance is None else ("yes" if check.passes else "**no**"))
     cells = [

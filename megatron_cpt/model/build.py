@@ -105,6 +105,7 @@ def check_layout(shape: ModelShape, vocab: VocabLayout, layout: Layout) -> None:
     problems += expert_problems(
         shape, expert=layout.expert, tensor=layout.tensor, data=layout.data, sequence_parallel=layout.sequence_parallel
     )
+    problems += shape.training_problems()
     problems += stage_problems(shape.num_layers, pipeline=layout.pipeline, virtual_pipeline=layout.virtual_pipeline)
     problems += batch_problems(
         layout.global_batch_size,

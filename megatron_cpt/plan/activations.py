@@ -31,6 +31,7 @@ class Operations:
         hidden_dropout: the masks behind embedding, attention and MLP are kept, one byte an element.
         attention_dropout: so are the score matrix's mask, and the matrix after it.
         loss_bytes: what the loss keeps of each logit beside the logit itself: its softmax in fp32, in place where the logits are fp32.
+        fp8_inputs: matrices of layers keep their input in FP8, which is a copy where something else keeps it too.
         fused_gradient: a weight's gradient is added to the fp32 buffer within the matrix product, without a tensor of its own.
     """
 
@@ -42,7 +43,12 @@ class Operations:
     hidden_dropout: bool = False
     attention_dropout: bool = False
     loss_bytes: int = 4
+    fp8_inputs: bool = False
     fused_gradient: bool = False
+
+    def input_bytes(self, element_bytes: int) -> int:
+        """Return the bytes of a number of a matrix's input that nothing else keeps."""
+        return 1 if self.fp8_inputs else element_bytes
 
 
 TRANSFORMER_ENGINE = Operations()
@@ -123,7 +129,9 @@ def attention_tensors(
     heads = shape.num_attention_heads
     out = heads * (shape.latent.value_dim if shape.latent else shape.head_dim)
     kept = _norm("attention", shape, operations, element_bytes)
-    kept += [Kept("input of the query/key/value matrix", shape.hidden_size, element_bytes, "sequence", _by("layernorm"))]
+    kept += [
+        Kept("input of the query/key/value matrix", shape.hidden_size, operations.input_bytes(element_bytes), "sequence", _by("layernorm"))
+    ]
     if shape.latent is None:
         kept += _usual_attention(shape, operations, element_bytes, gathered=gathered, micro_batch_size=micro_batch_size)
     else:
@@ -136,6 +144,8 @@ def attention_tensors(
     if shape.window and operations.joint_qkv:  # torch's attention takes the window as a matrix of numbers, one for all sequences and heads
         kept += [Kept("the window as a matrix", num_keys / micro_batch_size, element_bytes, "sequence")]
     kept += [Kept("input of the output matrix", out, element_bytes, "tensor")]
+    if operations.fp8_inputs:  # flash attention keeps its output in the layers' dtype too
+        kept += [Kept("FP8 copy of the input of the output matrix", out, 1, "tensor")]
     return kept + _behind("attention", shape, operations, element_bytes)
 
 
@@ -163,18 +173,20 @@ def _middle(
     if not operations.fused_activation and scaled:
         kept += [Kept("product before the router's weight", ffn, element_bytes, share, free)]
     last = free | (_by("moe_act") if by == "moe" else frozenset())
-    return [*kept, Kept("input of the second matrix", ffn, element_bytes, share, last)]
+    return [*kept, Kept("input of the second matrix", ffn, operations.input_bytes(element_bytes), share, last)]
 
 
 def mlp_tensors(shape: ModelShape, operations: Operations, *, element_bytes: int, dense: bool = False) -> list[Kept]:
     """List what the MLP keeps, or the experts that a token is sent to, as if the router spread the tokens evenly."""
     has_experts = shape.num_experts > 0 and not dense
     kept = _norm("the MLP", shape, operations, element_bytes)
-    kept += [Kept("input of the MLP", shape.hidden_size, element_bytes, "sequence", _by("layernorm"))]
+    kept += [Kept("input of the MLP", shape.hidden_size, operations.input_bytes(element_bytes), "sequence", _by("layernorm"))]
     if has_experts:
         copies, free = shape.experts_per_token, _by("moe")
         kept += [Kept("router's logits and weights", 2 * shape.num_experts, 4, "sequence", free)]
-        kept += [Kept("copies of tokens, sorted by expert", copies * shape.hidden_size, element_bytes, "expert", free)]
+        kept += [
+            Kept("copies of tokens, sorted by expert", copies * shape.hidden_size, operations.input_bytes(element_bytes), "expert", free)
+        ]
         middle = _middle(shape, operations, shape.ffn_hidden_size, element_bytes, share="expert_tensor", by="moe", scaled=True)
         kept += [tensor._replace(elements=copies * tensor.elements) for tensor in middle]
         if shape.shared_ffn_hidden_size:

@@ -7,13 +7,13 @@ layer's input (table 2), and the first stage's factor 1 + (p - 1)/(p v) under th
 Context parallelism gives each rank 1/c of the tokens, and the distributed optimizer d x c ranks to share its state among.
 Fully sharded, each of d x c ranks keeps that part of weights, gradients and optimizer state (Rajbhandari et al. 2020, arXiv 1910.02054,
 section 5: all three are divided by the number of ranks), and beside it what is gathered at the moment.
-FP8 is counted from above: activations as in bf16, and beside each matrix of a layer its FP8 copy and that one's transpose.
+In FP8 a layer's matrices keep their inputs in FP8, and beside each matrix lie its FP8 copy and that one's transpose.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from megatron_cpt.plan.activations import (
@@ -28,7 +28,7 @@ from megatron_cpt.plan.activations import (
     prediction_tensors,
 )
 from megatron_cpt.plan.model_shape import ModelShape
-from megatron_cpt.plan.parameters import LayerParams, matrix_params_per_layer, outer_params, stage_layers
+from megatron_cpt.plan.parameters import LayerParams, outer_params, stage_layers
 from megatron_cpt.plan.run_plan import Layout, RankMemory
 
 NOT_COUNTED = "memory leaves out what torch's allocator does not see: the CUDA context and NCCL's own buffers (about 1 GB a rank)"
@@ -44,7 +44,8 @@ _OPTIMIZER_BYTES: dict[Dtype, int] = {"fp32": 8, "bf16": 12, "fp16": 16}
 _SHARDED_OPTIMIZER_BYTES = 12  # Megatron-FSDP keeps a master copy beside fp32 weights too
 _FP8_COPIES_BYTES = 2  # of a layer's matrix, one byte a number each: Hopper multiplies FP8 in one orientation only
 # Of torch's matrix library for the forward and for the backward thread, and of Transformer Engine's, on Hopper and later: 32 MiB each
-# (torch: aten/src/ATen/cuda/CublasHandlePool.cpp; Transformer Engine: pytorch/module/base.py). Its grouped products of experts have four more.
+# (torch: aten/src/ATen/cuda/CublasHandlePool.cpp; Transformer Engine: pytorch/module/base.py).
+# Its grouped products of experts have four more.
 CUDA_WORKSPACES = 3 * 32 * 2**20
 EXPERT_WORKSPACES = 4 * 32 * 2**20
 
@@ -59,6 +60,8 @@ class Build:
         expert_tensor: tensor-parallel ranks that share an expert; None is all of them.
         chunk_layers: layers of every chunk of the pipeline, first to last; None divides them evenly.
         group_size: micro-batches that an interleaved stage runs through one chunk before the next; None is the number of stages.
+        gradient_bytes, optimizer_bytes: of one parameter, where they are not the dtype's usual ones.
+        fp8_weights: matrices of layers live in FP8 alone, one byte a number.
         extra_forward: forward passes that run ahead of the schedule's own.
         workspaces: bytes of the matrix libraries, and `expert_workspaces` what experts add.
     """
@@ -69,6 +72,9 @@ class Build:
     chunk_layers: tuple[int, ...] | None = None
     group_size: int | None = None
     extra_forward: int = 0
+    gradient_bytes: int | None = None
+    optimizer_bytes: int | None = None
+    fp8_weights: bool = False
     workspaces: float = CUDA_WORKSPACES
     expert_workspaces: float = EXPERT_WORKSPACES
 
@@ -92,6 +98,8 @@ def tokens_of_a_rank(layout: Layout) -> int:
 def layer_tensors(shape: ModelShape, layout: Layout, *, operations: Operations, dense: bool = False) -> list[Kept]:
     """List what one layer keeps of a token."""
     element_bytes = _ELEMENT_BYTES[layout.dtype]
+    if layout.fp8 != "none":
+        operations = replace(operations, fp8_inputs=True)
     attention = attention_tensors(
         shape,
         operations,
@@ -243,7 +251,7 @@ def _layers_of_rank(shape: ModelShape, layout: Layout, *, pipeline_rank: int, bu
 
 def rank_memory(shape: ModelShape, layout: Layout, *, num_rows: int, pipeline_rank: int, build: Build = ON_CUDA) -> RankMemory:
     """Estimate the peak of one rank of a stage under the 1F1B schedule, plain or interleaved, with what recomputation leaves out."""
-    element_bytes, gradient_bytes = _ELEMENT_BYTES[layout.dtype], _GRADIENT_BYTES[layout.dtype]
+    element_bytes, gradient_bytes = _ELEMENT_BYTES[layout.dtype], build.gradient_bytes or _GRADIENT_BYTES[layout.dtype]
     layers = _layers_of_rank(shape, layout, pipeline_rank=pipeline_rank, build=build)
     expert_tensor = build.expert_tensor or layout.tensor
     of_experts = layers.experts // (expert_tensor * layout.expert)
@@ -256,9 +264,12 @@ def rank_memory(shape: ModelShape, layout: Layout, *, num_rows: int, pipeline_ra
     if layout.fsdp:
         whole = whole_params(shape, layout, num_rows=num_rows, build=build)
         weights, gradients = (per_param * (sharded + whole) for per_param in (element_bytes, gradient_bytes))
-    in_matrices = shape.num_layers // layout.pipeline * matrix_params_per_layer(shape, expert=layout.expert) / layout.tensor
-    weights += _FP8_COPIES_BYTES * in_matrices if layout.fp8 != "none" else 0.0
-    optimizer_bytes = _SHARDED_OPTIMIZER_BYTES if layout.fsdp else _OPTIMIZER_BYTES[layout.dtype]
+    in_matrices = layers.split / layout.tensor + of_experts  # and few biases
+    if build.fp8_weights:
+        weights -= (element_bytes - 1) * in_matrices
+    elif layout.fp8 != "none":
+        weights += _FP8_COPIES_BYTES * in_matrices
+    optimizer_bytes = build.optimizer_bytes or (_SHARDED_OPTIMIZER_BYTES if layout.fsdp else _OPTIMIZER_BYTES[layout.dtype])
     optimizer = optimizer_bytes * (sharded if layout.distributed_optimizer else params)
     activations = activation_bytes(shape, layout, pipeline_rank=pipeline_rank, build=build)
     is_last = pipeline_rank == layout.pipeline - 1

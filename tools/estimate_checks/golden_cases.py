@@ -108,7 +108,8 @@ CASES: dict[str, Case] = {
         layout=layout(tensor=1, pipeline=4, gpus=8, micro=1, batch=8, sequence=8192, virtual_pipeline=8),
     ),
     "gpt3_7b_tp4_pp1_memory_speed": Case(
-        shape=_7B, num_rows=131584, build=Build(operations=DROPOUT), layout=layout(tensor=4, pipeline=1, gpus=8, micro=2, batch=8, sequence=8192)
+        shape=_7B, num_rows=131584, build=Build(operations=DROPOUT),
+        layout=layout(tensor=4, pipeline=1, gpus=8, micro=2, batch=8, sequence=8192)
     ),
     "gpt3_15b_8t_release": Case(
         shape=_15B, num_rows=256000, pinned_workspace=False, guessed="128 GPUs",
@@ -129,7 +130,8 @@ CASES: dict[str, Case] = {
     "gpt3_mcore_te_tp1_pp4_vp1_resume_torch_dist_tunable_overlap": _small_pp4(5, global_batch_size=40),
     "mixtral_8x7b_tp1pp4ep8vpp8_release": _moe(
         shape=_8X7B, num_rows=32000, build=Build(expert_tensor=1), guessed="64 GPUs",
-        layout=layout(tensor=2, pipeline=4, gpus=64, micro=1, batch=256, sequence=4096, virtual_pipeline=8, sequence_parallel=True, expert=8),
+        layout=layout(tensor=2, pipeline=4, gpus=64, micro=1, batch=256, sequence=4096, virtual_pipeline=8,
+                      sequence_parallel=True, expert=8),
     ),
     "mixtral_8x7b_alltoall_tp2pp4ep4_release": _moe(
         shape=_8X7B, num_rows=256000, guessed="128 GPUs",
@@ -142,7 +144,8 @@ CASES: dict[str, Case] = {
     "deepseekv3_proxy_flex_tp1pp4emp16etp1cp1_release": _moe(
         shape=_DEEPSEEK, num_rows=258560, guessed="64 GPUs",
         build=Build(operations=TE_LOSS, expert_tensor=1, chunk_layers=(2, 2, 2, 2, 2, 2, 1, 1)),
-        layout=layout(tensor=2, pipeline=4, gpus=64, micro=1, batch=512, sequence=4096, virtual_pipeline=2, sequence_parallel=True, expert=16),
+        layout=layout(tensor=2, pipeline=4, gpus=64, micro=1, batch=512, sequence=4096, virtual_pipeline=2,
+                      sequence_parallel=True, expert=16),
     ),
     "deepseekv3_proxy_flex_tp2pp2emp16etp1cp1": _moe(
         shape=_DEEPSEEK, num_rows=258560, build=Build(operations=TE_LOSS, expert_tensor=1), guessed="32 GPUs",

@@ -7,7 +7,6 @@ activations, and counts without sequence parallelism unless recomputation is sel
 from __future__ import annotations
 
 from estimate_checks.golden_cases import Case
-
 from megatron_cpt.plan.parameters import layers_params, norm_params
 
 

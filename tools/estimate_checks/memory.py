@@ -10,7 +10,6 @@ from estimate_checks.bridge_cases import bridge_checks
 from estimate_checks.cpu_backend import cpu_checks
 from estimate_checks.golden_cases import CASES, UNFUSED, build_on, case_of, layout, model
 from estimate_checks.megatron_reporter import reported_bytes
-
 from megatron_cpt.plan.activations import TRANSFORMER_ENGINE
 from megatron_cpt.plan.memory import Build, rank_memory, state_bytes_per_param
 from megatron_cpt.plan.parameters import layer_params, num_params

@@ -173,7 +173,7 @@ def test_expert_parallel_ranks_hold_their_part_of_the_experts_and_all_of_the_res
     assert whole == 46_702_792_704
     assert shared == whole - experts + experts // 8
     layout = dataclasses.replace(ONE_RANK, data=16, global_batch_size=16, distributed_optimizer=True, expert=8)
-    memory = rank_memory(shape, layout, num_rows=32000, pipeline_rank=0, fused_swiglu=True)
+    memory = rank_memory(shape, layout, num_rows=32000, pipeline_rank=0)
     # 12 bytes of each parameter, over 16 ranks what all hold, over 16 / 8 ranks the eighth of the experts
     assert memory.optimizer == pytest.approx(12 * ((whole - experts) / 16 + experts / 8 / 2))
     assert memory.weights == 2 * shared
