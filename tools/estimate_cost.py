@@ -53,7 +53,8 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--config", type=Path, help="a Hugging Face config.json, or the folder that holds it")
     for flag, words in (
         ("--layers", "layers"), ("--hidden-size", "width"), ("--heads", "attention heads"),
-        ("--kv-heads", "key/value heads (default: heads)"), ("--ffn", "columns of the MLP's middle"), ("--vocabulary", "ids of the base"),
+        ("--kv-heads", "key/value heads (default: heads)"),
+        ("--ffn", "columns of the MLP's middle"), ("--vocabulary", "ids of the base"),
     ):  # fmt: skip
         model.add_argument(flag, type=int, metavar="N", help=words)
     model.add_argument("--family", default="llama", choices=sorted(FAMILIES), help="with sizes: the family that they are of")
