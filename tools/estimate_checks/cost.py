@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from estimate_checks import Check, Group, Mean, published
-
 from megatron_cpt.config.files import read_option
 from megatron_cpt.config.schema import GpuConfig
 from megatron_cpt.plan.money import run_carbon_kg, run_cost_usd, run_energy_kwh

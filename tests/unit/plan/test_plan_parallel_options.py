@@ -129,10 +129,7 @@ def test_context_parallelism_divides_what_a_rank_keeps_of_its_tokens() -> None:
 
 
 def test_fp8_copies_of_the_layers_matrices_are_counted() -> None:
-    plain, fp8 = (
-        memory_of_stages(LLAMA3_8B, dataclasses.replace(ONE_RANK, fp8=kind), num_rows=128256)[0]
-        for kind in ("none", "hybrid")
-    )
+    plain, fp8 = (memory_of_stages(LLAMA3_8B, dataclasses.replace(ONE_RANK, fp8=kind), num_rows=128256)[0] for kind in ("none", "hybrid"))
     # Llama 3 8B: 218,103,808 weights in a layer's matrices, once as they are and once transposed, a byte each
     assert fp8.weights - plain.weights == 32 * 2 * 218_103_808
 

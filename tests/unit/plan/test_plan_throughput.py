@@ -9,9 +9,8 @@ from plan_examples import LLAMA2_7B, LLAMA2_13B, LLAMA3_8B, LLAMA3_70B, LLAMA31_
 
 from megatron_cpt.errors import ConfigError
 from megatron_cpt.plan.model_shape import ModelShape
-from megatron_cpt.record.unknown import Interval
 from megatron_cpt.plan.throughput import flops_per_token, model_flops_utilization, training_seconds
-from megatron_cpt.record.unknown import Unavailable
+from megatron_cpt.record.unknown import Interval, Unavailable
 
 
 @pytest.mark.parametrize(("model", "published_gflop"), [(LLAMA3_8B, 51.47), (LLAMA3_70B, 449.2), (LLAMA31_405B, 2524.0)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_cpt.record.unknown import Interval
 from megatron_cpt.plan.utilization import (
     checkpoint_interval_seconds,
     comparable_runs,
@@ -13,7 +12,7 @@ from megatron_cpt.plan.utilization import (
     published_runs,
     published_utilization,
 )
-from megatron_cpt.record.unknown import Unavailable
+from megatron_cpt.record.unknown import Interval, Unavailable
 
 
 def test_a_device_without_published_runs_has_no_share_never_a_default_one() -> None:
