@@ -79,9 +79,9 @@ def ours(kind: str, folder: Path, num_pieces: int, keep: bool) -> None:
     scratch = folder / "sample.txt"
     sample = write_sample(sampled(folder, facts, sorted(facts["sources"]), sides=["train"], max_bytes=size), scratch)
     if keep:
-        bounded = sample.bounded(candidates.bound_of(kind, sample), folder / f"{kind}.txt")
-        if bounded is sample:
-            scratch.rename(folder / f"{kind}.txt")
+        bounded = sample.bounded(candidates.bound_of(kind, sample))
+        with (folder / f"{kind}.txt").open("wb") as text:
+            text.writelines(bounded.lines())
         pieces, coverage = candidates.plan_size(bounded.characters, num_pieces)
         kept = {"bytes": bounded.num_bytes, "pieces": pieces, "coverage": coverage}
         (folder / f"{kind}.json").write_text(json.dumps(kept))

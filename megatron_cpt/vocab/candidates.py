@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,14 +127,10 @@ def train_candidate(kind: str, sample: Sample, *, num_pieces: int, like: Tokeniz
     Raises:
         DataError: the sample does not give so many pieces; the error names the most that it gives.
     """
-    bounded = sample.bounded(bound_of(kind, sample), sample.path.with_suffix(f".{kind}"))
-    try:
-        if kind == "byte_level":
-            return _train_byte_level(bounded, num_pieces, like)
-        return _train_sentencepiece(kind, bounded, num_pieces)
-    finally:
-        if bounded is not sample:
-            bounded.path.unlink()
+    bounded = sample.bounded(bound_of(kind, sample))
+    if kind == "byte_level":
+        return _train_byte_level(bounded, num_pieces, like)
+    return _train_sentencepiece(kind, bounded, num_pieces)
 
 
 def too_many(kind: str, num_pieces: int, most: int) -> DataError:
@@ -197,17 +192,12 @@ def _train_byte_level(sample: Sample, num_pieces: int, like: Tokenizer | None) -
         min_frequency=MIN_COUNT,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts_of_blocks(sample), trainer)
+    tokenizer.train_from_iterator(sample.blocks(), trainer)
     num_ids = tokenizer.get_vocab_size()
     if num_ids - 256 < num_pieces:
         raise too_many("byte_level", num_pieces, num_ids - 256)
     fitted = vocabulary_of(for_plain_text(tokenizer), num_ids)
     return Candidate("byte_level", num_ids - 256, 1.0, fitted, tokenizer.to_str(pretty=True).encode("utf-8"), sample)
-
-
-def _texts_of_blocks(sample: Sample) -> Iterator[str]:
-    for block, _ in sample.blocks():
-        yield block
 
 
 def save_candidate(folder: Path, candidate: Candidate) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,9 @@ class Sample:
     """Lines in a scratch file, at most `MAX_LINE_BYTES` each.
 
     Attributes:
-        line_ends: per line `NEWLINE`, `CUT` or `END`.
+        line_ends: per line of the file `NEWLINE`, `CUT` or `END`; `line_bytes` and `line_chars` its size without the newline.
         characters: how often each code point stands in the file, without its line ends.
+        kept: per line of the file, whether it belongs to the sample; None where all do.
         chars_in: characters of the texts; `chars_trained` of them reach SentencePiece, `line_breaks` are newlines, where it splits,
             and carriage returns before them, which it strips, `reserved` are its own marks, which are taken out, and `left_out` belong
             to blocks beyond a trainer's bound. Asserted to add up.
@@ -36,6 +38,8 @@ class Sample:
 
     path: Path
     line_ends: npt.NDArray[np.uint8]
+    line_bytes: npt.NDArray[np.uint16]
+    line_chars: npt.NDArray[np.uint16]
     characters: Counts
     num_bytes: int
     chars_in: int
@@ -43,42 +47,56 @@ class Sample:
     line_breaks: int
     reserved: int
     left_out: int = 0
+    kept: npt.NDArray[np.bool_] | None = None
 
     def lines(self) -> Iterator[bytes]:
         """Yield the lines with their newlines."""
         with self.path.open("rb") as file:
-            yield from file
+            yield from file if self.kept is None else compress(file, self.kept.tobytes())
 
-    def blocks(self) -> Iterator[tuple[str, list[int]]]:
-        """Yield parts of documents of about `BLOCK_CHARS` characters, as they stood in the text, and the ends of their lines."""
+    def blocks(self) -> Iterator[str]:
+        """Yield parts of documents of about `BLOCK_CHARS` characters, as they stood in the text."""
+        ends = self.line_ends if self.kept is None else self.line_ends[self.kept]
         lines: list[str] = []
-        ends: list[int] = []
         chars = 0
-        with self.path.open(encoding="utf-8", newline="\n") as file:
-            for line, end in zip(file, self.line_ends.tobytes(), strict=True):
-                lines.append(line if end == NEWLINE else line[:-1])
-                ends.append(end)
-                chars += len(line)
-                if end == END or chars > BLOCK_CHARS:
-                    yield "".join(lines), ends
-                    lines, ends, chars = [], [], 0
+        for data, end in zip(self.lines(), ends.tobytes(), strict=True):
+            line = data.decode("utf-8")
+            lines.append(line if end == NEWLINE else line[:-1])
+            chars += len(line)
+            if end == END or chars > BLOCK_CHARS:
+                yield "".join(lines)
+                lines, chars = [], 0
 
-    def bounded(self, max_bytes: int, path: Path) -> Sample:
+    def bounded(self, max_bytes: int) -> Sample:
         """Return a sample of at most `max_bytes`, of blocks taken evenly over this one, or this one when it is no larger."""
         if self.num_bytes <= max_bytes:
             return self
-        writer = _Writer(path)
-        seen = taken = 0
-        share = max_bytes / self.num_bytes
-        for block, ends in self.blocks():
-            size = len(block.encode("utf-8")) + sum(end != NEWLINE for end in ends)
-            seen += size
-            if taken + size <= share * seen:
-                taken += size
-                writer.add(block)
-        smaller = writer.close()
-        left_out = self.chars_in - self.reserved - smaller.chars_in
-        return replace(smaller, left_out=left_out, reserved=self.reserved, chars_in=self.chars_in)
+        sizes = self.line_bytes.astype(np.int64) + 1
+        place = np.cumsum(sizes) // BLOCK_CHARS
+        begins = np.concatenate([[True], (self.line_ends[:-1] == END) | (place[1:] != place[:-1])])
+        starts = np.flatnonzero(begins)
+        chosen = evenly(np.add.reduceat(sizes, starts), max_bytes / self.num_bytes)
+        kept = np.repeat(chosen, np.diff(np.append(starts, sizes.size)))
+        ends = self.line_ends.copy()
+        torn = chosen & ~np.append(chosen[1:], False)  # what follows is left out: the line ends as if its document did
+        ends[np.append(starts[1:], sizes.size)[torn] - 1] = END
+        smaller = replace(self, kept=kept, line_ends=ends, num_bytes=int(sizes[kept].sum()))
+        returns = 0 if self.characters[ord("\r")] == 0 else sum(len(each) - 1 - len(each.rstrip(b"\r\n")) for each in smaller.lines())
+        trained = int(self.line_chars[kept].sum(dtype=np.int64)) - returns
+        line_breaks = int(np.count_nonzero(self.line_ends[kept] == NEWLINE)) + returns
+        left_out = self.chars_in - self.reserved - trained - line_breaks
+        return replace(smaller, chars_trained=trained, line_breaks=line_breaks, left_out=left_out)
+
+
+def evenly(sizes: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.bool_]:
+    """Return which blocks to take so that at every place about `share` of what lies before it is taken, and never more."""
+    chosen, seen, taken = [], 0, 0
+    for size in sizes.tolist():
+        seen += size
+        take = taken + size <= share * seen
+        taken += size if take else 0
+        chosen.append(take)
+    return np.array(chosen, dtype=bool)
 
 
 def write_sample(texts: Iterable[str], path: Path) -> Sample:
@@ -110,8 +128,10 @@ class _Writer:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.file = path.open("w", encoding="utf-8", newline="\n")
+        self.file = path.open("wb")
         self.ends = bytearray()
+        self.line_bytes: list[npt.NDArray[np.uint16]] = []
+        self.line_chars: list[npt.NDArray[np.uint16]] = []
         self.characters = np.zeros(NUM_CODE_POINTS, dtype=np.int64)
         self.waiting: list[str] = []
         self.waiting_chars = 0
@@ -136,18 +156,20 @@ class _Writer:
         self.ends += ends
         self.waiting.append(text)
         self.waiting_chars += len(text)
-        if self.waiting_chars > 1 << 20:
+        if self.waiting_chars > 1 << 22:
             self.flush()
 
     def flush(self) -> None:
-        """Count and write what is waiting: a megabyte at a time, so that counting costs little for each text."""
+        """Count and write what is waiting: some megabytes at a time, so that counting costs little for each text."""
         if not self.waiting:
             return
         text = "\n".join(self.waiting) + "\n"
-        self.characters += np.bincount(np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32), minlength=NUM_CODE_POINTS)
-        data = text.encode("utf-8")
+        points, data = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32), text.encode("utf-8")
+        self.characters += np.bincount(points, minlength=NUM_CODE_POINTS)
+        self.line_chars.append(line_sizes(points))
+        self.line_bytes.append(line_sizes(np.frombuffer(data, dtype=np.uint8)))
         self.num_bytes += len(data)
-        self.file.write(text)
+        self.file.write(data)
         self.waiting, self.waiting_chars = [], 0
 
     def close(self) -> Sample:
@@ -157,8 +179,24 @@ class _Writer:
         trained = int(self.characters.sum()) - self.returns
         line_breaks = self.newlines + self.returns
         assert self.chars_in == trained + line_breaks + self.reserved, "a character was lost on the way to the trainer"
-        ends = np.frombuffer(self.ends, dtype=np.uint8)
-        return Sample(self.path, ends, self.characters, self.num_bytes, self.chars_in, trained, line_breaks, self.reserved)
+        return Sample(
+            path=self.path,
+            line_ends=np.frombuffer(self.ends, dtype=np.uint8),
+            line_bytes=np.concatenate([*self.line_bytes, np.zeros(0, dtype=np.uint16)]),
+            line_chars=np.concatenate([*self.line_chars, np.zeros(0, dtype=np.uint16)]),
+            characters=self.characters,
+            num_bytes=self.num_bytes,
+            chars_in=self.chars_in,
+            chars_trained=trained,
+            line_breaks=line_breaks,
+            reserved=self.reserved,
+        )
+
+
+def line_sizes(values: npt.NDArray[np.uint8] | npt.NDArray[np.uint32]) -> npt.NDArray[np.uint16]:
+    """Return how many values stand in each line, its newline left out; no line is beyond `MAX_LINE_BYTES`."""
+    newlines = np.flatnonzero(values == ord("\n"))
+    return (np.diff(newlines, prepend=-1) - 1).astype(np.uint16)
 
 
 def cut_lines(lines: list[str]) -> tuple[list[str], bytearray]:

@@ -72,7 +72,7 @@ def test_no_line_is_beyond_the_limit_and_the_blocks_give_the_texts_back(tmp_path
     wanted = "".join(hard)
     for mark in RESERVED:
         wanted = wanted.replace(mark, "")
-    assert "".join(block for block, _ in sample.blocks()) == wanted
+    assert "".join(sample.blocks()) == wanted
 
 
 @settings(max_examples=60, deadline=None)
@@ -84,18 +84,32 @@ def test_any_text_comes_back_from_the_scratch_file(tmp_path_factory, parts, time
     wanted = "".join(given_texts)
     for mark in RESERVED:
         wanted = wanted.replace(mark, "")
-    assert "".join(block for block, _ in sample.blocks()) == wanted
+    assert "".join(sample.blocks()) == wanted
     assert sum(1 for _ in sample.lines()) == sample.line_ends.size
 
 
 def test_a_bounded_sample_is_spread_evenly_and_says_what_it_leaves_out(tmp_path):
     sample = write_sample([f"{number:05d} {'x' * 90}\n" * 3 for number in range(1000)], tmp_path / "all.txt")
-    half = sample.bounded(sample.num_bytes // 2, tmp_path / "half.txt")
+    half = sample.bounded(sample.num_bytes // 2)
     assert half.chars_in == sample.chars_in == half.chars_trained + half.line_breaks + half.reserved + half.left_out
     assert 0.49 * sample.num_bytes < half.num_bytes <= 0.5 * sample.num_bytes
     numbers = [int(line[:5]) for line in half.lines() if line.strip()]
     assert np.histogram(numbers, bins=10, range=(0, 1000))[0].tolist() == pytest.approx([150] * 10, abs=6)
-    assert sample.bounded(sample.num_bytes, tmp_path / "no.txt") is sample
+    assert sample.bounded(sample.num_bytes) is sample
+
+
+def test_the_account_of_a_bounded_sample_is_what_its_lines_hold(tmp_path):
+    hard = [*HARD, *(f"{text}\r\n{text}" for text in texts())]
+    sample = write_sample(hard, tmp_path / "sample.txt").bounded(60_000)
+    lines = [line.decode() for line in sample.lines()]
+    assert sample.num_bytes == sum(len(line.encode()) for line in lines) <= 60_000
+    assert sample.chars_trained == sum(len(line.rstrip("\r\n")) for line in lines)
+    assert sample.left_out > 0
+    assert sample.chars_in == sum(map(len, hard)) == sample.chars_trained + sample.line_breaks + sample.reserved + sample.left_out
+    whole = "\n\n".join(hard)
+    for mark in RESERVED:
+        whole = whole.replace(mark, "")
+    assert all(block in whole for block in sample.blocks())
 
 
 def test_a_trainer_gets_less_of_a_text_that_takes_more_memory(tmp_path, monkeypatch):
