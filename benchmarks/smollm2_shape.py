@@ -8,34 +8,17 @@ from typing import Any
 def make_plan(sequence: int) -> Any:
     """Return the plan of one sequence of so many tokens a step, in fp32 on two threads."""
     from megatron_cpt.model.parallel import single_rank_layout  # noqa: PLC0415
+    from megatron_cpt.plan.bare_plan import bare_plan  # noqa: PLC0415
     from megatron_cpt.plan.model_shape import ModelShape  # noqa: PLC0415
-    from megatron_cpt.plan.run_plan import (  # noqa: PLC0415
-        BlendEntry,
-        CheckpointPlan,
-        Estimate,
-        EvalPlan,
-        GatePlan,
-        OptimizerPlan,
-        RunPlan,
-        SchedulePlan,
-        StopConditions,
-        Tariff,
-    )
-    from megatron_cpt.record.unknown import Unavailable  # noqa: PLC0415
+    from megatron_cpt.plan.run_plan import EvalPlan, OptimizerPlan, SchedulePlan  # noqa: PLC0415
     from megatron_cpt.record.vocab_layout import VocabLayout  # noqa: PLC0415
 
-    unknown = Unavailable("a benchmark")
     shape = ModelShape(
         hidden_size=576, num_layers=30, num_attention_heads=9, num_query_groups=3, head_dim=64, ffn_hidden_size=1536, num_base_ids=49152,
         max_position=2048, norm_epsilon=1e-5, rotary_base=100_000.0, tied_embeddings=True,
     )  # fmt: skip
-    return RunPlan(
-        schema_version=1, run_name="benchmark", seed=1, backend="cpu", shape=shape, vocab=VocabLayout(49152, 49152, 49152, 0, ""),
-        layout=single_rank_layout(sequence, dtype="fp32", threads=2), blend=(BlendEntry("x", "domain", "none", "x", 1.0, 1, 1, 1.0),),
-        num_steps=1000, optimizer=OptimizerPlan(0.9, 0.95, 1e-8, 0.1, 1.0), schedule=SchedulePlan("cosine", 1e-5, 1e-6, 10, 1000),
-        checkpoint=CheckpointPlan(1, 1), log_every_steps=1, eval_every_steps=0, wandb_mode="disabled", wandb_project="x",
-        eval=EvalPlan((), sequence, 1), gate=GatePlan((), 0.95, 1, 0), stop=StopConditions(None, None, None),
-        tariff=Tariff("none", unknown, "", unknown, "", unknown, "", unknown, ""),
-        estimate=Estimate(135_000_000, (), unknown, 1.0, "", 1, unknown, unknown, unknown, unknown, unknown, unknown, unknown, ()),
-        identity={},
+    return bare_plan(
+        shape, VocabLayout(49152, 49152, 49152, 0, ""), single_rank_layout(sequence, dtype="fp32", threads=2), name="benchmark", seed=1,
+        backend="cpu", num_steps=1000, optimizer=OptimizerPlan(0.9, 0.95, 1e-8, 0.1, 1.0),
+        schedule=SchedulePlan("cosine", 1e-5, 1e-6, 10, 1000), eval_plan=EvalPlan((), sequence, 1),
     )  # fmt: skip

@@ -29,21 +29,10 @@ from megatron_cpt.model.fit_rows import WINDOW_TOKENS, num_windows
 from megatron_cpt.model.hf_folder import HfFolder
 from megatron_cpt.model.initialise import base_model, dtype_of
 from megatron_cpt.model.parallel import ranks, single_rank_layout
+from megatron_cpt.plan.bare_plan import bare_plan
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.row_rules import RowPair, candidates
-from megatron_cpt.plan.run_plan import (
-    BlendEntry,
-    CheckpointPlan,
-    Estimate,
-    EvalPlan,
-    GatePlan,
-    OptimizerPlan,
-    RunPlan,
-    SchedulePlan,
-    StopConditions,
-    Tariff,
-)
-from megatron_cpt.record.unknown import Unavailable
+from megatron_cpt.plan.run_plan import EvalPlan, OptimizerPlan, RunPlan, SchedulePlan
 from megatron_cpt.record.vocab_layout import VocabLayout
 from megatron_cpt.train.data import Microbatch, StepBatch
 from megatron_cpt.train.optimizer import wrap_and_optimize
@@ -263,16 +252,10 @@ def plan_of(
     seed: int, threads: int, backend: Any,
 ) -> RunPlan:  # fmt: skip
     """Return the plan that the train stage's step reads: one rank, one source, a constant rate after a warm-up."""
-    unknown, num_samples = Unavailable("a probe of new rows is part of the init stage"), settings.steps * settings.sequences
-    layout = single_rank_layout(sequence, dtype=dtype, threads=threads)
-    return RunPlan(
-        schema_version=1, run_name="row-probe", seed=seed, backend=backend, shape=shape, vocab=vocab,
-        layout=replace(layout, global_batch_size=settings.sequences),
-        blend=(BlendEntry("domain", "domain", "", "", 1.0, num_samples * sequence, num_samples, 1.0),), num_steps=settings.steps,
-        optimizer=optimizer, schedule=SchedulePlan("constant", rate, rate, max(1, round(WARM_UP * num_samples)), num_samples),
-        checkpoint=CheckpointPlan(settings.steps, 1), log_every_steps=1, eval_every_steps=0, wandb_mode="disabled", wandb_project="",
-        eval=EvalPlan((), min(DOCUMENT_TOKENS, shape.max_position), 4), gate=GatePlan((), 0.95, 1, 0),
-        stop=StopConditions(None, None, None),
-        tariff=Tariff("none", unknown, "", unknown, "", unknown, "", unknown, ""),
-        estimate=Estimate(0, (), unknown, 1.0, "", 1, unknown, unknown, unknown, unknown, unknown, unknown, unknown, ()), identity={},
+    layout = replace(single_rank_layout(sequence, dtype=dtype, threads=threads), global_batch_size=settings.sequences)
+    num_samples = settings.steps * settings.sequences
+    return bare_plan(
+        shape, vocab, layout, name="row-probe", seed=seed, backend=backend, num_steps=settings.steps, optimizer=optimizer,
+        schedule=SchedulePlan("constant", rate, rate, max(1, round(WARM_UP * num_samples)), num_samples),
+        eval_plan=EvalPlan((), min(DOCUMENT_TOKENS, shape.max_position), 4),
     )  # fmt: skip
