@@ -11,6 +11,7 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "megatron_cpt" / "__init
 CORE = [
     # 0.16: first release tested here and the last for Python 3.11; 0.20 may drop GPTModel, which 0.19 calls deprecated
     "megatron-core>=0.16.1,<0.20",
+    "packaging>=24,<27",  # reads the bounds of this very list for `doctor`; 24: prereleases as used
     "psutil>=5.9,<8",  # megatron-core's checkpoint writer needs it and does not declare it; 5.9: first with cp311 wheels
     "einops>=0.8,<1",  # megatron-core's FSDP needs it and does not declare it; 0.8: the first whose torch rules need no registration
     "torch>=2.6,<2.16",  # 2.6: loads with weights_only by default, and megatron-core's own floor; 2.15 is the newest that exists

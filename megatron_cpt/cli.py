@@ -81,6 +81,17 @@ def parser() -> argparse.ArgumentParser:
     )
     add_arguments(account)
     account.add_argument("--debug", action="store_true", help="show tracebacks")
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what this machine offers to a run, what each finding means, and the command that mends it",
+        description="Look at Python, packages, memory, disk, clock, GPUs, links, meters and Slurm; with an experiment also at its\n"
+        "files and its plan. Ends with 2 when the planned run could not start here.",
+        epilog="examples:\n  megatron-cpt doctor\n  megatron-cpt doctor experiment=medical cluster=h100_8 gpu=h100_sxm --json\n\n"
+        + EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    doctor.add_argument("--json", action="store_true", help="print one JSON object instead of a page")
+    _common(doctor)
     search = commands.add_parser(
         "search",
         help="rank the layouts of the ranks, batch and sequence of a configuration by predicted time, and compare its own",
@@ -163,10 +174,11 @@ def _dispatch(arguments: argparse.Namespace) -> int:
     if arguments.command == "account":
         run_account(arguments)
         return EXIT_FINISHED
+    if arguments.command == "doctor":
+        return _doctor(arguments)
     from megatron_cpt.config.compose import as_yaml, compose, expand_sweep  # noqa: PLC0415  # hydra loads only when it is needed
 
     jobs = expand_sweep(arguments.overrides) if arguments.multirun else [list(arguments.overrides)]
-    code = EXIT_FINISHED
     for number, overrides in enumerate(jobs):
         config = compose(overrides, config_dir=arguments.config_dir)
         if len(jobs) > 1:
@@ -177,32 +189,49 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             continue
         if arguments.command == "plan" and _is_told_beforehand(config, deepspeed=arguments.deepspeed):
             continue
-        from megatron_cpt import stages  # noqa: PLC0415
+        _do(arguments, config, overrides)
+    return EXIT_FINISHED
 
-        if arguments.command == "audit":
-            stages.audit(config)
-        elif arguments.command == "drill":
-            from megatron_cpt.drill.bad_plan import KINDS  # noqa: PLC0415
-            from megatron_cpt.drill.run import drill  # noqa: PLC0415
 
-            drill(config, [arguments.only] if arguments.only else KINDS)
-        elif arguments.command == "search":
-            from megatron_cpt.line.searching import search_layouts  # noqa: PLC0415
+def _do(arguments: argparse.Namespace, config: ExperimentConfig, overrides: list[str]) -> None:
+    """Do what the command asks of one composed configuration."""
+    from megatron_cpt import stages  # noqa: PLC0415
 
-            print(search_layouts(config, count=arguments.count), end="")
-        elif arguments.command == "calibrate":
-            from megatron_cpt.line.calibrating import calibrate  # noqa: PLC0415
+    if arguments.command == "audit":
+        stages.audit(config)
+    elif arguments.command == "drill":
+        from megatron_cpt.drill.bad_plan import KINDS  # noqa: PLC0415
+        from megatron_cpt.drill.run import drill  # noqa: PLC0415
 
-            print(calibrate(config, out=arguments.out), end="")
-        elif arguments.command == "submit":
-            stages.submit(config, overrides=overrides, config_dir=arguments.config_dir, dry_run=arguments.dry_run)
-        else:
-            stages.walk(config, _chosen(arguments), begin=_begins(arguments))
-            if arguments.command == "plan" and arguments.deepspeed is not None:
-                from megatron_cpt.line.run import Run  # noqa: PLC0415
+        drill(config, [arguments.only] if arguments.only else KINDS)
+    elif arguments.command == "search":
+        from megatron_cpt.line.searching import search_layouts  # noqa: PLC0415
 
-                _write_deepspeed(Run.of_round(config).plan, arguments.deepspeed)
-    return code
+        print(search_layouts(config, count=arguments.count), end="")
+    elif arguments.command == "calibrate":
+        from megatron_cpt.line.calibrating import calibrate  # noqa: PLC0415
+
+        print(calibrate(config, out=arguments.out), end="")
+    elif arguments.command == "submit":
+        stages.submit(config, overrides=overrides, config_dir=arguments.config_dir, dry_run=arguments.dry_run)
+    else:
+        stages.walk(config, _chosen(arguments), begin=_begins(arguments))
+        if arguments.command == "plan" and arguments.deepspeed is not None:
+            from megatron_cpt.line.run import Run  # noqa: PLC0415
+
+            _write_deepspeed(Run.of_round(config).plan, arguments.deepspeed)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    """Look at this machine; without overrides no run is planned, and no configuration is composed."""
+    from megatron_cpt.doctor.run import doctor  # noqa: PLC0415
+
+    config = None
+    if arguments.overrides:
+        from megatron_cpt.config.compose import compose  # noqa: PLC0415
+
+        config = compose(arguments.overrides, config_dir=arguments.config_dir)
+    return doctor(config, is_json=arguments.json)
 
 
 def _is_told_beforehand(config: ExperimentConfig, *, deepspeed: Path | None) -> bool:
