@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import megatron_cpt
+from megatron_cpt.command_parser import Parser
 from megatron_cpt.errors import EXIT_FINISHED, ConfigError, CptError
 from megatron_cpt.meter.account_command import DESCRIPTION, EXAMPLES, add_arguments, run_account
 from megatron_cpt.stage_names import STAGES, StageInfo
@@ -25,9 +26,9 @@ EXIT_CODES = (
 )
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the parser; everything that is not an option is a Hydra override."""
-    root = argparse.ArgumentParser(
+    root = Parser(
         prog="megatron-cpt",
         description="Continued pretraining on Megatron-core: counted first, watched, and rolled back when it fails.",
         epilog=EXIT_CODES,
@@ -113,6 +114,17 @@ def parser() -> argparse.ArgumentParser:
     )
     calibrate.add_argument("--out", type=Path, metavar="FILE", help="where to write the measured device, e.g. mine/gpu/this_host.yaml")
     _common(calibrate)
+    completion = commands.add_parser(
+        "completion", help="print a script that completes commands, options, groups and keys",
+        epilog="examples:\n  source <(megatron-cpt completion bash)\n  megatron-cpt completion zsh > ~/.zfunc/_megatron-cpt",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    completion.add_argument("shell", choices=["bash", "zsh"])
+    completion.set_defaults(debug=False)
+    complete = commands.add_parser(
+        "complete", description="Print the words that the last of WORDS may become; the completion script asks for them."
+    )
+    complete.add_argument("words", nargs="*", metavar="WORDS")
     submit = commands.add_parser("submit", help="send the line to Slurm as a chain of jobs", epilog=EXIT_CODES)
     submit.add_argument("--dry-run", action="store_true", help="print every sbatch line and submit nothing")
     _common(submit)
@@ -132,13 +144,18 @@ def _common(command: argparse.ArgumentParser) -> None:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the parsed command line; overrides may stand after options too, which argparse alone refuses of a subcommand."""
     root = parser()
+    argv = sys.argv[1:] if argv is None else argv
+    if list(argv[:1]) == ["complete"]:  # what is being typed is no command line yet
+        return argparse.Namespace(command="complete", words=list(argv[2 if list(argv[1:2]) == ["--"] else 1 :]), debug=False)
     arguments, rest = root.parse_known_args(argv)
     if any(argument.startswith("-") for argument in rest):
         root.error(f"unrecognized arguments: {' '.join(rest)}")
     if arguments.command == "account":
         arguments.run_dir += map(Path, rest)
-    else:
+    elif "overrides" in arguments:
         arguments.overrides += rest
+    elif rest:
+        root.error(f"unrecognized arguments: {' '.join(rest)}")
     return arguments
 
 
@@ -176,6 +193,12 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         return EXIT_FINISHED
     if arguments.command == "doctor":
         return _doctor(arguments)
+    if arguments.command in ("completion", "complete"):
+        from megatron_cpt import completion  # noqa: PLC0415
+
+        is_script = arguments.command == "completion"
+        print(completion.SCRIPTS[arguments.shell] if is_script else "\n".join(completion.candidates(parser(), arguments.words)))
+        return EXIT_FINISHED
     from megatron_cpt.config.compose import as_yaml, compose, expand_sweep  # noqa: PLC0415  # hydra loads only when it is needed
 
     jobs = expand_sweep(arguments.overrides) if arguments.multirun else [list(arguments.overrides)]

@@ -101,19 +101,51 @@ def _known_keys(node: Any, prefix: str = "") -> list[str]:
 def _readable(error: Exception, overrides: Sequence[str]) -> ConfigError:
     """Return a `ConfigError` for what Hydra or omegaconf said: its first lines, and the nearest known key or option."""
     text = re.sub(r"\n\s*(object_type|reference_type)=.*", "", str(error)).strip()
-    known = _known_keys(OmegaConf.to_container(OmegaConf.structured(ExperimentConfig)))
+    shown = " ".join(overrides) or None
+    options = re.search(r"Could not find '(\w+)/([^']+)'", text)
+    if options:
+        group, name = options.groups()
+        names = _options_of(group)
+        near = difflib.get_close_matches(name, names, n=1)
+        next_step = (
+            f"Did you mean {group}={near[0]}?" if near else f"Write {group}/{printable(name)}.yaml in a folder of your own (--config-dir)."
+        )
+        return ConfigError(
+            f"There is no {group}={printable(name)}.", value=shown, rule=f"{group} is one of {', '.join(names)}", next_step=next_step
+        )
+    if "You must specify 'experiment'" in text:
+        return ConfigError(
+            "An experiment must be chosen.", value=shown, rule=f"experiment is one of {', '.join(_options_of('experiment'))}",
+            next_step=_meant(overrides) or "Add experiment=<name>.",
+        )  # fmt: skip
     full_key = re.search(r"full_key: (\S+)", text)
     wrong = full_key.group(1) if full_key else next(iter(re.findall(r"[Cc]ould not override '([^']+)'", text)), None)
-    options = re.search(r"Could not find '(\w+)/([^']+)'", text)
     next_step = "See the keys with --cfg job; conf/ holds the options of each group."
-    if options:
-        names = sorted(path.stem for path in (shipped_conf() / options.group(1)).glob("*.yaml"))
-        near = difflib.get_close_matches(options.group(2), names, n=1)
-        next_step = f"Did you mean {options.group(1)}={near[0]}?" if near else f"Known: {', '.join(names)}."
-    elif wrong:
-        near = difflib.get_close_matches(wrong, known, n=1)
+    if wrong:
+        near = difflib.get_close_matches(wrong, _all_keys(), n=1)
         next_step = f"Did you mean {near[0]}?" if near else next_step
+        if "ould not override" in text:
+            return ConfigError(f"There is no key {printable(wrong)}.", value=shown, next_step=next_step)
     elif "mismatched input" in text or "no viable alternative" in text or "token recognition error" in text or "sweep" in text.lower():
         next_step = """Quote a value that holds = , # : or spaces, inside and outside: 'key="value"'. A list of values needs -m."""
     head = "\n  ".join(line for line in text.splitlines()[:4] if line.strip())
-    return ConfigError(f"The configuration is not valid: {head}", value=" ".join(overrides) or None, next_step=next_step)
+    return ConfigError(f"The configuration is not valid: {head}", value=shown, next_step=next_step)
+
+
+def _all_keys() -> list[str]:
+    return _known_keys(OmegaConf.to_container(OmegaConf.structured(ExperimentConfig)))
+
+
+def _options_of(group: str) -> list[str]:
+    return sorted(path.stem for path in (shipped_conf() / group).glob("*.yaml"))
+
+
+def _meant(overrides: Sequence[str]) -> str | None:
+    """Return the nearest known key of the first override whose key is not one, as `Did you mean key=value?`."""
+    keys = [*_all_keys(), *(path.name for path in shipped_conf().iterdir() if path.is_dir())]
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if key.lstrip("+~").partition("@")[0] not in keys:
+            near = difflib.get_close_matches(key, keys, n=1)
+            return f"Did you mean {near[0]}{equals}{printable(value)}?" if near else None
+    return None
