@@ -15,7 +15,7 @@ def torch_facts() -> dict[str, Any]:
     facts: dict[str, Any] = {
         "version": torch.__version__,
         "cuda_build": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         "nccl": None,
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -24,7 +24,7 @@ def torch_facts() -> dict[str, Any]:
         "devices": [],
     }
     if torch.version.cuda:
-        facts["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+        facts["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
         try:
             facts["cuda_usable"] = torch.cuda.is_available()
             for number in range(torch.cuda.device_count()):
