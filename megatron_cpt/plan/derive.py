@@ -16,7 +16,7 @@ from megatron_cpt.plan.budget import estimate_problems
 from megatron_cpt.plan.calibrate import HostFacts
 from megatron_cpt.plan.checks import device_problems, input_problems, layout_problems, sizes_are_positive
 from megatron_cpt.plan.machine import Machine, machine_of
-from megatron_cpt.plan.memory import NOT_COUNTED, ON_CPU, ON_CUDA, memory_of_stages
+from megatron_cpt.plan.memory import ON_CPU, ON_CUDA, memory_of_stages
 from megatron_cpt.plan.metrics import TEXT_METRIC
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.money import bill_of, known, stored_gb, tariff_of
@@ -493,7 +493,7 @@ def _basis(
     if not isinstance(step_seconds, Unavailable):
         lines.append(f"a step predicted from kernels and links alone: {step_seconds:.3g} s, as a check of the share")
     lines.append(_allowance(config, goodput))
-    return (*lines, NOT_COUNTED)
+    return tuple(lines)
 
 
 def _allowance(config: ExperimentConfig, share: Figure) -> str:

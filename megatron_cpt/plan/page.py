@@ -60,6 +60,7 @@ def _work(plan: RunPlan) -> list[str]:
         *(field("from", f"{plan.resumes_from.checkpoint} of round {plan.resumes_from.round}") if plan.resumes_from else []),
         *field("schedule", describe(plan.schedule, embedding_lr_scale=plan.optimizer.embedding_lr_scale)),
         *memory_lines(plan.estimate),
+        *host_lines(plan),
     ]
 
 
@@ -92,6 +93,16 @@ def memory_lines(estimate: Estimate) -> list[str]:
     if len(shown) < len(stages):
         lines += field("", "all stages: " + ", ".join(show_bytes(rank.total) for rank in stages))
     return lines
+
+
+def host_lines(plan: RunPlan) -> list[str]:
+    """Return what checkpoints take of a node's own memory, where the devices have theirs."""
+    most = max(rank.host_checkpoint for rank in plan.estimate.memory)
+    if plan.backend == "cpu" or most == 0:
+        return []
+    ranks = plan.layout.num_ranks // plan.layout.num_nodes
+    text = f"{show_bytes(ranks * most)} of a node's memory while a checkpoint is written or read ({show_bytes(most)} a rank)"
+    return field("host", text)
 
 
 def _blend(plan: RunPlan, *, is_expected: bool) -> list[str]:

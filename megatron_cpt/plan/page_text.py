@@ -60,7 +60,7 @@ def field(label: str, text: str) -> list[str]:
 
 
 def memory_items(rank: RankMemory) -> str:
-    """Return what a step's peak is made of, and what reading a checkpoint takes where that is more."""
+    """Return what a step's peak is made of, and what a checkpoint takes where that is more."""
     parts = {
         "weights": rank.weights,
         "gradients": rank.gradients,
@@ -70,6 +70,11 @@ def memory_items(rank: RankMemory) -> str:
         "communication": rank.communication,
         "workspaces": rank.workspaces,
         "allowance for fragmentation": rank.allowance,
+        "CUDA and NCCL": rank.outside_torch,
     }
     items = ", ".join(f"{name} {show_bytes(value)}" for name, value in parts.items() if value > 0)
-    return items + (f"; reading a checkpoint needs {show_bytes(rank.checkpoint_load)}" if rank.checkpoint_load == rank.total else "")
+    step = rank.allocated_peak + rank.allowance
+    for what, size in {"writing": rank.checkpoint_save, "reading": rank.checkpoint_load}.items():
+        if size > step and size + rank.outside_torch == rank.total:
+            return items + f"; {what} a checkpoint needs {show_bytes(rank.total)}"
+    return items

@@ -30,11 +30,14 @@ def search_page(found: SearchResult, *, num_steps: int, usd_per_device_hour: Fig
         _line(f"{number}.", candidate, num_steps=num_steps, usd_per_device_hour=usd_per_device_hour)
         for number, candidate in enumerate(found.best, 1)
     ]
-    if not found.best:
+    if found.refused:
+        lines += [f"  no layout can run: {problem}" for problem in found.refused]
+    elif not found.best:
         lines.append("  none fits: more ranks, a shorter sequence or a smaller model is needed")
     if found.own is not None:
         lines.append(_line("own", found.own, num_steps=num_steps, usd_per_device_hour=usd_per_device_hour))
-    lines += [f"  the configuration's own layout cannot run: {problem}" for problem in found.own_problems]
+    own_problems = [problem for problem in found.own_problems if problem not in found.refused]
+    lines += [f"  the configuration's own layout cannot run: {problem}" for problem in own_problems]
     if found.best and found.own is not None:
         share = found.own.step.total / found.best[0].step.total - 1
         reasons = why_slower(found.own.step, found.best[0].step)

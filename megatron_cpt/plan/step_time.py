@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from megatron_cpt.plan.communication import all_reduce_seconds, gather_seconds, send_seconds
+from megatron_cpt.plan.communication import all_reduce_seconds, bucket_params, gather_seconds, send_seconds
 from megatron_cpt.plan.kernels import DEFAULT_KERNELS, Kernels, matmul_seconds
 from megatron_cpt.plan.layer_time import Seconds, key_of, layer_seconds
 from megatron_cpt.plan.machine import Machine
@@ -24,7 +24,6 @@ _OPTIMIZER_BYTES = 28 + 4 + 8 + 6 + 4
 # Of one logit, by megatron-core's vocab_parallel_cross_entropy: cast to fp32 (2 + 4), read for the maximum (4), the maximum taken off
 # (8), exponential (8), read for the sum (4), division (8); backward times the loss's gradient (8), cast back (4 + 2).
 _LOGIT_BYTES = 6 + 4 + 8 + 8 + 4 + 8 + 8 + 6
-_BUCKET_PARAMS = 40_000_000  # megatron-core: max(40 million, 1 million x data-parallel ranks) parameters are sent together
 
 
 @dataclass(frozen=True)
@@ -160,8 +159,7 @@ def _data_seconds(
     )
     layers = shape.num_layers // layout.pipeline
     if layout.overlap_grad_reduce:
-        bucket = layout.bucket_size or max(_BUCKET_PARAMS, 1_000_000 * group)
-        reduce = max(reduce - layers * backward, reduce / math.ceil(params / bucket))
+        reduce = max(reduce - layers * backward, reduce / math.ceil(params / bucket_params(layout, params)))
     if layout.overlap_param_gather:
         gather = max(0.0, gather - layers * forward)
     return tied + reduce + gather
