@@ -32,8 +32,8 @@ from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.parameters import LayerParams, outer_params, stage_layers
 from megatron_cpt.plan.run_plan import Layout, RankMemory
 
-# An assumption, shown as a line of its own: the CUDA context and NCCL's buffers, which torch's allocator does not see. A NeMo run that filled
-# an H200 had 139.80 GiB in use, of which torch had 138.66: 1.2 GB. 0.5 to 1 GB is common.
+# An assumption, shown as a line of its own: the CUDA context and NCCL's buffers, which torch's allocator does not see. A NeMo run that
+# filled an H200 had 139.80 GiB in use, of which torch had 138.66: 1.2 GB.
 OUTSIDE_TORCH = 1.2e9
 # An assumption, shown as a line of its own: blocks of the allocator that are free and too small. Without `expandable_segments` it can be
 # far more: a run with 58.8 GB allocated found no room on 80 GB (NVIDIA Megatron Bridge, skills/nemo-mbridge-perf-memory-tuning).
@@ -316,4 +316,5 @@ def largest_rank(shape: ModelShape, layout: Layout, *, num_rows: int, build: Bui
     """
     is_equal = build.chunk_layers is None and not shape.num_dense_layers
     ranks = {0, layout.pipeline - 1} if is_equal else set(range(layout.pipeline))
-    return max((rank_memory(shape, layout, num_rows=num_rows, pipeline_rank=rank, build=build) for rank in ranks), key=lambda rank: rank.total)
+    found = [rank_memory(shape, layout, num_rows=num_rows, pipeline_rank=rank, build=build) for rank in sorted(ranks)]
+    return max(found, key=lambda rank: rank.total)

@@ -91,8 +91,8 @@ def group() -> Group:
     return Group(
         title="Layouts that others chose",
         order=25,
-        intro="Each row's model, GPUs, batch and recomputation, and every way to split them that its software had (no fully sharded weights, no"
-        " sharded optimizer, no context parallelism), ranked by the step model with that software's kernels. What the paper chose must fit in"
-        f" the device and be predicted within {_TOLERANCE:.0%} of the fastest that fits; 1 is the fastest itself.",
+        intro="Each row's model, GPUs, batch and recomputation, and every way to split them that its software had (no fully sharded"
+        " weights, no sharded optimizer, no context parallelism), ranked by the step model with that software's kernels. What the paper"
+        f" chose must fit in the device and be predicted within {_TOLERANCE:.0%} of the fastest that fits; 1 is the fastest itself.",
         checks=tuple(checks()),
     )

@@ -8,8 +8,16 @@ import pytest
 from plan_examples import LLAMA3_8B, ONE_RANK, SMOLLM2_135M, shape
 
 from megatron_cpt.plan.activations import Operations
-from megatron_cpt.plan.memory import FRAGMENTATION,
-    OUTSIDE_TORCH, ON_CPU, ON_CUDA, Build, kept_bytes_per_layer, memory_of_stages
+from megatron_cpt.plan.memory import (
+    FRAGMENTATION,
+    ON_CPU,
+    ON_CUDA,
+    OUTSIDE_TORCH,
+    Build,
+    kept_bytes_per_layer,
+    largest_rank,
+    memory_of_stages,
+)
 from megatron_cpt.plan.model_shape import LatentAttention, ModelShape
 from megatron_cpt.plan.parameters import num_params
 from megatron_cpt.plan.run_plan import RankMemory
@@ -224,6 +232,17 @@ def test_a_sharded_optimizers_checkpoint_goes_through_whole_tensors_on_the_host(
     assert on_host.checkpoint_load == pytest.approx(on_host.state + 12 * params)
     (whole,) = memory_of_stages(LLAMA3_8B, dataclasses.replace(layout, distributed_optimizer=False), num_rows=128256)
     assert (whole.host_checkpoint, whole.checkpoint_save) == (0, whole.checkpoint_load)
+
+
+@pytest.mark.parametrize("pipeline", [2, 4, 16])
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_largest_rank_is_the_largest_of_all_stages(pipeline: int, recompute: str, tied: bool) -> None:
+    model = dataclasses.replace(LLAMA3_8B, tied_embeddings=tied)
+    for chunks in (1, 2):
+        layout = dataclasses.replace(ONE_RANK, pipeline=pipeline, recompute=recompute, virtual_pipeline=chunks, global_batch_size=32)
+        stages = memory_of_stages(model, layout, num_rows=128256)
+        assert largest_rank(model, layout, num_rows=128256).total == max(rank.total for rank in stages)
 
 
 def test_stages_of_unequal_chunks_keep_the_layers_that_they_have() -> None:
