@@ -100,9 +100,12 @@ def _known_keys(node: Any, prefix: str = "") -> list[str]:
 
 def _readable(error: Exception, overrides: Sequence[str]) -> ConfigError:
     """Return a `ConfigError` for what Hydra or omegaconf said: its first lines, and the nearest known key or option."""
-    text = re.sub(r"\n\s*(object_type|reference_type)=.*", "", str(error)).strip()
+    said = str(error)
+    if "Error merging override" in said and error.__cause__ is not None:  # the reason is in what omegaconf said below
+        said = f"{said}: {error.__cause__}"
+    text = re.sub(r"\n\s*(object_type|reference_type|full_key).*", "", said).strip()
     known = _known_keys(OmegaConf.to_container(OmegaConf.structured(ExperimentConfig)))
-    full_key = re.search(r"full_key: (\S+)", text)
+    full_key = re.search(r"full_key: (\S+)", said)
     wrong = full_key.group(1) if full_key else next(iter(re.findall(r"[Cc]ould not override '([^']+)'", text)), None)
     options = re.search(r"Could not find '(\w+)/([^']+)'", text)
     next_step = "See the keys with --cfg job; conf/ holds the options of each group."
@@ -110,8 +113,9 @@ def _readable(error: Exception, overrides: Sequence[str]) -> ConfigError:
         names = sorted(path.stem for path in (shipped_conf() / options.group(1)).glob("*.yaml"))
         near = difflib.get_close_matches(options.group(2), names, n=1)
         next_step = f"Did you mean {options.group(1)}={near[0]}?" if near else f"Known: {', '.join(names)}."
+        text = text.splitlines()[0]  # the list of all options, one a line, is what comes next
     elif wrong:
-        near = difflib.get_close_matches(wrong, known, n=1)
+        near = [] if wrong in known else difflib.get_close_matches(wrong, known, n=1)
         next_step = f"Did you mean {near[0]}?" if near else next_step
     elif "mismatched input" in text or "no viable alternative" in text or "token recognition error" in text or "sweep" in text.lower():
         next_step = """Quote a value that holds = , # : or spaces, inside and outside: 'key="value"'. A list of values needs -m."""
