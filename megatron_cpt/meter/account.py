@@ -11,6 +11,8 @@ from megatron_cpt.record.unknown import Amount, Unavailable
 
 UNITS = {"seconds": ("time", "s"), "usd": ("cost", "USD"), "kwh": ("energy with PUE", "kWh")}
 
+_HOURS_FROM = 7200.0  # seconds from which on times are told in hours
+
 
 def account_text(run: str, stages: Sequence[StageTotals], *, differences: Mapping[str, Difference | Unavailable] | None = None) -> str:
     """Return the totals of one run, a paragraph a stage, and why they differ from the plan where it is given."""
@@ -21,7 +23,7 @@ def account_text(run: str, stages: Sequence[StageTotals], *, differences: Mappin
         ends = ", ".join(f"{count} {status}" for status, count in part.num_by_status.items())
         lines += [
             f"  {part.stage}: {ends}",
-            f"    time    {part.seconds.show('{:,.1f} s')}{_planned(part, 'seconds', '{:,.1f} s')}",
+            f"    time    {_time(part)}",
             f"    devices {part.device_seconds.show('{:.4g} device-hours', 1 / 3600)}",
             *([f"    tokens  {part.tokens:,}{_planned(part, 'tokens', '{:,.0f}')}"] if part.tokens and part.stage != WHOLE else []),
             *([f"    lost    {part.lost_tokens:,} of these tokens: read, and in no weights"] if _shows_loss(part) else []),
@@ -45,13 +47,22 @@ def difference_lines(differences: Mapping[str, Difference | Unavailable]) -> lis
     lines = ["  why not as planned (the reasons of a figure add up to its difference)"]
     for key, each in told.items():
         name, unit = UNITS[key]
+        scale = 1.0
+        if key == "seconds" and max(each.planned, each.actual) >= _HOURS_FROM:
+            scale, unit = 1 / 3600, "h"
         outside = f"; {each.num_outside} attempts without a recorded time are not in it" if each.num_outside else ""
-        planned, actual, more = (Amount(value) for value in (each.planned, each.actual, each.actual - each.planned))
+        planned, actual, more = (Amount(value * scale) for value in (each.planned, each.actual, each.actual - each.planned))
         lines.append(f"    {name}: planned {planned:.4g}, actual {actual:.4g} {unit}, {more:+.4g}{outside}")
         least = 1e-9 * max(abs(each.planned), abs(each.actual))  # what is left of rounding
         reasons = sorted(((value, reason) for reason, value in each.parts.items() if abs(value) > least), key=lambda part: -abs(part[0]))
-        lines += [f"      {Amount(value):+.4g} {unit}  {reason}" for value, reason in reasons]
+        lines += [f"      {Amount(value * scale):+.4g} {unit}  {reason}" for value, reason in reasons]
     return lines
+
+
+def _time(part: StageTotals) -> str:
+    """Return the time and the plan's, both in hours where it took two or more."""
+    scale, pattern = (1 / 3600, "{:.4g} h") if part.seconds.value >= _HOURS_FROM else (1.0, "{:,.1f} s")
+    return part.seconds.show(pattern, scale) + _planned(part, "seconds", pattern, scale)
 
 
 def _estimate(part: StageTotals) -> list[str]:
@@ -84,8 +95,8 @@ def _shows_loss(part: StageTotals) -> bool:
     return part.lost_tokens > 0 and part.stage != WHOLE
 
 
-def _planned(part: StageTotals, key: str, pattern: str) -> str:
+def _planned(part: StageTotals, key: str, pattern: str, scale: float = 1.0) -> str:
     if part.planned is None or part.stage == WHOLE:
         return ""
     figure = part.planned.get(key, Unavailable("not recorded"))
-    return f"  | planned {figure if isinstance(figure, Unavailable) else pattern.format(Amount(figure))}"
+    return f"  | planned {figure if isinstance(figure, Unavailable) else pattern.format(Amount(figure * scale))}"
