@@ -30,7 +30,7 @@ def account_text(run: str, stages: Sequence[StageTotals], *, differences: Mappin
             f"    energy  {part.joules.show('{:.4g} kWh', 1 / JOULES_PER_KWH)}",
             *_estimate(part),
             f"    site    {_from_energy(part, part.site_kwh, '{:.4g} kWh with PUE')}{_planned(part, 'kwh', '{:.4g} kWh')}",
-            f"    carbon  {_from_energy(part, part.g_co2e, '{:.4g} g CO2e')}{_planned(part, 'g_co2e', '{:.4g} g CO2e')}",
+            f"    carbon  {_from_energy(part, part.g_co2e, '{:.4g} kg CO2e', 1 / 1000)}{_planned(part, 'g_co2e', '{:.4g} kg CO2e', 1 / 1000)}",
             f"    cost    {part.usd.show('{:.4g} USD')}{_planned(part, 'usd', '{:.4g} USD')}",
             *_jumps(part),
         ]
@@ -76,9 +76,9 @@ def _attempts(number: int) -> str:
     return "1 attempt" if number == 1 else f"{number:,} attempts"
 
 
-def _from_energy(part: StageTotals, total: Total, pattern: str) -> str:
+def _from_energy(part: StageTotals, total: Total, pattern: str, scale: float = 1.0) -> str:
     """Return a figure that is made from the energy; where that is unknown altogether, its reasons are not told again."""
-    return total.show(pattern) if part.joules.num_known else "unknown, as the energy"
+    return total.show(pattern, scale) if part.joules.num_known else "unknown, as the energy"
 
 
 def _jumps(part: StageTotals) -> list[str]:
