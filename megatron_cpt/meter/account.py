@@ -11,6 +11,7 @@ from megatron_cpt.record.unknown import Amount, Unavailable
 
 UNITS = {"seconds": ("time", "s"), "usd": ("cost", "USD"), "kwh": ("energy with PUE", "kWh")}
 
+_KG = "{:.4g} kg CO2e"
 _HOURS_FROM = 7200.0  # seconds from which on times are told in hours
 
 
@@ -30,7 +31,7 @@ def account_text(run: str, stages: Sequence[StageTotals], *, differences: Mappin
             f"    energy  {part.joules.show('{:.4g} kWh', 1 / JOULES_PER_KWH)}",
             *_estimate(part),
             f"    site    {_from_energy(part, part.site_kwh, '{:.4g} kWh with PUE')}{_planned(part, 'kwh', '{:.4g} kWh')}",
-            f"    carbon  {_from_energy(part, part.g_co2e, '{:.4g} kg CO2e', 1 / 1000)}{_planned(part, 'g_co2e', '{:.4g} kg CO2e', 1 / 1000)}",
+            f"    carbon  {_from_energy(part, part.g_co2e, _KG, 1 / 1000)}{_planned(part, 'g_co2e', _KG, 1 / 1000)}",
             f"    cost    {part.usd.show('{:.4g} USD')}{_planned(part, 'usd', '{:.4g} USD')}",
             *_jumps(part),
         ]
