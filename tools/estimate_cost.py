@@ -35,7 +35,7 @@ from megatron_cpt.config.schema import (
 from megatron_cpt.errors import CheckpointError, ConfigError, CptError, raise_all
 from megatron_cpt.plan.families import FAMILIES
 from megatron_cpt.plan.model_shape import ModelShape
-from megatron_cpt.plan.page import layout_words, memory_lines
+from megatron_cpt.plan.page import host_lines, layout_words, memory_lines
 from megatron_cpt.plan.page_money import money_lines, summary
 from megatron_cpt.plan.page_text import field, show_count
 from megatron_cpt.plan.quote import Quote, quote
@@ -234,6 +234,7 @@ def text_of(found: Quote, *, num_new_ids: int) -> str:
             f" sequences x {layout.sequence_length} tokens; {estimate.flops_per_token / 1e9:.4g} GFLOP a token",
         ),
         *memory_lines(estimate),
+        *host_lines(estimate, layout, backend=found.backend),
         "",
         *money_lines(found),
         "",

@@ -100,7 +100,10 @@ def _known_keys(node: Any, prefix: str = "") -> list[str]:
 
 def _readable(error: Exception, overrides: Sequence[str]) -> ConfigError:
     """Return a `ConfigError` for what Hydra or omegaconf said: its first lines, and the nearest known key or option."""
-    text = re.sub(r"\n\s*(object_type|reference_type)=.*", "", str(error)).strip()
+    said = str(error)
+    if "Error merging override" in said and error.__cause__ is not None:  # the reason is in what omegaconf said below
+        said = f"{said}: {error.__cause__}"
+    text = re.sub(r"\n\s*(object_type|reference_type|full_key).*", "", said).strip()
     shown = " ".join(overrides) or None
     options = re.search(r"Could not find '(\w+)/([^']+)'", text)
     if options:
@@ -118,11 +121,12 @@ def _readable(error: Exception, overrides: Sequence[str]) -> ConfigError:
             "An experiment must be chosen.", value=shown, rule=f"experiment is one of {', '.join(_options_of('experiment'))}",
             next_step=_meant(overrides) or "Add experiment=<name>.",
         )  # fmt: skip
-    full_key = re.search(r"full_key: (\S+)", text)
+    full_key = re.search(r"full_key: (\S+)", said)
     wrong = full_key.group(1) if full_key else next(iter(re.findall(r"[Cc]ould not override '([^']+)'", text)), None)
     next_step = "See the keys with --cfg job; conf/ holds the options of each group."
     if wrong:
-        near = difflib.get_close_matches(wrong, _all_keys(), n=1)
+        known = _all_keys()
+        near = [] if wrong in known else difflib.get_close_matches(wrong, known, n=1)
         next_step = f"Did you mean {near[0]}?" if near else next_step
         if "ould not override" in text:
             return ConfigError(f"There is no key {printable(wrong)}.", value=shown, next_step=next_step)

@@ -180,7 +180,7 @@ def measured_run(plan: RunPlan, metrics_path: Path, config: ExperimentConfig, de
     taken = seconds[_FIRST_STEPS:]
     if not taken:
         return None
-    machine = machine_of(device, config.cluster)
+    machine = machine_of(device, config.cluster, dtype=plan.layout.dtype)
     predicted: Figure = machine if isinstance(machine, Unavailable) else math.nan
     if not isinstance(machine, Unavailable):
         predicted = step_time(plan.shape, plan.layout, machine, num_rows=plan.vocab.num_padded_rows).total

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from megatron_cpt.config.schema import ClusterConfig, ExperimentConfig
-from megatron_cpt.errors import ConfigError
+from megatron_cpt.errors import ConfigError, raise_all
 from megatron_cpt.line.expecting import expected_vocab
 from megatron_cpt.plan.calibrate import HostFacts
 from megatron_cpt.plan.checks import layout_problems
@@ -23,9 +23,9 @@ def search_layouts(config: ExperimentConfig, *, count: int = 10) -> str:
     """Return the page of the best layouts.
 
     Raises:
-        ConfigError: the device's rates are unknown.
+        ConfigError: the device's rates are unknown, or the configuration is refused whatever the layout.
     """
-    machine = machine_of(config.gpu, config.cluster)
+    machine = machine_of(config.gpu, config.cluster, dtype=config.parallel.dtype)
     if isinstance(machine, Unavailable):
         raise ConfigError(
             "The time of a layout cannot be predicted on this device.",
@@ -47,6 +47,7 @@ def search_layouts(config: ExperimentConfig, *, count: int = 10) -> str:
         own=None if layout_problems(config, shape, vocab) else layout_of(config),
         count=count,
     )
+    raise_all(ConfigError, list(found.refused), where="search", next_step="Change the named keys; no layout can.")
     tokens_per_step = config.parallel.global_batch_size * config.parallel.sequence_length
     return search_page(
         found,

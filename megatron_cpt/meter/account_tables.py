@@ -11,7 +11,7 @@ from typing import Any
 from megatron_cpt.meter.difference import Difference
 from megatron_cpt.meter.ledger import JOULES_PER_KWH
 from megatron_cpt.meter.totals import StageTotals, Total
-from megatron_cpt.record.unknown import Figure, Unavailable
+from megatron_cpt.record.unknown import Amount, Figure, Unavailable
 
 Rows = Sequence[tuple[tuple[str, ...], StageTotals]]
 FIELDS = (
@@ -126,7 +126,7 @@ def account_table(keys: Sequence[str], rows: Rows, whole: StageTotals) -> str:
     if whole.num_estimated:
         kwh, plural = whole.estimated_joules / JOULES_PER_KWH, "" if whole.num_estimated == 1 else "s"
         methods = "; ".join(whole.estimate_methods)
-        lines.append(f"CPU without a meter: {kwh:,.4g} kWh in {whole.num_estimated} attempt{plural}, in no sum above ({methods})")
+        lines.append(f"CPU without a meter: {Amount(kwh):.4g} kWh in {whole.num_estimated} attempt{plural}, in no sum above ({methods})")
     return "\n".join(lines) + "\n"
 
 
@@ -150,7 +150,7 @@ def _row(part: StageTotals, notes: list[str], *, tokens: int) -> list[str]:
 def _short(total: Total, notes: list[str], *, scale: float = 1.0, show: Any = None) -> str:
     """Return a figure for a narrow cell; what is missing from it goes to the notes, each once."""
     value = total.value * scale
-    text = "unknown" if not total.num_known else show(value) if show else f"{value:,.4g}"
+    text = "unknown" if not total.num_known else show(value) if show else f"{Amount(value):.4g}"
     text = f">={text}" if total.num_known and total.num_lower_bounds else text
     missing = total.num_known < total.num_attempts or total.share_measured
     if not missing:

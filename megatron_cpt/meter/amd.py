@@ -68,7 +68,7 @@ def _visible(handles: list[Any], environment: Mapping[str, str]) -> list[Any] | 
 
 def _open(smi: Any, handle: Any, clock: Callable[[], float]) -> CounterGpu | PowerGpu | str:
     try:
-        return CounterGpu(lambda: _joules(smi, handle))
+        return CounterGpu(lambda: _joules(smi, handle), clock)
     except OSError as missing:
         try:
             gpu = PowerGpu(lambda: _watts(smi, handle), clock)

@@ -123,7 +123,9 @@ def expecting(parts: Sequence[Part], *, kind: Kind, num_devices: int) -> tuple[P
     found = sum(part.of for part in parts if part.kind == kind)
     if found >= num_devices:
         return tuple(parts)
-    silent = Part(kind, 0.0, 0, num_devices - found, "none", reasons=(f"{num_devices - found} {UNITS[kind]} have no meter's word",))
+    missing = num_devices - found
+    unit = UNITS[kind] if missing > 1 else {"gpu": "GPU", "cpu": "node's CPU"}[kind]
+    silent = Part(kind, 0.0, 0, missing, "none", reasons=(f"no meter spoke for {missing} {unit}",))
     return merged([*parts, silent])
 
 

@@ -12,21 +12,29 @@ from megatron_cpt.record.unknown import Figure, Unavailable
 
 SAMPLE_SECONDS = 1.0  # what a GPU says of its power is the mean of about the last second on most models
 MAX_GAP_SECONDS = 10.0  # between two samples; what was drawn in a longer silence is not guessed
+# Counters are renewed several times a second and an idle board draws watts: one that stands still so long is stuck (ROCm/amdsmi issue 22).
+STUCK_SECONDS = 30.0
 
 
 class CounterGpu:
     """A GPU whose energy counter runs since its driver was loaded."""
 
-    def __init__(self, joules: Callable[[], float]) -> None:
+    def __init__(self, joules: Callable[[], float], clock: Callable[[], float] = time.monotonic) -> None:
         """Take what reads the counter in joules and raises OSError, with the driver's words, where it cannot."""
         self._joules, self._start = joules, joules()
+        self._clock, self._opened = clock, clock()
 
     def read(self) -> Figure:
         try:
             used = self._joules() - self._start
         except OSError as error:
             return Unavailable(str(error))
-        return used if used >= 0 else Unavailable("a GPU's energy counter went back, so its driver was loaded again")
+        if used < 0:
+            return Unavailable("a GPU's energy counter went back, so its driver was loaded again")
+        stood = self._clock() - self._opened
+        if used == 0 and stood > STUCK_SECONDS:
+            return Unavailable(f"a GPU's energy counter has stood still for {stood:.0f} s")
+        return used
 
 
 @dataclass

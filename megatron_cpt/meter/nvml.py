@@ -56,7 +56,7 @@ def open_nvml(
 
 def _open(nvml: Any, handle: Any, clock: Callable[[], float]) -> CounterGpu | PowerGpu | str:
     try:
-        return CounterGpu(lambda: _ask(nvml, nvml.nvmlDeviceGetTotalEnergyConsumption, handle) / 1000)  # millijoules
+        return CounterGpu(lambda: _ask(nvml, nvml.nvmlDeviceGetTotalEnergyConsumption, handle) / 1000, clock)  # millijoules
     except OSError as missing:
         try:
             gpu = PowerGpu(lambda: _ask(nvml, nvml.nvmlDeviceGetPowerUsage, handle) / 1000, clock)  # milliwatts
@@ -96,11 +96,11 @@ def _visible(nvml: Any, environment: Mapping[str, str]) -> list[Any] | str:
             found = [handle for handle in known if _text(nvml.nvmlDeviceGetUUID(handle)).startswith(part)]
             if len(found) != 1:  # CUDA takes the first digits of an id where they name one GPU
                 return f"CUDA_VISIBLE_DEVICES names {part}, and {len(found)} GPUs of this node have that id"
-            chosen += found
+            chosen += [handle for handle in found if handle not in chosen]
         elif part.isdigit() and int(part) < len(everything):
             if environment.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID" and len({nvml.nvmlDeviceGetName(card) for card in known}) > 1:
                 return "CUDA numbers unlike GPUs by speed and NVML by slot; set CUDA_DEVICE_ORDER=PCI_BUS_ID"
-            chosen.append(everything[int(part)])
+            chosen += [handle for handle in (everything[int(part)],) if handle not in chosen]  # named twice it is one board
         else:
             break  # CUDA, too, stops at the first entry that names no device
     return chosen or "no GPU is visible"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from megatron_cpt.meter.attempts import AttemptRecord, figure_in, week_of
 from megatron_cpt.meter.killed import TRAIN
-from megatron_cpt.record.unknown import Figure, Unavailable, combine
+from megatron_cpt.record.unknown import Amount, Figure, Unavailable, combine
 
 WHOLE = "all stages"  # the heading of the last line; tokens of unlike stages are added in it only for the CSV
 
@@ -30,7 +30,7 @@ class Total:
         """Return the sum as text that says what is missing from it."""
         if self.num_known == 0:
             return f"unknown ({'; '.join(self.reasons) or 'no attempt'})"
-        text = pattern.format(self.value * scale)
+        text = pattern.format(Amount(self.value * scale))
         if self.num_lower_bounds:
             text = f"at least {text}"
         if self.share_measured:
@@ -105,7 +105,7 @@ def _share(records: Sequence[AttemptRecord]) -> tuple[str, list[str]]:
         (record.device_seconds / 3600, record.share_measured) for record in timed if not isinstance(record.device_seconds, Unavailable)
     ]
     measured_hours = math.fsum(value * share for value, share in hours)
-    return f"{measured_hours:,.4g} of {math.fsum(value for value, _ in hours):,.4g} device-hours", why
+    return f"{Amount(measured_hours):.4g} of {Amount(math.fsum(value for value, _ in hours)):.4g} device-hours", why
 
 
 def totals(records: Sequence[AttemptRecord], *, stage: str) -> StageTotals:

@@ -12,7 +12,7 @@ from megatron_cpt.plan.grid import region_problem
 from megatron_cpt.plan.money import clock_limits
 from megatron_cpt.plan.page_text import memory_items
 from megatron_cpt.plan.run_plan import Estimate, Layout, StopConditions, Tariff
-from megatron_cpt.record.unknown import Figure, Unavailable
+from megatron_cpt.record.unknown import Amount, Figure, Unavailable
 
 _DAY = re.compile(r"\d{4}-\d{2}(-\d{2})?")
 
@@ -142,7 +142,7 @@ def estimate_problems(estimate: Estimate, stop: StopConditions, layout: Layout, 
             continue
         if not isinstance(figure, Unavailable) and figure > allowed:
             problems.append(
-                f"the run is estimated at {figure:.4g} {unit}; {key} is {allowed:g}. Lower blend.num_tokens or raise the limit."
+                f"the run is estimated at {Amount(figure):.4g} {unit}; {key} is {allowed:g}. Lower blend.num_tokens or raise the limit."
             )
     for key, seconds in clock_limits(stop, tariff, num_ranks=layout.num_ranks).items():
         if isinstance(seconds, Unavailable):

@@ -7,6 +7,16 @@ A ring over n ranks passes (n - 1) pieces of 1/n of the data for a gather or a r
 from __future__ import annotations
 
 from megatron_cpt.plan.machine import HOP_SECONDS, NETWORK_SHARE, Machine
+from megatron_cpt.plan.run_plan import Layout
+
+_BUCKET_PARAMS = 40_000_000  # megatron-core: max(40 million, 1 million x data-parallel ranks) parameters are sent together
+
+
+def bucket_params(layout: Layout, num_params: int) -> int:
+    """Return how many of a rank's parameters are reduced together: all, unless gradients go beside the backward pass."""
+    if not layout.overlap_grad_reduce:
+        return num_params
+    return min(layout.bucket_size or max(_BUCKET_PARAMS, 1_000_000 * layout.data * layout.context), num_params)
 
 
 def gather_seconds(machine: Machine, num_bytes: float, *, group: int, stride: int = 1) -> float:

@@ -15,11 +15,12 @@ from megatron_cpt.plan.blend import blend_entries, blend_stages
 from megatron_cpt.plan.budget import estimate_problems
 from megatron_cpt.plan.calibrate import HostFacts
 from megatron_cpt.plan.checks import device_problems, input_problems, layout_problems, sizes_are_positive
-from megatron_cpt.plan.machine import Machine, machine_of
-from megatron_cpt.plan.memory import NOT_COUNTED, ON_CPU, ON_CUDA, memory_of_stages
+from megatron_cpt.plan.machine import FP32_REASON, Machine, machine_of
+from megatron_cpt.plan.memory import ON_CPU, ON_CUDA, memory_of_stages
 from megatron_cpt.plan.metrics import TEXT_METRIC
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.money import bill_of, known, stored_gb, tariff_of
+from megatron_cpt.plan.page_text import show_duration
 from megatron_cpt.plan.parameters import num_params
 from megatron_cpt.plan.resume import Earlier, blend_after, resume_problems, with_earlier_samples
 from megatron_cpt.plan.retry import retry_of, retry_problems, with_changes
@@ -365,6 +366,8 @@ def peak_of(config: ExperimentConfig, host: HostFacts) -> Figure:
         return known(gpu.dense_fp8_tflops, key="gpu.dense_fp8_tflops", reason="parallel.fp8 is not measured by the bf16 peak")
     if config.cluster.backend == "cpu" and gpu.dense_tflops is None:
         return host.matrix_tflops
+    if config.cluster.backend == "cuda" and config.parallel.dtype == "fp32":
+        return Unavailable(FP32_REASON)
     return known(gpu.dense_tflops, key="gpu.dense_tflops")
 
 
@@ -432,7 +435,7 @@ def estimate_run(
     repeated = recomputed_flops_per_token(shape, sequence_length=layout.sequence_length, recompute=layout.recompute)
     seconds = training_seconds(total_flops=(flops + repeated) * tokens, layout=layout, dense_tflops=peak, utilization=utilization)
     likely: Figure = seconds if isinstance(seconds, Unavailable) else seconds.likely
-    machine = Unavailable("a step is predicted for GPUs only") if on_cpu else machine_of(gpu, config.cluster)
+    machine = Unavailable("a step is predicted for GPUs only") if on_cpu else machine_of(gpu, config.cluster, dtype=config.parallel.dtype)
     predicted = step_time(shape, layout, machine, num_rows=num_rows).total if isinstance(machine, Machine) else machine
     trained = goodput_of(config, seconds_per_step=combine(lambda value: value / max(num_steps, 1), likely))
     params = num_params(shape, num_rows=num_rows)
@@ -493,7 +496,7 @@ def _basis(
     if not isinstance(step_seconds, Unavailable):
         lines.append(f"a step predicted from kernels and links alone: {step_seconds:.3g} s, as a check of the share")
     lines.append(_allowance(config, goodput))
-    return (*lines, NOT_COUNTED)
+    return tuple(lines)
 
 
 def _allowance(config: ExperimentConfig, share: Figure) -> str:
@@ -504,6 +507,6 @@ def _allowance(config: ExperimentConfig, share: Figure) -> str:
     mtbf = config.gpu.mtbf_hours * 3600 / (config.cluster.num_nodes * config.cluster.ranks_per_node)
     best = checkpoint_interval_seconds(mtbf_seconds=mtbf, checkpoint_seconds=config.cluster.checkpoint_seconds)
     return (
-        f"time is that of the training steps; checkpoints and interruptions (one in {mtbf / 3600:.3g} h) leave {share:.1%} of elapsed"
-        f" time to them, so that it lasts {1 / share:.3f} times as long. The checkpoint interval that loses least is {best / 60:.3g} min."
+        f"time is that of the training steps, {share:.1%} of what elapses; checkpoints and interruptions (one in {show_duration(mtbf)})"
+        f" take the rest. The checkpoint interval that loses least is {show_duration(best)}."
     )

@@ -6,15 +6,16 @@ t tensor-parallel ranks, c context-parallel ranks, E experts of which a token is
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 from megatron_cpt.plan.communication import all_reduce_seconds, all_to_all_seconds, gather_seconds, send_seconds
+from megatron_cpt.plan.elementwise import moved_backward, moved_forward
 from megatron_cpt.plan.kernels import Kernels, flash_seconds, matmul_seconds
+from megatron_cpt.plan.layer_key import LayerKey
 from megatron_cpt.plan.machine import Machine
 from megatron_cpt.plan.model_shape import ModelShape
-from megatron_cpt.plan.run_plan import Layout
-from megatron_cpt.plan.throughput import tokens_seen
+from megatron_cpt.plan.throughput import head_columns, tokens_seen
 
 
 @dataclass(frozen=True)
@@ -38,36 +39,16 @@ class Seconds:
         return Seconds(*(getattr(self, item.name) + times * getattr(other, item.name) for item in fields(Seconds)))
 
 
-@dataclass(frozen=True)
-class LayerKey:
-    """What of a layout the time of a layer depends on."""
-
-    tensor: int
-    context: int
-    expert: int
-    micro_batch_size: int
-    sequence_length: int
-    sequence_parallel: bool
-    element_bytes: int
-    fp8: bool
-    recompute: str
-
-    @property
-    def num_tokens(self) -> int:
-        return self.sequence_length * self.micro_batch_size // self.context
-
-
-def key_of(layout: Layout) -> LayerKey:
-    return LayerKey(
-        tensor=layout.tensor,
-        context=layout.context,
-        expert=layout.expert,
-        micro_batch_size=layout.micro_batch_size,
-        sequence_length=layout.sequence_length,
-        sequence_parallel=layout.sequence_parallel,
-        element_bytes=4 if layout.dtype == "fp32" else 2,
-        fp8=layout.fp8 != "none",
-        recompute=layout.recompute,
+@lru_cache(maxsize=64)
+def dense_layer(shape: ModelShape) -> ModelShape:
+    """Return a model of layers like the first ones of a mixture of experts that have one MLP in the experts' place."""
+    return replace(
+        shape,
+        num_experts=0,
+        experts_per_token=0,
+        shared_ffn_hidden_size=0,
+        num_dense_layers=0,
+        ffn_hidden_size=shape.dense_ffn_hidden_size or shape.ffn_hidden_size,
     )
 
 
@@ -110,30 +91,41 @@ class _Matmul:
 
 
 def _attention_matmuls(shape: ModelShape, key: LayerKey) -> tuple[_Matmul, ...]:
-    tokens, hidden = key.num_tokens, shape.hidden_size
-    heads = shape.num_attention_heads * shape.head_dim // key.tensor
-    groups = max(shape.num_query_groups // key.tensor, 1) * shape.head_dim
-    return (_Matmul(tokens, heads + 2 * groups, hidden, gathers=True), _Matmul(tokens, hidden, heads))
+    tokens, hidden, latent = key.num_tokens, shape.hidden_size, shape.latent
+    if latent is None:
+        heads = shape.num_attention_heads * shape.head_dim // key.tensor
+        groups = max(shape.num_query_groups // key.tensor, 1) * shape.head_dim
+        return (_Matmul(tokens, heads + 2 * groups, hidden, gathers=True), _Matmul(tokens, hidden, heads))
+    heads = shape.num_attention_heads // key.tensor
+    squeezed = latent.query_rank + latent.key_value_rank + latent.rotary_dim
+    return (
+        _Matmul(key.num_held_tokens, squeezed, hidden),
+        _Matmul(tokens, heads * latent.query_dim, latent.query_rank or hidden, gathers=True),
+        _Matmul(tokens, heads * (latent.plain_dim + latent.value_dim), latent.key_value_rank),
+        _Matmul(tokens, hidden, heads * latent.value_dim),
+    )
 
 
 def _mlp_matmuls(shape: ModelShape, key: LayerKey) -> tuple[_Matmul, ...]:
     tokens, hidden, middle = key.num_tokens, shape.hidden_size, shape.ffn_hidden_size // key.tensor
-    first = middle * (2 if shape.traits.gated else 1)
+    wide = 2 if shape.traits.gated else 1
     if not shape.num_experts:
-        return (_Matmul(tokens, first, hidden, gathers=True), _Matmul(tokens, hidden, middle))
+        return (_Matmul(tokens, wide * middle, hidden, gathers=True), _Matmul(tokens, hidden, middle))
     local = shape.num_experts // key.expert
     rows = max(tokens * shape.experts_per_token // local, 1)  # as if the router spread the tokens evenly
-    return (
-        _Matmul(tokens // (key.tensor if key.sequence_parallel else 1), shape.num_experts, hidden),
-        _Matmul(rows, first, hidden, count=local, gathers=True),
+    matmuls = (
+        _Matmul(key.num_held_tokens, shape.num_experts, hidden),
+        _Matmul(rows, wide * middle, hidden, count=local, gathers=True),
         _Matmul(rows, hidden, middle, count=local),
     )
+    shared = shape.shared_ffn_hidden_size // key.tensor
+    return matmuls + ((_Matmul(tokens, wide * shared, hidden), _Matmul(tokens, hidden, shared)) if shared else ())
 
 
 def _forward(
     shape: ModelShape, key: LayerKey, machine: Machine, kernels: Kernels, matmuls: tuple[_Matmul, ...], *, is_attention: bool
 ) -> Seconds:
-    moved = _moved_forward(shape, key, kernels, is_attention=is_attention)
+    moved = moved_forward(shape, key, kernels, is_attention=is_attention)
     core = _core_attention(shape, key, machine, kernels, backward=False) if is_attention else 0.0
     routed = 0.0 if is_attention else _expert_exchange(shape, key, machine)
     return Seconds(
@@ -149,7 +141,7 @@ def _forward(
 def _backward(
     shape: ModelShape, key: LayerKey, machine: Machine, kernels: Kernels, matmuls: tuple[_Matmul, ...], *, is_attention: bool
 ) -> Seconds:
-    moved = _moved_backward(shape, key, kernels, is_attention=is_attention)
+    moved = moved_backward(shape, key, kernels, is_attention=is_attention)
     core = _core_attention(shape, key, machine, kernels, backward=True) if is_attention else 0.0
     return Seconds(
         matmul=sum(one.of_input(machine, fp8=key.fp8) + one.of_weight(machine, fp8=key.fp8) for one in matmuls),
@@ -198,7 +190,7 @@ def _expert_exchange(shape: ModelShape, key: LayerKey, machine: Machine) -> floa
     """Return the seconds in which tokens go to the ranks of their experts and come back."""
     if not shape.num_experts:
         return 0.0
-    tokens = key.num_tokens // (key.tensor if key.sequence_parallel else 1)
+    tokens = key.num_held_tokens
     sent = float(key.element_bytes * tokens * shape.experts_per_token * shape.hidden_size)
     between = all_to_all_seconds(machine, sent, group=key.expert, stride=key.tensor)
     return 2 * (between + gather_seconds(machine, sent * key.tensor, group=key.tensor))
@@ -212,71 +204,13 @@ def _core_attention(shape: ModelShape, key: LayerKey, machine: Machine, kernels:
     seen = tokens_seen(shape, sequence_length=key.sequence_length, causal=True) / shape.num_layers
     heads = shape.num_attention_heads // key.tensor
     if kernels.flash_attention:
-        return flash_seconds(machine, 4.0 * key.num_tokens * seen * heads * shape.head_dim, backward=backward)
+        return flash_seconds(machine, 2.0 * key.num_tokens * seen * heads * head_columns(shape), backward=backward)
     length, count = key.sequence_length, heads * key.micro_batch_size // key.context
-    scores = matmul_seconds(machine, length, length, shape.head_dim, count=count)
-    values = matmul_seconds(machine, length, shape.head_dim, length, count=count)
+    of_key, of_value = (shape.latent.query_dim, shape.latent.value_dim) if shape.latent else (shape.head_dim, shape.head_dim)
+    scores = matmul_seconds(machine, length, length, of_key, count=count)
+    values = matmul_seconds(machine, length, of_value, length, count=count)
     products = (scores + values) * (2 if backward else 1)
     size = float(length) * length * count * key.element_bytes
     steps = 3 if backward else 2  # softmax reads and writes; its gradient reads two
     steps_of_dropout = (2.5 if kernels.dropout else 0.0) if key.element_bytes == 2 else 2.25 * kernels.dropout
     return products + machine.memory_seconds(size * (steps + steps_of_dropout))
-
-
-def _moved_forward(shape: ModelShape, key: LayerKey, kernels: Kernels, *, is_attention: bool) -> float:
-    """Count the bytes that attention or MLP reads and writes outside its products, forward.
-
-    Norm: its input and output. Residual: output, input and sum, and a mask of one byte with dropout. Positions turn queries and keys
-    in place. The activation reads the middle (twice as wide when gated) and writes it.
-    """
-    tokens, hidden, width = key.num_tokens, shape.hidden_size, key.element_bytes
-    held = tokens // (key.tensor if key.sequence_parallel else 1)
-    moved = held * hidden * (2 * width + 3 * width + (1 if kernels.dropout else 0))
-    if shape.traits.gemma:
-        moved += held * hidden * 2 * width
-    if is_attention:
-        turned = (shape.num_attention_heads + shape.num_query_groups) * shape.head_dim // key.tensor
-        moved += 2 * width * tokens * turned * ((shape.traits.positions != "learned") + shape.traits.qk_norm)
-    else:
-        moved += _mlp_middle_moved(shape, key, 3 if shape.traits.gated else 2)
-    return float(moved + _cast_moved(shape, key, is_attention=is_attention))
-
-
-def _moved_backward(shape: ModelShape, key: LayerKey, kernels: Kernels, *, is_attention: bool) -> float:
-    """Count the bytes that attention or MLP reads and writes outside its products, backward.
-
-    Norm: input, gradient and result. Residual: the gradient is read and written, masked with dropout, and added to the other branch's
-    (three more). Biases read the gradients that they sum. The activation reads input and gradient and writes a gradient.
-    """
-    tokens, hidden, width = key.num_tokens, shape.hidden_size, key.element_bytes
-    held = tokens // (key.tensor if key.sequence_parallel else 1)
-    moved = held * hidden * (3 * width + 3 * width + ((2 * width + 1) if kernels.dropout else 0))
-    if shape.traits.gemma:
-        moved += held * hidden * 3 * width
-    if shape.traits.bias:
-        moved += width * tokens * (hidden + (0 if is_attention else shape.ffn_hidden_size // key.tensor))
-    if is_attention:
-        turned = (shape.num_attention_heads + shape.num_query_groups) * shape.head_dim // key.tensor
-        moved += 2 * width * tokens * turned * ((shape.traits.positions != "learned") + shape.traits.qk_norm)
-    else:
-        moved += _mlp_middle_moved(shape, key, 5 if shape.traits.gated else 3)
-    return float(moved + 2 * _cast_moved(shape, key, is_attention=is_attention))
-
-
-def _mlp_middle_moved(shape: ModelShape, key: LayerKey, steps: int) -> int:
-    """Count `steps` readings or writings of the middle; tokens of experts are also sorted by expert and back, both ways."""
-    copies = max(shape.experts_per_token, 1)
-    moved = steps * key.element_bytes * key.num_tokens * copies * shape.ffn_hidden_size // key.tensor
-    if shape.num_experts:
-        held = key.num_tokens // (key.tensor if key.sequence_parallel else 1)
-        moved += 8 * key.element_bytes * held * copies * shape.hidden_size
-    return moved
-
-
-def _cast_moved(shape: ModelShape, key: LayerKey, *, is_attention: bool) -> int:
-    """Count what FP8 adds: the input of each product is read and written twice at one byte, straight and transposed."""
-    if not key.fp8:
-        return 0
-    copies = 1 if is_attention else max(shape.experts_per_token, 1)
-    middle = shape.num_attention_heads * shape.head_dim if is_attention else shape.ffn_hidden_size
-    return 4 * key.num_tokens * copies * (shape.hidden_size + middle // key.tensor)

@@ -15,6 +15,7 @@ from megatron_cpt.record.unknown import Unavailable
 
 MEMORY_SHARE = 0.9
 NETWORK_SHARE = 0.9
+FP32_REASON = "a GPU's rates are known for bf16 and FP8 products: set parallel.dtype=bf16"
 HOP_SECONDS = 2e-6  # of one step of a collective: nccl-tests' small all-reduces on 8 devices take 25 to 30 us for their 14 steps
 
 
@@ -57,8 +58,10 @@ class Machine:
         return num_bytes / (self.memory_tb_per_second * MEMORY_SHARE * 1e12)
 
 
-def machine_of(gpu: GpuConfig, cluster: ClusterConfig) -> Machine | Unavailable:
+def machine_of(gpu: GpuConfig, cluster: ClusterConfig, *, dtype: str = "bf16") -> Machine | Unavailable:
     """Return the machine of a configuration, or which keys would set it. Nothing is assumed of a device."""
+    if cluster.backend == "cuda" and dtype == "fp32":
+        return Unavailable(FP32_REASON)
     needed = {
         "gpu.dense_tflops": gpu.dense_tflops,
         "gpu.matmul_tflops": gpu.matmul_tflops,

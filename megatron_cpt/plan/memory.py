@@ -27,11 +27,14 @@ from megatron_cpt.plan.activations import (
     mlp_tensors,
     prediction_tensors,
 )
+from megatron_cpt.plan.checkpoint_memory import gathered_bytes, host_load_bytes, host_save_bytes
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.parameters import LayerParams, outer_params, stage_layers
 from megatron_cpt.plan.run_plan import Layout, RankMemory
 
-NOT_COUNTED = "memory leaves out what torch's allocator does not see: the CUDA context and NCCL's own buffers (about 1 GB a rank)"
+# An assumption, shown as a line of its own: the CUDA context and NCCL's buffers, which torch's allocator does not see. A NeMo run that
+# filled an H200 had 139.80 GiB in use, of which torch had 138.66: 1.2 GB.
+OUTSIDE_TORCH = 1.2e9
 # An assumption, shown as a line of its own: blocks of the allocator that are free and too small. Without `expandable_segments` it can be
 # far more: a run with 58.8 GB allocated found no room on 80 GB (NVIDIA Megatron Bridge, skills/nemo-mbridge-perf-memory-tuning).
 FRAGMENTATION = 0.05
@@ -64,6 +67,8 @@ class Build:
         fp8_weights: matrices of layers live in FP8 alone, one byte a number.
         extra_forward: forward passes that run ahead of the schedule's own.
         workspaces: bytes of the matrix libraries, and `expert_workspaces` what experts add.
+        outside_torch: bytes that torch's allocator does not see.
+        on_host: the device is the host, so that a checkpoint's buffers there count.
     """
 
     operations: Operations = TRANSFORMER_ENGINE
@@ -77,11 +82,13 @@ class Build:
     fp8_weights: bool = False
     workspaces: float = CUDA_WORKSPACES
     expert_workspaces: float = EXPERT_WORKSPACES
+    outside_torch: float = OUTSIDE_TORCH
+    on_host: bool = False
 
 
 ON_CUDA = Build()
 TORCH_ON_CUDA = Build(operations=TORCH)
-ON_CPU = Build(operations=TORCH, workspaces=0.0, expert_workspaces=0.0)
+ON_CPU = Build(operations=TORCH, workspaces=0.0, expert_workspaces=0.0, outside_torch=0.0, on_host=True)
 
 
 def state_bytes_per_param(dtype: Dtype, *, distributed_optimizer: bool, sharers: int) -> float:
@@ -276,6 +283,8 @@ def rank_memory(shape: ModelShape, layout: Layout, *, num_rows: int, pipeline_ra
     logits = loss_bytes(shape, layout, num_rows=num_rows, operations=build.operations) if is_last else 0.0
     communication = communication_bytes(shape, layout, build=build)
     workspaces = build.workspaces + (build.expert_workspaces if shape.num_experts else 0.0)
+    state = weights + gradients + optimizer + workspaces
+    host_load, host_save = (count(layout, num_params=params) for count in (host_load_bytes, host_save_bytes))
     return RankMemory(
         pipeline_rank=pipeline_rank,
         num_params=params,
@@ -288,11 +297,24 @@ def rank_memory(shape: ModelShape, layout: Layout, *, num_rows: int, pipeline_ra
         workspaces=workspaces,
         allowance=FRAGMENTATION * (activations + logits + communication),
         stage_inputs=stage_inputs_bytes(shape, layout, pipeline_rank=pipeline_rank, build=build),
-        # the optimizer's state is read into tensors of its own and copied (core/optimizer/distrib_optimizer.py)
-        checkpoint_load=weights + gradients + 2 * optimizer + workspaces,
+        checkpoint_load=state + (host_load if build.on_host else 0.0),
+        checkpoint_save=state + gathered_bytes(layout, num_params=params) + (host_save if build.on_host else 0.0),
+        host_checkpoint=max(host_load, host_save),
+        outside_torch=build.outside_torch,
     )
 
 
 def memory_of_stages(shape: ModelShape, layout: Layout, *, num_rows: int, build: Build = ON_CUDA) -> tuple[RankMemory, ...]:
     """Estimate one rank of every pipeline stage, first to last; the largest decides whether the run fits."""
     return tuple(rank_memory(shape, layout, num_rows=num_rows, pipeline_rank=rank, build=build) for rank in range(layout.pipeline))
+
+
+def largest_rank(shape: ModelShape, layout: Layout, *, num_rows: int, build: Build = ON_CUDA) -> RankMemory:
+    """Return the rank that needs most; of equal stages only the first and the last can be it.
+
+    A stage between them has no embedding and fewer micro-batches in flight than the first, and no logits.
+    """
+    is_equal = build.chunk_layers is None and not shape.num_dense_layers
+    ranks = {0, layout.pipeline - 1} if is_equal else set(range(layout.pipeline))
+    found = [rank_memory(shape, layout, num_rows=num_rows, pipeline_rank=rank, build=build) for rank in sorted(ranks)]
+    return max(found, key=lambda rank: rank.total)

@@ -10,7 +10,7 @@ from megatron_cpt.plan.run_plan import Estimate, Layout, RunPlan, grace_window_s
 from megatron_cpt.plan.schedule import describe
 from megatron_cpt.record.unknown import Unavailable
 
-__all__ = ["layout_words", "memory_lines", "page", "show_bytes", "show_count", "show_duration"]
+__all__ = ["host_lines", "layout_words", "memory_lines", "page", "show_bytes", "show_count", "show_duration"]
 _INDENT = 12
 _FEW_STAGES = 4
 
@@ -60,6 +60,7 @@ def _work(plan: RunPlan) -> list[str]:
         *(field("from", f"{plan.resumes_from.checkpoint} of round {plan.resumes_from.round}") if plan.resumes_from else []),
         *field("schedule", describe(plan.schedule, embedding_lr_scale=plan.optimizer.embedding_lr_scale)),
         *memory_lines(plan.estimate),
+        *host_lines(plan.estimate, plan.layout, backend=plan.backend),
     ]
 
 
@@ -92,6 +93,16 @@ def memory_lines(estimate: Estimate) -> list[str]:
     if len(shown) < len(stages):
         lines += field("", "all stages: " + ", ".join(show_bytes(rank.total) for rank in stages))
     return lines
+
+
+def host_lines(estimate: Estimate, layout: Layout, *, backend: str) -> list[str]:
+    """Return what checkpoints take of a node's own memory, where the devices have theirs."""
+    most = max(rank.host_checkpoint for rank in estimate.memory)
+    if backend == "cpu" or most == 0:
+        return []
+    ranks = layout.num_ranks // layout.num_nodes
+    text = f"{show_bytes(ranks * most)} of a node's memory while a checkpoint is written or read ({show_bytes(most)} a rank)"
+    return field("host", text)
 
 
 def _blend(plan: RunPlan, *, is_expected: bool) -> list[str]:

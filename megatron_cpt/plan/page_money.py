@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from megatron_cpt.plan.money import clock_limits, with_lost_and_allowance
-from megatron_cpt.plan.page_text import field, show_amount, show_bytes, show_count, show_duration, show_range
+from megatron_cpt.plan.page_text import field, show_amount, show_bytes, show_count, show_duration, show_durations, show_range
 from megatron_cpt.plan.run_plan import Bill, Estimate, Layout, StopConditions, Tariff
 from megatron_cpt.record.unknown import Figure, Interval, Range, Unavailable, around
 
@@ -44,7 +44,14 @@ def summary(plan: Priced) -> list[str]:
     about = f", about {', '.join(costs)}" if costs else ""
     about += f"; unknown: {', '.join(unknown)}" if unknown else ""
     plural = "" if layout.num_ranks == 1 else "s"
-    return field("in short", f"{layout.num_ranks} {device}{plural} for {lasts}{about}. {room}")
+    return field("in short", f"{layout.num_ranks} {device}{plural} for {lasts}{about}.{_longer(bill, estimate)} {room}")
+
+
+def _longer(bill: Bill, estimate: Estimate) -> str:
+    """Return how long the run lasts with checkpoints and interruptions, where they are a tenth of its steps' time or more."""
+    if isinstance(bill.lost_share, Unavailable) or isinstance(estimate.elapsed_seconds, Unavailable) or bill.lost_share < 0.1:
+        return ""
+    return f" With checkpoints and interruptions it lasts {show_duration(estimate.elapsed_seconds)}."
 
 
 def elapsed(estimate: Estimate) -> Range:
@@ -71,23 +78,26 @@ def money_lines(plan: Priced) -> list[str]:
     if isinstance(seconds, Unavailable):
         time = str(seconds)
     else:
-        time = (
-            f"{show_duration(seconds.likely)} likely, {show_duration(seconds.low)} to {show_duration(seconds.high)}, for the training steps"
-        )
+        time = f"{show_durations(seconds.likely, seconds.low, seconds.high)}, for the training steps"
     dated = f", {tariff.price_date}" if tariff.price_date else ""
     price = f"{_figure(tariff.usd_per_device_hour)} USD a device-hour{dated}: {tariff.price_source}"
     power = f"{_figure(tariff.watts_per_device)} W a device with its part of the node, x PUE {_figure(tariff.pue)}"
+
+    def shown(found: Range, unit: str) -> str:
+        same = isinstance(seconds, Unavailable) and found == seconds
+        return "unknown without the time" if same else show_range(found, unit)
+
     grid = f"{_figure(tariff.grid_g_co2e_per_kwh)} g/kWh: {tariff.grid_source}"
     return [
         *field("time", time),
-        *field("device use", show_range(bill.device_hours, "device-hours")),
-        *field("cost", show_range(bill.usd, "USD") + _because(bill.usd, price)),
+        *field("device use", shown(bill.device_hours, "device-hours")),
+        *field("cost", shown(bill.usd, "USD") + _because(bill.usd, price)),
         *_storage(bill, plan),
-        *field("energy", show_range(bill.kwh, "kWh") + _because(bill.kwh, power)),
-        *field("carbon", f"{show_range(bill.kg_location, 'kg CO2e')}, location-based" + _because(bill.kg_location, grid)),
-        *field("", f"- market-based: {show_range(bill.kg_market, 'kg CO2e')}" + _because(bill.kg_market, tariff.market_source)),
+        *field("energy", shown(bill.kwh, "kWh") + _because(bill.kwh, power)),
+        *field("carbon", f"{shown(bill.kg_location, 'kg CO2e')}, location-based" + _because(bill.kg_location, grid)),
+        *field("", f"- market-based: {shown(bill.kg_market, 'kg CO2e')}" + _because(bill.kg_market, tariff.market_source)),
         *_embodied(bill, plan),
-        *_on_top(bill),
+        *_on_top(bill, seconds),
         *_stops(plan),
     ]
 
@@ -120,13 +130,15 @@ def _embodied(bill: Bill, plan: Priced) -> list[str]:
     return field("", f"- making of the machines: {show_range(bill.kg_embodied, 'kg CO2e')} ({plan.tariff.embodied_source})")
 
 
-def _on_top(bill: Bill) -> list[str]:
+def _on_top(bill: Bill, seconds: Range) -> list[str]:
     lost, more = bill.lost_share, bill.allowance
     lines = []
     if isinstance(lost, Unavailable):
-        lines.append(f"checkpoints and interruptions: {lost}")
-    else:
+        lines.append(f"checkpoints and interruptions: {'unknown without the time' if lost == seconds else lost}")
+    elif lost < 2:
         lines.append(f"checkpoints and interruptions: {lost:.1%} more")
+    else:  # a short run that saves after every few steps
+        lines.append(f"checkpoints and interruptions: {show_amount(lost)} times the training steps' own")
     if isinstance(more, Unavailable):
         lines.append(f"development and failed runs: {more}")
     else:

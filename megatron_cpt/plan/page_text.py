@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from megatron_cpt.plan.run_plan import RankMemory
-from megatron_cpt.record.unknown import Figure, Range, Unavailable
+from megatron_cpt.record.unknown import Amount, Figure, Range, Unavailable
 
 WIDTH = 80
 INDENT = 12
@@ -15,10 +15,20 @@ def show_duration(seconds: Figure) -> str:
     """Return seconds as seconds, minutes, hours or days, whichever reads best."""
     if isinstance(seconds, Unavailable):
         return str(seconds)
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.3g} s"
+    unit, length = _unit_of(seconds)
+    return f"{show_amount(seconds / length)} {unit}"
+
+
+def show_durations(likely: float, low: float, high: float) -> str:
+    """Return a likely duration and its ends, all in the unit that reads best for the likely one."""
+    unit, length = _unit_of(likely)
+    shown, least, most = (show_amount(value / length) for value in (likely, low, high))
+    return f"{shown} {unit} likely, {least} to {most}"
+
+
+def _unit_of(seconds: float) -> tuple[str, int]:
+    units = (("d", 86400), ("h", 3600), ("min", 60))
+    return next(((unit, length) for unit, length in units if seconds >= 2 * length), ("s", 1))
 
 
 def show_count(number: float) -> str:
@@ -31,7 +41,7 @@ def show_count(number: float) -> str:
 
 def show_bytes(size: float) -> str:
     """Return a size in decimal units: 24.1 MB, 61.7 GB."""
-    for unit, length in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    for unit, length in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= length:
             return f"{size / length:.3g} {unit}"
     return f"{size:g} B"
@@ -39,7 +49,7 @@ def show_bytes(size: float) -> str:
 
 def show_amount(amount: float) -> str:
     """Return money, energy or carbon for a reader who plans with it: three digits below 1,000, whole numbers with commas above."""
-    return f"{amount:,.0f}" if abs(amount) >= 1000 else f"{amount:.3g}"
+    return f"{Amount(amount):.3g}"
 
 
 def show_range(found: Range, unit: str) -> str:
@@ -60,7 +70,7 @@ def field(label: str, text: str) -> list[str]:
 
 
 def memory_items(rank: RankMemory) -> str:
-    """Return what a step's peak is made of, and what reading a checkpoint takes where that is more."""
+    """Return what a step's peak is made of, and what a checkpoint takes where that is more."""
     parts = {
         "weights": rank.weights,
         "gradients": rank.gradients,
@@ -70,6 +80,11 @@ def memory_items(rank: RankMemory) -> str:
         "communication": rank.communication,
         "workspaces": rank.workspaces,
         "allowance for fragmentation": rank.allowance,
+        "CUDA and NCCL": rank.outside_torch,
     }
     items = ", ".join(f"{name} {show_bytes(value)}" for name, value in parts.items() if value > 0)
-    return items + (f"; reading a checkpoint needs {show_bytes(rank.checkpoint_load)}" if rank.checkpoint_load == rank.total else "")
+    step = rank.allocated_peak + rank.allowance
+    for what, size in {"writing": rank.checkpoint_save, "reading": rank.checkpoint_load}.items():
+        if size > step and size + rank.outside_torch == rank.total:
+            return items + f"; {what} a checkpoint needs {show_bytes(rank.total)}"
+    return items

@@ -75,9 +75,23 @@ def matrix_params_per_layer(shape: ModelShape, *, expert: int = 1) -> int:
     return attention_params(shape) + router_params(shape) + shared_params(shape) + mlps * mlp_params(shape)
 
 
-def active_matrix_params_per_layer(shape: ModelShape) -> int:
-    """Count the weights of one layer that a token is multiplied with: of its experts only those that it is sent to."""
+def active_matrix_params_per_layer(shape: ModelShape, *, dense: bool = False) -> int:
+    """Count the weights of one layer that a token is multiplied with: of its experts only those that it is sent to.
+
+    `dense` is one of the first layers of a mixture of experts that have none.
+    """
+    if dense:
+        return attention_params(shape) + mlp_params(shape, ffn_hidden_size=shape.dense_ffn_hidden_size)
     return attention_params(shape) + router_params(shape) + shared_params(shape) + (shape.experts_per_token or 1) * mlp_params(shape)
+
+
+def active_matrix_params(shape: ModelShape) -> int:
+    """Count the weights of all layers that a token is multiplied with; multi-token prediction adds layers and a joining matrix each."""
+    usual = active_matrix_params_per_layer(shape)
+    count = (shape.num_layers - shape.num_dense_layers) * usual
+    if shape.num_dense_layers:
+        count += shape.num_dense_layers * active_matrix_params_per_layer(shape, dense=True)
+    return count + shape.num_mtp_layers * (usual + 2 * shape.hidden_size * shape.hidden_size)
 
 
 def norm_params(shape: ModelShape) -> int:

@@ -87,7 +87,7 @@ def quote(config: ExperimentConfig, *, shape: ModelShape, vocab: VocabLayout, se
 
 
 def _fastest(config: ExperimentConfig, shape: ModelShape, vocab: VocabLayout) -> Layout:
-    machine = machine_of(config.gpu, config.cluster)
+    machine = machine_of(config.gpu, config.cluster, dtype=config.parallel.dtype)
     if isinstance(machine, Unavailable):
         raise ConfigError(
             "The fastest layout cannot be predicted on this device.",
@@ -98,6 +98,7 @@ def _fastest(config: ExperimentConfig, shape: ModelShape, vocab: VocabLayout) ->
     host = HostFacts(matrix_tflops=_NOT_HERE, memory_available_bytes=_NOT_HERE)
     limit = memory_limit_bytes(config, host)
     found = search(config, shape=shape, vocab=vocab, machine=machine, memory_limit_bytes=limit, own=None, count=1)
+    raise_all(ConfigError, list(found.refused), where="the request", next_step="Change the named values and ask again.")
     if not found.best:
         num_ranks = config.cluster.num_nodes * config.cluster.ranks_per_node
         reason = f"{found.num_layouts} divide and none of those looked at fits" if found.num_layouts else "none divides"

@@ -365,7 +365,10 @@ class RankMemory:
         workspaces: of the matrix libraries.
         allowance: for fragmentation, an assumption and not a count.
         stage_inputs: what a stage keeps of the last micro-batch between steps; a new one takes its place, so no peak has it.
-        checkpoint_load: everything that is there at once while a checkpoint is read, in the place of a step's items.
+        checkpoint_load: everything that is there at once while a checkpoint is read, in the place of a step's items, and
+            `checkpoint_save` while one is written.
+        host_checkpoint: of the host's memory, the larger of both.
+        outside_torch: the CUDA context and NCCL's buffers, an assumption and not a count.
     """
 
     pipeline_rank: int
@@ -380,6 +383,9 @@ class RankMemory:
     allowance: float = 0.0
     stage_inputs: float = 0.0
     checkpoint_load: float = 0.0
+    checkpoint_save: float = 0.0
+    host_checkpoint: float = 0.0
+    outside_torch: float = 0.0
 
     @property
     def state(self) -> float:
@@ -398,8 +404,8 @@ class RankMemory:
 
     @property
     def total(self) -> float:
-        """What the rank must have: for a step with the allowance, or for reading a checkpoint."""
-        return max(self.allocated_peak + self.allowance, self.checkpoint_load)
+        """What the rank must have: for a step with the allowance, or for a checkpoint, and what torch does not see."""
+        return max(self.allocated_peak + self.allowance, self.checkpoint_load, self.checkpoint_save) + self.outside_torch
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Literal
 from megatron_cpt.config.schema import ExperimentConfig, ParallelConfig
 from megatron_cpt.plan.checks import batch_problems, context_problems, divisors, expert_problems, layout_problems, stage_problems
 from megatron_cpt.plan.machine import Machine
-from megatron_cpt.plan.memory import memory_of_stages
+from megatron_cpt.plan.memory import ON_CPU, ON_CUDA, largest_rank
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.run_plan import Layout
 from megatron_cpt.plan.step_time import StepTime, step_time
@@ -42,6 +42,7 @@ class SearchResult:
         best: fastest first, one for each way to split the model, with its best context, micro-batch, chunks, recomputation and sharding.
         num_layouts: how many divide; `num_too_large` of those looked at do not fit.
         own: the configuration's own layout; `own_problems` says why it cannot run.
+        refused: where none is left, why the plan's checks refuse the fastest one that fits: what no layout changes.
     """
 
     best: tuple[Candidate, ...]
@@ -49,6 +50,7 @@ class SearchResult:
     num_too_large: int
     own: Candidate | None
     own_problems: tuple[str, ...]
+    refused: tuple[str, ...] = ()
 
 
 def layouts(config: ExperimentConfig, shape: ModelShape, vocab: VocabLayout) -> Iterator[Layout]:
@@ -160,35 +162,40 @@ def search(
         prune: false counts the memory of every layout first; for tests.
     """
     rows = vocab.num_padded_rows
+    on_cpu = config.cluster.backend == "cpu"
     timed = [(step_time(shape, layout, machine, num_rows=rows), layout) for layout in layouts(config, shape, vocab)]
     timed.sort(key=lambda pair: (pair[0].total, _order(pair[1])))
     fitting: list[Candidate] = []
     seen: set[tuple[object, ...]] = set()
+    refused: list[str] = []
     too_large = 0
     for step, layout in timed:
         split = (layout.tensor, layout.pipeline, layout.expert, layout.fsdp)
         if prune and (len(fitting) == count or split in seen):
             continue
-        candidate = Candidate(layout, step, memory_bytes(shape, layout, num_rows=rows))
+        candidate = Candidate(layout, step, memory_bytes(shape, layout, num_rows=rows, on_cpu=on_cpu))
         if not isinstance(memory_limit_bytes, Unavailable) and candidate.memory_bytes > memory_limit_bytes:
             too_large += 1
             continue
-        if split in seen or layout_problems(replace(config, parallel=parallel_of(layout, config.parallel)), shape, vocab):
+        if split in seen:
+            continue
+        if problems := layout_problems(replace(config, parallel=parallel_of(layout, config.parallel)), shape, vocab):
+            refused = refused or problems
             continue
         seen.add(split)
         fitting.append(candidate)
     problems = layout_problems(config, shape, vocab)
     chosen = None
     if own is not None and not problems:
-        chosen = Candidate(own, step_time(shape, own, machine, num_rows=rows), memory_bytes(shape, own, num_rows=rows))
+        chosen = Candidate(own, step_time(shape, own, machine, num_rows=rows), memory_bytes(shape, own, num_rows=rows, on_cpu=on_cpu))
         if not isinstance(memory_limit_bytes, Unavailable) and chosen.memory_bytes > memory_limit_bytes:
             problems.append(f"its largest rank needs {chosen.memory_bytes / 1e9:.1f} GB of {memory_limit_bytes / 1e9:.1f} GB.")
-    return SearchResult(tuple(fitting[:count]), len(timed), too_large, chosen, tuple(problems))
+    return SearchResult(tuple(fitting[:count]), len(timed), too_large, chosen, tuple(problems), () if fitting else tuple(refused))
 
 
-def memory_bytes(shape: ModelShape, layout: Layout, *, num_rows: int) -> float:
+def memory_bytes(shape: ModelShape, layout: Layout, *, num_rows: int, on_cpu: bool = False) -> float:
     """Return the bytes of the largest rank."""
-    return max(rank.total for rank in memory_of_stages(shape, layout, num_rows=num_rows))
+    return largest_rank(shape, layout, num_rows=num_rows, build=ON_CPU if on_cpu else ON_CUDA).total
 
 
 def _order(layout: Layout) -> tuple[int, ...]:

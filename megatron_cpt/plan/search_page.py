@@ -7,7 +7,7 @@ import textwrap
 from megatron_cpt.plan.page import show_duration
 from megatron_cpt.plan.run_plan import Layout
 from megatron_cpt.plan.search import Candidate, SearchResult, overrides_of, why_slower
-from megatron_cpt.record.unknown import Figure, Unavailable
+from megatron_cpt.record.unknown import Amount, Figure, Unavailable
 
 _HEADER = (
     f"{'':4}{'tp x pp x cp x dp':>18} {'chunks':>6} {'ep':>3} {'mbs':>3} {'recompute':>9} {'optimizer':>9}"
@@ -56,7 +56,7 @@ def _line(label: str, candidate: Candidate, *, num_steps: int, usd_per_device_ho
     seconds = step.total * num_steps
     price = "unknown"
     if not isinstance(usd_per_device_hour, Unavailable):
-        price = f"{seconds / 3600 * layout.num_ranks * usd_per_device_hour:,.4g}"
+        price = f"{Amount(seconds / 3600 * layout.num_ranks * usd_per_device_hour):.4g}"
     split = f"{layout.tensor} x {layout.pipeline} x {layout.context} x {layout.data}"
     return (
         f"{label:<4}{split:>18} {layout.virtual_pipeline:>6} {layout.expert:>3} {layout.micro_batch_size:>3} {layout.recompute:>9}"

@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from megatron_cpt.plan.communication import all_reduce_seconds, gather_seconds, send_seconds
+from megatron_cpt.plan.communication import all_reduce_seconds, bucket_params, gather_seconds, send_seconds
 from megatron_cpt.plan.kernels import DEFAULT_KERNELS, Kernels, matmul_seconds
-from megatron_cpt.plan.layer_time import Seconds, key_of, layer_seconds
+from megatron_cpt.plan.layer_key import key_of
+from megatron_cpt.plan.layer_time import Seconds, dense_layer, layer_seconds
 from megatron_cpt.plan.machine import Machine
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.parameters import rank_params
@@ -24,7 +25,6 @@ _OPTIMIZER_BYTES = 28 + 4 + 8 + 6 + 4
 # Of one logit, by megatron-core's vocab_parallel_cross_entropy: cast to fp32 (2 + 4), read for the maximum (4), the maximum taken off
 # (8), exponential (8), read for the sum (4), division (8); backward times the loss's gradient (8), cast back (4 + 2).
 _LOGIT_BYTES = 6 + 4 + 8 + 8 + 4 + 8 + 8 + 6
-_BUCKET_PARAMS = 40_000_000  # megatron-core: max(40 million, 1 million x data-parallel ranks) parameters are sent together
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,12 @@ def step_time(shape: ModelShape, layout: Layout, machine: Machine, *, num_rows: 
     The slowest stage works without a pause on all micro-batches; the first one reaches it, and the last one leaves, through the
     other stages, of which an interleaved schedule waits only one chunk's time each (Narayanan et al. 2021, section 2.2).
     """
-    forward, backward = layer_seconds(shape, key_of(layout), machine, kernels)
-    layers, count = shape.num_layers // layout.pipeline, layout.num_microbatches
+    key = key_of(layout)
+    forward, backward = layer_seconds(shape, key, machine, kernels)
+    layers, count = math.ceil(shape.num_layers / layout.pipeline), layout.num_microbatches
     output = _output_seconds(shape, layout, machine, num_rows=num_rows)
-    of_stage = forward.plus(backward)
-    compute = Seconds().plus(of_stage, layers * count)
-    others = (layout.pipeline - 1) * layers * of_stage.total
+    of_stage, others = _stages(shape, layout, machine, kernels, usual=forward.plus(backward), layers=layers)
+    compute = Seconds().plus(of_stage, count)
     num_sends = 2 * count * layout.virtual_pipeline if layout.pipeline > 1 else 0
     send = send_seconds(
         machine,
@@ -92,12 +92,34 @@ def step_time(shape: ModelShape, layout: Layout, machine: Machine, *, num_rows: 
         send = max(0.0, send - forward.total * layers / layout.virtual_pipeline)
     return StepTime(
         compute=compute,
-        output=output * count,
+        output=output * count * (1 + shape.num_mtp_layers),
         bubble=others / layout.virtual_pipeline,
         pipeline=num_sends * send,
         data=_data_seconds(shape, layout, machine, kernels, num_rows=num_rows, forward=forward.total, backward=backward.total),
         optimizer=_optimizer_seconds(shape, layout, machine, kernels, num_rows=num_rows),
     )
+
+
+def _stages(shape: ModelShape, layout: Layout, machine: Machine, kernels: Kernels, *, usual: Seconds, layers: int) -> tuple[Seconds, float]:
+    """Return the seconds of the slowest stage's layers for one micro-batch, and those of all other stages together.
+
+    First layers without experts take a time of their own; layers of multi-token prediction, each with the matrix that joins two hidden
+    states, lie on the last stage.
+    """
+    if not shape.num_dense_layers and not shape.num_mtp_layers:
+        return Seconds().plus(usual, layers), (shape.num_layers - layers) * usual.total
+    forward, backward = layer_seconds(dense_layer(shape), key_of(layout), machine, kernels)
+    dense, hidden = forward.plus(backward), shape.hidden_size
+    joining = 3 * matmul_seconds(machine, _tokens(layout), hidden // layout.tensor, 2 * hidden)
+    predicting = Seconds().plus(usual.plus(Seconds(matmul=joining)), shape.num_mtp_layers)
+    stages = []
+    for stage in range(layout.pipeline):
+        size = max(0, min(layers, shape.num_layers - stage * layers))
+        first = max(0, min(shape.num_dense_layers - stage * layers, size))
+        stages.append(Seconds().plus(dense, first).plus(usual, size - first))
+    stages[-1] = stages[-1].plus(predicting)
+    slowest = max(stages, key=lambda stage: stage.total)
+    return slowest, sum(stage.total for stage in stages) - slowest.total
 
 
 def _tokens(layout: Layout) -> int:
@@ -160,8 +182,7 @@ def _data_seconds(
     )
     layers = shape.num_layers // layout.pipeline
     if layout.overlap_grad_reduce:
-        bucket = layout.bucket_size or max(_BUCKET_PARAMS, 1_000_000 * group)
-        reduce = max(reduce - layers * backward, reduce / math.ceil(params / bucket))
+        reduce = max(reduce - layers * backward, reduce / math.ceil(params / bucket_params(layout, params)))
     if layout.overlap_param_gather:
         gather = max(0.0, gather - layers * forward)
     return tied + reduce + gather

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from megatron_cpt.errors import ConfigError
 from megatron_cpt.plan.model_shape import ModelShape
-from megatron_cpt.plan.parameters import active_matrix_params_per_layer, mlp_params
+from megatron_cpt.plan.parameters import active_matrix_params, mlp_params, shared_params
 from megatron_cpt.plan.run_plan import Layout
 from megatron_cpt.record.unknown import Figure, Interval, Unavailable
 
@@ -16,13 +16,20 @@ def flops_per_token(shape: ModelShape, *, num_rows: int, sequence_length: int, c
 
     Two FLOPs per weight of every matrix that the token meets (of experts those that it is sent to) and of the output layer, plus the
     two products of queries, keys and values (4 s d_h a per layer, halved when `causal`); three times that for forward and backward.
-    It is the count that Megatron-LM prints as its model FLOPs. The same run reads about 12 % higher (8B, 8,192 tokens) without
-    `causal`, so a figure always names its convention.
+    Latent attention has heads of two widths (DeepSeek-V2, arXiv 2405.04434, section 2.1), and a layer of multi-token prediction an
+    output layer of its own. It is the count that Megatron-LM prints as its model FLOPs. The same run reads about 12 % higher (8B,
+    8,192 tokens) without `causal`, so a figure always names its convention.
     """
-    per_seen_token = 4 * shape.head_dim * shape.num_attention_heads
-    attention = per_seen_token * tokens_seen(shape, sequence_length=sequence_length, causal=causal)
-    layers = shape.num_layers * 2 * active_matrix_params_per_layer(shape) + attention
-    return 3 * (layers + 2 * shape.hidden_size * num_rows)
+    seen = tokens_seen(shape, sequence_length=sequence_length, causal=causal)
+    seen += shape.num_mtp_layers * sequence_length * (0.5 if causal else 1.0)
+    attention = 2 * head_columns(shape) * shape.num_attention_heads * seen
+    layers = 2 * active_matrix_params(shape) + attention
+    return 3 * (layers + 2 * shape.hidden_size * num_rows * (1 + shape.num_mtp_layers))
+
+
+def head_columns(shape: ModelShape) -> int:
+    """Count the columns of a head that its two products multiply: those of a key and those of a value."""
+    return shape.latent.query_dim + shape.latent.value_dim if shape.latent else 2 * shape.head_dim
 
 
 def tokens_seen(shape: ModelShape, *, sequence_length: int, causal: bool) -> float:
@@ -64,7 +71,11 @@ def recomputed_flops_per_token(shape: ModelShape, *, sequence_length: int, recom
     if recompute == "none":
         return 0.0
     if recompute == "selective":
-        return shape.num_layers * 2.0 * (shape.experts_per_token or 1) * mlp_params(shape)
+        of_experts = shape.num_layers + shape.num_mtp_layers - shape.num_dense_layers
+        count = of_experts * ((shape.experts_per_token or 1) * mlp_params(shape) + shared_params(shape))
+        if shape.num_dense_layers:
+            count += shape.num_dense_layers * mlp_params(shape, ffn_hidden_size=shape.dense_ffn_hidden_size)
+        return 2.0 * count
     return flops_per_token(shape, num_rows=0, sequence_length=sequence_length) / 3
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,9 +40,23 @@ def combine(compute: Callable[..., float], *figures: Figure) -> Figure:
     return compute(*figures)
 
 
+class Amount(float):
+    """A figure that people read: in a `g` format without exponents, from 1,000 on whole and with commas, small ones with two digits."""
+
+    def __format__(self, spec: str) -> str:
+        if not spec.endswith("g") or not math.isfinite(self):
+            return super().__format__(spec)
+        sign = "+" if spec.startswith("+") else ""
+        if abs(self) >= 999.5:
+            return super().__format__(f"{sign},.0f")
+        if 0 < abs(self) < 1e-4:
+            return super().__format__(f"{sign}.{1 - math.floor(math.log10(abs(self)))}f")
+        return super().__format__(spec)
+
+
 def show(figure: Figure, pattern: str = "{:.3g}") -> str:
     """Return a figure as text, or `unknown (reason)`."""
-    return str(figure) if isinstance(figure, Unavailable) else pattern.format(figure)
+    return str(figure) if isinstance(figure, Unavailable) else pattern.format(Amount(figure))
 
 
 def product(*ranges: Range | float) -> Range:

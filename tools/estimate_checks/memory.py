@@ -26,7 +26,9 @@ CLOSING = """
 What is left, and what it may be:
 
 - `gpt3_15b_8t_release_sm_gb200` trains with `--tp-comm-overlap`, whose buffers and gathered inputs the planner does not describe and this
-  project does not switch on: 1.21e9 bytes at rest are six buffers of a whole micro-batch's hidden state.
+  project does not switch on: 1.21e9 bytes at rest are six buffers of a whole micro-batch's hidden state (201e6 bytes each). At the peak
+  7.5e9 more are missing; two inputs of every layer in flight kept gathered would be 24 x 2 x 3/4 x 201e6 = 7.2e9, but no public source
+  says so, so that it is not itemised and the row decides nothing.
 - Tests with megatron's local layers hold 64 MiB more at rest than two workspaces of 32 MiB.
 - Two goldens of one configuration differ by 11 % (`deepseekv3_proxy_flex_tp1pp4emp16etp1cp1_release`, H100) and by 21 % (its GB200 twin,
   100.9 and 121.8 GB): the router sends more tokens to some ranks than to others, and the planner counts them as spread evenly.

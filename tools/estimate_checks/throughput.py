@@ -7,7 +7,7 @@ import dataclasses
 from estimate_checks import Check, Group, Mean, published
 from megatron_cpt.plan.kernels import Kernels
 from megatron_cpt.plan.machine import Machine
-from megatron_cpt.plan.model_shape import ModelShape
+from megatron_cpt.plan.model_shape import LatentAttention, ModelShape
 from megatron_cpt.plan.run_plan import Layout
 from megatron_cpt.plan.step_time import step_time
 from megatron_cpt.plan.throughput import flops_per_token, model_flops_utilization
@@ -51,6 +51,28 @@ def _qwen3(layers: int, hidden: int, heads: int, ffn: int, experts: int) -> Mode
     return shape_of(layers, hidden, heads, 151936, 4096, family="qwen3_moe", **mixture)
 
 
+def _nemotron(layers: int, hidden: int, heads: int, groups: int) -> ModelShape:
+    return shape_of(layers, hidden, heads, 256000, 4096, family="nemotron", num_query_groups=groups, tied_embeddings=False)
+
+
+def _deepseek(
+    layers: int, hidden: int, vocabulary: int, *, experts: tuple[int, int, int], dense: tuple[int, int], **other: int
+) -> ModelShape:
+    """Return a model of the reports' sections on hyperparameters (arXiv 2405.04434, 3.1.2; 2412.19437, 4.2).
+
+    Args:
+        experts: how many, how many a token is sent to, and the middle of one.
+        dense: first layers without experts, and their middle.
+    """
+    count, chosen, middle = experts
+    return shape_of(
+        layers, hidden, 128, vocabulary, 4096, family="deepseek", latent=LatentAttention(1536, 512, 128, 64, 128), num_experts=count,
+        experts_per_token=chosen, ffn_hidden_size=middle, num_dense_layers=dense[0], dense_ffn_hidden_size=dense[1],
+        tied_embeddings=False, **other,
+    )  # fmt: skip
+
+
+_DEEPSEEK_V3 = _deepseek(61, 7168, 129280, experts=(256, 8, 2048), dense=(3, 18432), shared_ffn_hidden_size=2048)
 MODELS = {
     "LLAMA3_8B": _llama(32, 4096, 32, 8, ffn=14336, vocabulary=128256),
     "LLAMA3_70B": _llama(80, 8192, 64, 8, ffn=28672, vocabulary=128256),
@@ -63,7 +85,18 @@ MODELS = {
     "GPT3-175B": shape_of(96, 12288, 96, 51200, 2048),
     "Qwen3_30B_a3B": _qwen3(48, 2048, 32, 768, 128),
     "Qwen3_235B_a22B": _qwen3(94, 4096, 64, 1536, 128),
-}
+    "DeepSeekV3": dataclasses.replace(_DEEPSEEK_V3, num_mtp_layers=1),
+    "DeepSeekV3-noMTP": _DEEPSEEK_V3,
+    "DeepSeekV2": _deepseek(60, 5120, 102400, experts=(160, 6, 1536), dense=(1, 12288), shared_ffn_hidden_size=3072),
+    "GPT-OSS-120B": shape_of(
+        36, 2880, 64, 201088, 4096, family="qwen3_moe", num_query_groups=8, head_dim=64, ffn_hidden_size=2880, num_experts=128,
+        experts_per_token=4, window=128, full_every=2, tied_embeddings=False,
+    ),
+    "GPT3-5B": shape_of(24, 4096, 32, 51200, 2048),
+    "Nemotron-8B": _nemotron(32, 4096, 32, 32),
+    "Nemotron-22B": _nemotron(40, 6144, 48, 48),
+    "Nemotron-340B": _nemotron(96, 18432, 96, 8),
+}  # fmt: skip
 _NARAYANAN = {"174.6": shape_of(96, 12288, 96, 51200, 2048), "529.6": shape_of(105, 20480, 128, 51200, 2048)}
 
 
@@ -73,11 +106,17 @@ def hardware_flops_per_token(shape: ModelShape, *, num_rows: int, sequence_lengt
     return flops_per_token(shape, num_rows=num_rows, **counted) + flops_per_token(shape, num_rows=0, **counted) / 3
 
 
+def _excluded(row: dict[str, str]) -> str:
+    if row["model"] == "GPT-OSS-120B" and row["release"] < "26.06":
+        return "27.2 GFLOP a token, where later releases of the same summary count 32.6 for the same model: it contradicts itself"
+    return _ROUNDED.get(row["release"], "")
+
+
 def flops_checks() -> list[Check]:
     checks = []
     for row in published("flops.csv"):
         shape, causal = MODELS[row["model"]], row["causal"] == "true"
-        tolerance = {True: 0.003 if shape.num_experts == 0 else 0.0065, False: 0.003}[causal]
+        tolerance = 0.0065 if shape.num_experts else 0.003  # Megatron-LM's count leaves the router out, 0.3 % of DeepSeek-V3
         ours = flops_per_token(shape, num_rows=shape.num_base_ids, sequence_length=int(row["sequence"]), causal=causal) / 1e9
         checks.append(
             Check(
@@ -88,7 +127,7 @@ def flops_checks() -> list[Check]:
                 unit="GFLOP",
                 source=row["source"],
                 tolerance=tolerance,
-                excluded=_ROUNDED.get(row["release"], ""),
+                excluded=_excluded(row),
             )
         )
     return checks

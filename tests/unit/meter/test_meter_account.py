@@ -58,7 +58,7 @@ def test_one_run_is_told_by_stage_with_the_reasons(runs: Path, capsys: pytest.Ca
     out = capsys.readouterr().out
     assert "train: 1 finished" in out
     assert "kWh with PUE" in out
-    assert "g CO2e" in out
+    assert "kg CO2e" in out
     assert "why not as planned" in out
 
 

@@ -246,7 +246,7 @@ def test_a_node_is_metered_once_and_several_nodes_add_up_with_the_silent_one_tol
     (record,) = attempts_of(tmp_path)
     assert record.joules == 7.2e6
     total = totals([record], stage="train").joules
-    assert total.show("{:.1f} kWh", 1 / 3.6e6) == "2.0 kWh of 14 of 24 GPUs (the rest unknown: GPU is lost; 8 GPUs have no meter's word)"
+    assert total.show("{:.1f} kWh", 1 / 3.6e6) == "2.0 kWh of 14 of 24 GPUs (the rest unknown: GPU is lost; no meter spoke for 8 GPUs)"
     assert not (tmp_path / "energy").exists()
 
 

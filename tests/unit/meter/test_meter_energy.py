@@ -118,7 +118,7 @@ def test_a_node_adds_its_cpu_to_its_gpus_and_a_cpu_alone_does_not_pass_for_them(
 def test_two_nodes_add_up_and_a_silent_third_stays_visible() -> None:
     nodes = [Part("gpu", 40.0, 8, 8, "NVML"), Part("gpu", 30.0, 6, 8, "NVML", reasons=("GPU is lost",)), Part("cpu", 5.0, 1, 1, "RAPL")]
     gpu, cpu = expecting(merged(nodes), kind="gpu", num_devices=24)
-    assert (gpu.joules, gpu.measured, gpu.of, gpu.reasons) == (70.0, 14, 24, ("GPU is lost", "8 GPUs have no meter's word"))
+    assert (gpu.joules, gpu.measured, gpu.of, gpu.reasons) == (70.0, 14, 24, ("GPU is lost", "no meter spoke for 8 GPUs"))
     assert (cpu.joules, cpu.measured, cpu.of) == (5.0, 1, 1)
 
 

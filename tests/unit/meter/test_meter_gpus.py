@@ -99,6 +99,7 @@ def opened(environment: dict[str, str], **options: Any) -> GpuMeter:
         ({"CUDA_VISIBLE_DEVICES": "GPU-28932f937-d72c-4106-c12f-20bd9faed9f6"}, 3.0),
         ({"CUDA_VISIBLE_DEVICES": "GPU-18,GPU-3"}, 6.0),  # CUDA takes the first digits too
         ({"CUDA_VISIBLE_DEVICES": "0,-1,2"}, 1.0),
+        ({"CUDA_VISIBLE_DEVICES": "1,1,GPU-1"}, 2.0),  # one board, however often it is named
     ],
 )
 def test_only_the_visible_gpus_are_counted_in_joules(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], joules: float) -> None:
@@ -179,6 +180,23 @@ def test_a_reloaded_driver_makes_the_energy_unknown_and_never_negative(monkeypat
     meter = opened({})
     card.energy_mj = 5
     assert isinstance(meter.read(), Unavailable)
+
+
+def test_a_counter_that_stands_still_is_unknown_and_not_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some drivers answer with one number for ever; an idle board draws tens of watts, so that no time costs nothing."""
+    now = [0.0]
+    cards = driver(monkeypatch, Card("GPU-a"), Card("GPU-b")).cards
+    meter = opened({}, clock=lambda: now[0])
+    now[0] = 1.0
+    assert meter.read() == 0  # not read anew yet
+    now[0], cards[1].energy_mj = 60.0, 5_003_000
+    (part,) = meter.parts()
+    assert (part.joules, part.measured, part.of) == (3.0, 1, 2)
+    assert part.reasons == ("a GPU's energy counter has stood still for 60 s",)
+    ticks = [7, 7]
+    stuck = open_amd(smi=amd(ticks=ticks), environment={}, clock=lambda: now[0], sample_seconds=None)
+    now[0] = 120.0
+    assert stuck.read() == Unavailable("a GPU's energy counter has stood still for 60 s")
 
 
 def test_a_machine_without_the_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from megatron_cpt.config.schema import (
@@ -22,7 +23,7 @@ from megatron_cpt.config.schema import (
     TokenizerConfig,
 )
 from megatron_cpt.plan.calibrate import HostFacts
-from megatron_cpt.plan.model_shape import ModelShape
+from megatron_cpt.plan.model_shape import LatentAttention, ModelShape
 from megatron_cpt.plan.run_plan import Layout
 from megatron_cpt.record.unknown import Unavailable
 from megatron_cpt.record.vocab_layout import VocabLayout
@@ -53,6 +54,17 @@ LLAMA2_13B = shape(hidden=5120, layers=40, heads=40, groups=40, ffn=13824, vocab
 LLAMA3_8B = shape(hidden=4096, layers=32, heads=32, groups=8, ffn=14336, vocabulary=128256)
 LLAMA3_70B = shape(hidden=8192, layers=80, heads=64, groups=8, ffn=28672, vocabulary=128256)
 LLAMA31_405B = shape(hidden=16384, layers=126, heads=128, groups=8, ffn=53248, vocabulary=128256)
+# arXiv 2412.19437, section 4.2, and 2405.04434, section 3.1.2
+DEEPSEEK_V3 = dataclasses.replace(
+    shape(hidden=7168, layers=61, heads=128, groups=128, ffn=2048, vocabulary=129280), family="deepseek",
+    latent=LatentAttention(1536, 512, 128, 64, 128), num_experts=256, experts_per_token=8, num_dense_layers=3,
+    dense_ffn_hidden_size=18432, shared_ffn_hidden_size=2048,
+)  # fmt: skip
+DEEPSEEK_V2 = dataclasses.replace(
+    shape(hidden=5120, layers=60, heads=128, groups=128, ffn=1536, vocabulary=102400), family="deepseek",
+    latent=LatentAttention(1536, 512, 128, 64, 128), num_experts=160, experts_per_token=6, num_dense_layers=1,
+    dense_ffn_hidden_size=12288, shared_ffn_hidden_size=3072,
+)  # fmt: skip
 
 ONE_RANK = Layout(
     tensor=1, pipeline=1, data=1, micro_batch_size=1, global_batch_size=8, sequence_length=512, sequence_parallel=False,

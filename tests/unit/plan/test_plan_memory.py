@@ -8,7 +8,16 @@ import pytest
 from plan_examples import LLAMA3_8B, ONE_RANK, SMOLLM2_135M, shape
 
 from megatron_cpt.plan.activations import Operations
-from megatron_cpt.plan.memory import FRAGMENTATION, ON_CPU, ON_CUDA, Build, kept_bytes_per_layer, memory_of_stages
+from megatron_cpt.plan.memory import (
+    FRAGMENTATION,
+    ON_CPU,
+    ON_CUDA,
+    OUTSIDE_TORCH,
+    Build,
+    kept_bytes_per_layer,
+    largest_rank,
+    memory_of_stages,
+)
 from megatron_cpt.plan.model_shape import LatentAttention, ModelShape
 from megatron_cpt.plan.parameters import num_params
 from megatron_cpt.plan.run_plan import RankMemory
@@ -198,10 +207,42 @@ def test_a_rank_is_charged_for_workspaces_messages_and_a_named_allowance_and_for
     assert last.stage_inputs == 2 * hidden / 2  # its last input and that one's gradient; the first stage has none
     assert first.stage_inputs == 0
     assert last.allowance == FRAGMENTATION * (last.activations + last.logits + last.communication)
-    assert first.checkpoint_load == first.weights + first.gradients + 2 * first.optimizer + first.workspaces
-    assert first.total == first.checkpoint_load > first.allocated_peak + first.allowance  # 512 tokens are few beside 8 billion parameters
+    assert first.outside_torch == OUTSIDE_TORCH
+    assert first.checkpoint_load == first.state + first.workspaces  # every rank holds the optimizer, and reads into what is there
+    assert first.total == first.allocated_peak + first.allowance + OUTSIDE_TORCH
+    assert first.host_checkpoint == 0
     (on_cpu,) = memory_of_stages(LLAMA3_8B, ONE_RANK, num_rows=128256, build=ON_CPU)
-    assert on_cpu.workspaces == 0
+    assert on_cpu.workspaces == on_cpu.outside_torch == 0
+
+
+def test_a_sharded_optimizers_checkpoint_goes_through_whole_tensors_on_the_host() -> None:
+    # 8 ranks share the optimizer: 12 bytes of every parameter on the host, a bucket of all of them gathered and joined (4 + 4), and the own
+    # shard's three parts (12 / 8); the device gathers one of the three parts at a time, beside its own eighth.
+    layout = dataclasses.replace(ONE_RANK, data=8, distributed_optimizer=True, recompute="full")
+    (rank,) = memory_of_stages(LLAMA3_8B, layout, num_rows=128256)
+    params = rank.num_params
+    assert rank.checkpoint_load == rank.state + rank.workspaces
+    assert rank.checkpoint_save == pytest.approx(rank.state + rank.workspaces + 4 * params * (1 + 1 / 8))
+    assert rank.total == rank.checkpoint_save + OUTSIDE_TORCH > rank.allocated_peak + rank.allowance + OUTSIDE_TORCH
+    assert rank.host_checkpoint == pytest.approx((12 + 4 + 4 + 12 / 8) * params)
+    # with gradients beside the backward pass a bucket holds 40 million parameters
+    (beside,) = memory_of_stages(LLAMA3_8B, dataclasses.replace(layout, overlap_grad_reduce=True), num_rows=128256)
+    assert beside.checkpoint_save - beside.checkpoint_load == pytest.approx(4 * 40e6 * (1 + 1 / 8))
+    (on_host,) = memory_of_stages(LLAMA3_8B, layout, num_rows=128256, build=ON_CPU)
+    assert on_host.checkpoint_load == pytest.approx(on_host.state + 12 * params)
+    (whole,) = memory_of_stages(LLAMA3_8B, dataclasses.replace(layout, distributed_optimizer=False), num_rows=128256)
+    assert (whole.host_checkpoint, whole.checkpoint_save) == (0, whole.checkpoint_load)
+
+
+@pytest.mark.parametrize("pipeline", [2, 4, 16])
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_largest_rank_is_the_largest_of_all_stages(pipeline: int, recompute: str, tied: bool) -> None:
+    model = dataclasses.replace(LLAMA3_8B, tied_embeddings=tied)
+    for chunks in (1, 2):
+        layout = dataclasses.replace(ONE_RANK, pipeline=pipeline, recompute=recompute, virtual_pipeline=chunks, global_batch_size=32)
+        stages = memory_of_stages(model, layout, num_rows=128256)
+        assert largest_rank(model, layout, num_rows=128256).total == max(rank.total for rank in stages)
 
 
 def test_stages_of_unequal_chunks_keep_the_layers_that_they_have() -> None:

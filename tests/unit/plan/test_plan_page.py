@@ -18,6 +18,7 @@ from megatron_cpt.line.expecting import expected_plan
 from megatron_cpt.plan.derive import derive
 from megatron_cpt.plan.page import page
 from megatron_cpt.plan.page_money import money_lines
+from megatron_cpt.plan.page_text import show_bytes, show_duration
 from megatron_cpt.plan.run_plan import RankMemory, RunPlan, StopConditions, StopScore
 from megatron_cpt.record.unknown import Unavailable
 
@@ -168,3 +169,40 @@ def test_an_unknown_price_is_said_and_not_guessed() -> None:
     plan = derive(config, **facts())
     assert isinstance(plan.estimate.usd, Unavailable)
     assert "; unknown: cost. It fits" in " ".join(page(plan).split())
+
+
+def test_what_a_checkpoint_takes_of_a_nodes_memory_is_on_the_page_and_on_the_quote() -> None:
+    plan = derive(experiment(), **facts())
+    (rank,) = plan.estimate.memory
+    text = " ".join(page(plan).split())
+    assert f"host {show_bytes(8 * rank.host_checkpoint)} of a node's memory" in text
+    assert "CUDA and NCCL 1.2 GB" in text
+
+
+def test_an_unknown_time_gives_its_reason_once() -> None:
+    config = experiment()
+    config.gpu.mfu_low = config.gpu.mfu_likely = config.gpu.mfu_high = None
+    config.gpu.name = "one that nobody has trained on"
+    text = " ".join(page(derive(config, **facts())).split())
+    assert text.count("no published run on this device") == 2  # as the time, and in the basis
+    assert "cost unknown without the time" in text
+
+
+def test_a_gpu_is_not_timed_in_fp32_by_its_bf16_rates() -> None:
+    config = experiment()
+    config.parallel.dtype = "fp32"
+    estimate = derive(config, **facts()).estimate
+    assert isinstance(estimate.seconds, Unavailable)
+    assert "parallel.dtype=bf16" in str(estimate.seconds)
+
+
+def test_interruptions_that_lengthen_a_run_are_in_its_first_sentence() -> None:
+    config = experiment()
+    config.gpu.mtbf_hours = 24.0  # of one device: 8 are interrupted every three hours
+    config.checkpoint.every_steps = 10
+    plan = derive(config, **facts())
+    assert isinstance(plan.estimate.elapsed_seconds, float)
+    assert plan.estimate.bill is not None
+    assert isinstance(plan.estimate.bill.lost_share, float)
+    assert plan.estimate.bill.lost_share > 0.1
+    assert f"With checkpoints and interruptions it lasts {show_duration(plan.estimate.elapsed_seconds)}." in " ".join(page(plan).split())

@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
 
-from estimate_checks import Check, Group, throughput
+from estimate_checks import Check, Group, layouts, recipes, throughput
 
 GROUP: Group = throughput.group()
 
@@ -30,3 +30,20 @@ def test_the_step_model_holds_on_tables_that_it_was_not_written_for() -> None:
     assert len(narayanan) == 10
     assert max(map(abs, narayanan)) <= 0.12  # the micro-batch is not printed, so the best is taken
     assert all(-0.30 <= error <= 0.05 for row, error in errors.items() if row[:2] in ("MC", "MS"))  # fast: stragglers are not in it
+
+
+def test_the_step_model_is_within_a_fifth_of_every_dense_recipe_that_it_had_not_seen() -> None:
+    dense = {mean.what: mean for mean in recipes.group().means}["step time, dense recipes of NVIDIA"]
+    assert len(dense.checks) == 9
+    assert max(abs(check.error) for check in dense.checks) < 0.2
+    assert dense.value < 0.1
+
+
+def test_layouts_that_papers_chose_fit_and_are_near_the_fastest() -> None:
+    checks = layouts.checks()
+    assert [check.id for check in checks if not check.passes] == []
+    assert all(check.ours >= 1 for check in checks)  # none of them is too large for its GPUs, or the ratio would be 0
+    assert sum(check.ours == 1 for check in checks) >= 8  # the fastest of all that fit
+    # 530 and 1,008 billion parameters leave no other tensor size, and still five and more pipelines
+    assert {check.id for check in checks if check.excluded} == {"N21-7.5-layout", "N21-18.4-layout", "N21-39.1-layout"}
+    assert max(check.error for check in checks) < 0.3

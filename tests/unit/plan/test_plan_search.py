@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
+from pathlib import Path
 
 import pytest
 from plan_examples import LLAMA3_8B, LLAMA3_70B, experiment, shape
 
-from megatron_cpt.config.schema import ExperimentConfig
+from megatron_cpt.config.schema import ExperimentConfig, GpuConfig
+from megatron_cpt.errors import ConfigError
+from megatron_cpt.line.searching import search_layouts
 from megatron_cpt.plan.checks import layout_problems
 from megatron_cpt.plan.derive import layout_of
 from megatron_cpt.plan.machine import Machine
+from megatron_cpt.plan.memory import ON_CPU, memory_of_stages
 from megatron_cpt.plan.search import SearchResult, layouts, memory_bytes, parallel_of, search, why_slower
 from megatron_cpt.plan.search_page import search_page
 from megatron_cpt.record.unknown import Unavailable
 from megatron_cpt.record.vocab_layout import VocabLayout
 
 H100 = Machine("H100", 698.6, 1278, 989, 3.35, 370, 50, 8, 132)
+GPU = GpuConfig(
+    name="H100", source="a test", dense_tflops=989, matmul_tflops=698.6, memory_tb_per_second=3.35, link_gb_per_second=370, memory_gb=80
+)
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "intermediate_size": 2048, "vocab_size": 32000, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0, "tie_word_embeddings": False,
+}  # fmt: skip
 LLAMA3_IDS = VocabLayout(128256, 128256, 128256, 0, "0" * 64)
 SMALL = shape(hidden=512, layers=4, heads=8, groups=4, ffn=2048, vocabulary=32000)
 SMALL_IDS = VocabLayout(32000, 32000, 32000, 0, "0" * 64)
@@ -88,6 +101,39 @@ def test_the_own_layout_is_compared_and_its_losses_named() -> None:
     assert "slower than the first one" in text
     assert "recomputation" in text
     assert "unknown" in search_page(result, num_steps=100, usd_per_device_hour=Unavailable("no price"), device="64 x H100")
+
+
+def test_what_no_layout_changes_is_told_as_such_and_not_as_a_lack_of_memory(tmp_path: Path) -> None:
+    config = config_of(nodes=1, batch=16)
+    config.eval.window_tokens = 10**6
+    assert found(config, SMALL, SMALL_IDS, 80e9).refused == ("eval.window_tokens=1000000 is longer than the model's 8192 positions.",)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    config.model.path, config.gpu = str(tmp_path), GPU
+    with pytest.raises(ConfigError, match=r"window_tokens=1000000[\s\S]*no layout can"):
+        search_layouts(config)
+
+
+def test_the_memory_of_a_cpu_is_counted_as_the_plan_counts_it() -> None:
+    config = config_of(nodes=1, batch=16)
+    config.cluster = dataclasses.replace(config.cluster, backend="cpu")
+    for candidate in found(config, SMALL, SMALL_IDS, 80e9).best:
+        stages = memory_of_stages(SMALL, candidate.layout, num_rows=32000, build=ON_CPU)
+        assert candidate.memory_bytes == max(rank.total for rank in stages)
+
+
+@pytest.mark.parametrize(("layers", "hidden", "heads", "nodes", "batch"), [(96, 12288, 96, 8, 64), (105, 20480, 128, 35, 280)])
+def test_korthikantis_large_models_are_split_as_in_the_paper(layers: int, hidden: int, heads: int, nodes: int, batch: int) -> None:
+    # arXiv 2205.05198, table 3: tensor 8, and pipeline 8 with 3 chunks or 35 with 3, on A100 of 80 GB
+    model = dataclasses.replace(
+        shape(hidden=hidden, layers=layers, heads=heads, groups=heads, ffn=4 * hidden, vocabulary=51200, tied=True, positions=2048),
+        family="gpt2",
+    )
+    config = config_of(nodes=nodes, batch=batch, sequence_length=2048)
+    config.eval.window_tokens = 2048
+    ids = VocabLayout(51200, 51200, 51200, 0, "0" * 64)
+    a100 = Machine("A100", 248.0, None, 312, 2.039, 204, 25, 8, 108)
+    best = search(config, shape=model, vocab=ids, machine=a100, memory_limit_bytes=84.9e9, own=None).best[0]
+    assert (best.layout.tensor, best.layout.pipeline, best.layout.data) == (8, nodes, 1)
 
 
 def test_an_own_layout_that_does_not_divide_or_fit_says_so() -> None:

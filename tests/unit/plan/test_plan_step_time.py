@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from plan_examples import LLAMA3_8B, ONE_RANK
+from plan_examples import DEEPSEEK_V3, LLAMA3_8B, ONE_RANK
 
 from megatron_cpt.config.schema import ClusterConfig, GpuConfig
 from megatron_cpt.plan.communication import all_reduce_seconds, all_to_all_seconds, gather_seconds
@@ -84,6 +84,33 @@ def test_a_context_ring_that_computing_covers_costs_nothing_and_a_slow_one_does(
     assert step_time(LLAMA3_8B, ring, MACHINE, num_rows=128256).compute.context == 0
     slow = dataclasses.replace(MACHINE, link_gb_per_second=0.5)
     assert step_time(LLAMA3_8B, ring, slow, num_rows=128256).compute.context > 0
+
+
+def test_latent_attention_and_a_shared_expert_take_the_time_of_their_products() -> None:
+    layout = dataclasses.replace(EIGHT, pipeline=1, expert=8)
+    usual = step_time(DEEPSEEK_V3, layout, MACHINE, num_rows=129280)
+    plain = step_time(dataclasses.replace(DEEPSEEK_V3, shared_ffn_hidden_size=0), layout, MACHINE, num_rows=129280)
+    # at the rate of large products, six FLOPs a weight and token: 58 layers x 3 x 7168 x 2048, 8 micro-batches of 4,096 tokens, and the
+    # writing of what they make
+    least = 8 * 4096 * 6 * 58 * 3 * 7168 * 2048 / 100e12
+    assert least < usual.compute.matmul - plain.compute.matmul < 1.3 * least
+    # 2.5 + 1 forward passes of fused attention, at the shares of the peak that kernels.py names
+    flops = 2 * 4096 * 2048 * 128 * (192 + 128) * 61 * 8
+    assert usual.compute.attention == pytest.approx(flops / (0.6 * 120e12) + 2.5 * flops / (0.5 * 120e12))
+
+
+def test_the_slowest_stage_of_unlike_layers_sets_the_pace() -> None:
+    shallow = dataclasses.replace(DEEPSEEK_V3, num_layers=8, num_dense_layers=4)
+    layout = dataclasses.replace(EIGHT, pipeline=2, data=4, expert=4)
+    step = step_time(shallow, layout, MACHINE, num_rows=129280)
+    one_stage = dataclasses.replace(layout, pipeline=1)
+    experts, dense = (dataclasses.replace(shallow, num_layers=4, num_dense_layers=count) for count in (0, 4))
+    # the second stage's four layers of experts are slower; its 16 micro-batches wait once for the first stage's four dense layers
+    assert step.compute == step_time(experts, one_stage, MACHINE, num_rows=129280).compute
+    assert step.bubble == pytest.approx(step_time(dense, one_stage, MACHINE, num_rows=129280).compute.total / 16)
+    more = step_time(dataclasses.replace(shallow, num_mtp_layers=1), layout, MACHINE, num_rows=129280)
+    assert more.output == 2 * step.output
+    assert more.compute.total > 1.25 * step.compute.total
 
 
 def test_items_add_up_to_the_total() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from plan_examples import LLAMA2_7B, LLAMA2_13B, LLAMA3_8B, LLAMA3_70B, LLAMA31_405B, ONE_RANK
+from plan_examples import DEEPSEEK_V2, DEEPSEEK_V3, LLAMA2_7B, LLAMA2_13B, LLAMA3_8B, LLAMA3_70B, LLAMA31_405B, ONE_RANK
 
 from megatron_cpt.errors import ConfigError
 from megatron_cpt.plan.model_shape import ModelShape
+from megatron_cpt.plan.parameters import active_matrix_params, num_params
 from megatron_cpt.plan.throughput import flops_per_token, model_flops_utilization, training_seconds
 from megatron_cpt.record.unknown import Interval, Unavailable
 
@@ -26,6 +27,30 @@ def test_causal_flops_per_token_agree_with_megatron_bridges_tables(model: ModelS
 def test_non_causal_flops_per_token_agree_with_nemo_24_07(model: ModelShape, sequence_length: int, published_gflop: float) -> None:
     found = flops_per_token(model, num_rows=model.num_base_ids, sequence_length=sequence_length, causal=False)
     assert found / 1e9 == pytest.approx(published_gflop, rel=1e-3)
+
+
+@pytest.mark.parametrize(("model", "total", "active", "gflop"), [(DEEPSEEK_V3, 671, 37, 250), (DEEPSEEK_V2, 236, 21, 155)])
+def test_deepseeks_parameters_and_flops_are_the_published_ones(model: ModelShape, total: float, active: float, gflop: float) -> None:
+    # totals and active parameters: the reports' abstracts, whole billions; FLOPs a token: arXiv 2505.09343, table 2, at 4,096 tokens
+    rows = model.num_base_ids
+    assert round(num_params(model, num_rows=rows) / 1e9) == total
+    assert (active_matrix_params(model) + 2 * rows * model.hidden_size) / 1e9 == pytest.approx(active, rel=0.02)
+    assert flops_per_token(model, num_rows=rows, sequence_length=4096) / 1e9 == pytest.approx(gflop, rel=3e-3)
+
+
+def test_a_dense_layer_a_shared_expert_and_a_prediction_add_what_they_are_by_hand() -> None:
+    def flops(**change: int) -> float:
+        return flops_per_token(dataclasses.replace(DEEPSEEK_V3, **change), num_rows=129280, sequence_length=4096)
+
+    # 6 FLOPs a weight: three matrices of 7168 x 2048 in each of 58 layers
+    assert flops() - flops(shared_ffn_hidden_size=0) == 6 * 58 * 3 * 7168 * 2048
+    # a dense layer in the place of one of experts: 3 x 7168 x 18432 for 9 x 3 x 7168 x 2048 and a router of 256 x 7168
+    assert flops() - flops(num_dense_layers=2) == 6 * (3 * 7168 * 18432 - 9 * 3 * 7168 * 2048 - 256 * 7168)
+    # a prediction: a layer of experts with its attention, a matrix of 2 x 7168 x 7168, and an output layer
+    squeezed = 7168 * (1536 + 512 + 64) + 1536 * 128 * 192 + 512 * 128 * 256 + 128 * 128 * 7168
+    layer = squeezed + 9 * 3 * 7168 * 2048 + 256 * 7168
+    attention = 3 * 128 * (2 * 192 + 2 * 128) * 2048
+    assert flops(num_mtp_layers=1) - flops() == pytest.approx(6 * (layer + 2 * 7168**2 + 129280 * 7168) + attention, rel=1e-12)
 
 
 def test_the_two_conventions_differ_by_an_eighth_for_8b_at_8192_tokens() -> None:
