@@ -106,7 +106,7 @@ class EngineConfig:
 
     kind: str = "local"
     workers: int | None = None
-    task_mb: int = 64
+    task_mb: float = 64.0
 
 
 @dataclass

@@ -6,7 +6,6 @@ and the writing in corpus order (`write.py`).
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -17,15 +16,13 @@ from typing import Any
 from megatron_cpt.config.schema import CorpusConfig, SourceConfig
 from megatron_cpt.corpus.card import write_data_card
 from megatron_cpt.corpus.decide import decide
-from megatron_cpt.corpus.engine import LaunchArray, run_first_pass
+from megatron_cpt.corpus.engine import LaunchArray, engine_problems, run_first_pass
 from megatron_cpt.corpus.scratch import Shard
-from megatron_cpt.corpus.tasks import PLAN_NAME, TaskPlan, plan_tasks, same_work
+from megatron_cpt.corpus.tasks import TaskPlan, plan_tasks
 from megatron_cpt.corpus.worker import disk_error
 from megatron_cpt.corpus.write import KeptIds, SourceWriter, Tally
-from megatron_cpt.errors import CptError, DataError, raise_all
-from megatron_cpt.record.hashing import sha256_plain
+from megatron_cpt.errors import ConfigError, DataError, raise_all
 from megatron_cpt.record.manifest import StageResult
-from megatron_cpt.record.store import read_json
 
 
 def build_corpus(
@@ -41,18 +38,19 @@ def build_corpus(
     Each line of the train and test files is `{"id", "text", "source"}`. Sources go by name, files by path, records by order; the
     first of several equal texts is kept. The side of a document is decided by the digest of its text alone.
 
-    Finished tasks are kept in `.<stage>.scratch` beside the stage's folder until the stage is done: with equal `result.inputs` and
-    settings a rerun goes on from them.
+    Finished tasks are kept in `.<stage>.scratch` beside the stage's folder until the stage is done: a rerun goes on from those whose
+    files and settings are the same by `result.inputs`.
 
     Raises:
         DataError: a file cannot be read, or a source keeps nothing, or one of its sides is empty although it should not be.
         CptError: a worker died, or the disk is full.
     """
     settings = settings or CorpusConfig()
-    plan = plan_tasks(sources, settings, identity=sha256_plain(result.inputs) if result.inputs else "")
+    raise_all(ConfigError, engine_problems(settings.engine), where="corpus.engine")
+    plan = plan_tasks(sources, settings, inputs=result.inputs)
     scratch = prepare_scratch(result.folder, plan)
     run_first_pass(scratch, plan, say=say, launch_array=launch_array)
-    shards = [Shard.load(scratch, rank) for rank in range(len(plan.tasks))]
+    shards = [Shard.load(scratch, task) for task in plan.tasks]
     try:
         tallies = write_sources(result.folder, plan, shards, say=say)
     except OSError as error:
@@ -69,18 +67,15 @@ def build_corpus(
 
 
 def prepare_scratch(folder: Path, plan: TaskPlan) -> Path:
-    """Return the folder of the tasks; what is in it from other inputs, settings or sources is removed."""
+    """Return the folder of the tasks with this plan in it; tasks that are not in the plan are removed, the finished ones in it stay."""
     stage = folder.name.removeprefix(".").partition("-")[0]  # a stage works in `.corpus-<random>.partial`
     scratch = folder.parent / f".{stage}.scratch"
-    if scratch.exists():
-        found = None
-        with contextlib.suppress(CptError):
-            found = read_json(scratch / PLAN_NAME)
-        if not plan.identity or not same_work(found, plan):
-            shutil.rmtree(scratch)
-    if not scratch.exists():
-        scratch.mkdir(parents=True)
-        plan.save(scratch)
+    wanted = {task.identity for task in plan.tasks}
+    if (scratch / "tasks").is_dir():
+        for found in (scratch / "tasks").iterdir():
+            if found.name not in wanted:
+                shutil.rmtree(found)
+    plan.save(scratch)
     return scratch
 
 

@@ -40,8 +40,8 @@ def engine_problems(engine: EngineConfig) -> list[str]:
         problems.append(f"corpus.engine.kind is {engine.kind!r}: use {', '.join(KINDS)}")
     if engine.workers is not None and engine.workers < 1:
         problems.append(f"corpus.engine.workers is {engine.workers}: use 1 or more, or null for all cores")
-    if engine.task_mb < 1:
-        problems.append(f"corpus.engine.task_mb is {engine.task_mb}: use 1 or more")
+    if not engine.task_mb > 0:
+        problems.append(f"corpus.engine.task_mb is {engine.task_mb}: use a number above 0")
     return problems
 
 
@@ -77,10 +77,10 @@ def run_first_pass(scratch: Path, plan: TaskPlan, *, say: Callable[[str], None],
         DataError: files are damaged; each is named.
         CptError: a worker died, or the disk is full; names the files at hand.
     """
-    for rank in range(len(plan.tasks)):
-        if problem := drop_incomplete(scratch, rank):
+    for task in plan.tasks:
+        if problem := drop_incomplete(scratch, task):
             say(f"corpus: {problem} It is done anew.")
-    done = {rank for rank in range(len(plan.tasks)) if task_folder(scratch, rank).exists()}
+    done = {rank for rank, task in enumerate(plan.tasks) if task_folder(scratch, task).exists()}
     pending = [rank for rank in range(len(plan.tasks)) if rank not in done]
     if done:
         say(f"corpus: {len(done)} of {len(plan.tasks)} tasks were done before")
@@ -229,7 +229,7 @@ def by_array(scratch: Path, plan: TaskPlan, pending: Sequence[int], *, launch_ar
     launch_array(scratch, min(plan.settings.engine.workers or ARRAY_ELEMENTS, len(pending)))
     failures: dict[int, str] = {}
     for rank in pending:
-        if task_folder(scratch, rank).exists():
+        if task_folder(scratch, plan.tasks[rank]).exists():
             continue
         path = error_file(scratch, rank)
         if not path.is_file():

@@ -1,11 +1,11 @@
 """What a task of the first pass leaves: survivors, their arrays, rejects, repairs and counts, in a folder that is whole or absent.
 
-tasks/00007/documents.jsonl   one line a survivor, in the corpus's final form
-tasks/00007/documents.bin     one `DOCUMENT` record a survivor
-tasks/00007/<name>.bin        further columns, one row a survivor (band keys, features of selection)
-tasks/00007/rejects.jsonl     what was left out: piece, line, reason, detail
-tasks/00007/repairs.jsonl     what was mended: number of the survivor, piece, line, repairs
-tasks/00007/counts.json       records read of each piece, and the size of each file above; written last
+tasks/<task>/documents.jsonl   one line a survivor, in the corpus's final form
+tasks/<task>/documents.bin     one `DOCUMENT` record a survivor
+tasks/<task>/<name>.bin        further columns, one row a survivor (band keys, features of selection)
+tasks/<task>/rejects.jsonl     what was left out: piece, line, reason, detail
+tasks/<task>/repairs.jsonl     what was mended: number of the survivor, piece, line, repairs
+tasks/<task>/counts.json       records read of each piece, and the size of each file above; written last
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from megatron_cpt.corpus.tasks import Task
 from megatron_cpt.errors import DataError
 from megatron_cpt.record.store import publish_folder, write_json
 from megatron_cpt.record.typed import from_plain, to_plain
@@ -56,18 +57,18 @@ def halves(digest: bytes) -> tuple[int, int]:
     return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:16], "big")
 
 
-def task_folder(scratch: Path, rank: int) -> Path:
-    return scratch / "tasks" / f"{rank:05d}"
+def task_folder(scratch: Path, task: Task) -> Path:
+    return scratch / "tasks" / task.identity
 
 
 class TaskWriter:
     """Writes one task's folder aside; `publish` renames it, after which the task is done."""
 
-    def __init__(self, scratch: Path, rank: int, *, num_pieces: int) -> None:
-        self.final = task_folder(scratch, rank)
+    def __init__(self, scratch: Path, task: Task) -> None:
+        self.final = task_folder(scratch, task)
         self.aside = self.final.with_name(f".{self.final.name}-{uuid.uuid4().hex[:8]}.partial")
         self.aside.mkdir(parents=True)
-        self.read = [0] * num_pieces
+        self.read = [0] * len(task.pieces)
         self.kept = 0
         self.rejected: dict[str, int] = {}
         self.noted: dict[str, int] = {}
@@ -131,33 +132,32 @@ class TaskWriter:
 class Shard:
     """What a finished task left."""
 
-    rank: int
     folder: Path
     counts: Counts
 
     @classmethod
-    def load(cls, scratch: Path, rank: int) -> Shard:
+    def load(cls, scratch: Path, task: Task) -> Shard:
         """Read a finished task's counts and check the sizes of its files.
 
         Raises:
             DataError: the task is not done, or one of its files is cut.
         """
-        folder = task_folder(scratch, rank)
+        folder = task_folder(scratch, task)
         path = folder / COUNTS_NAME
         if not path.is_file():
-            raise DataError(f"Task {rank} of the corpus is not done.", where=folder, next_step="Run again: finished tasks stay.")
+            raise DataError(f"The task over {task.shown} is not done.", where=folder, next_step="Run again: finished tasks stay.")
         counts = from_plain(Counts, json.loads(path.read_text(encoding="utf-8")), where=path)
         for name, size in counts.sizes.items():
             found = (folder / name).stat().st_size if (folder / name).is_file() else None
             if found != size:
                 raise DataError(
-                    f"Task {rank} of the corpus is incomplete: its file {name} is {'missing' if found is None else 'cut'}.",
+                    f"The task over {task.shown} is incomplete: its file {name} is {'missing' if found is None else 'cut'}.",
                     where=folder / name,
                     value=f"{found} bytes",
                     rule=f"{size} bytes by its counts",
                     next_step=f"Remove {folder} and run again: the task is done anew.",
                 )
-        return cls(rank, folder, counts)
+        return cls(folder, counts)
 
     def documents(self) -> np.ndarray:
         """Return the `DOCUMENT` records of the survivors, in order."""
@@ -184,13 +184,13 @@ class Shard:
                 yield json.loads(line)
 
 
-def drop_incomplete(scratch: Path, rank: int) -> str | None:
+def drop_incomplete(scratch: Path, task: Task) -> str | None:
     """Remove a task's folder whose files are cut, so that it is done anew; return what was wrong with it."""
-    folder = task_folder(scratch, rank)
+    folder = task_folder(scratch, task)
     if not folder.exists():
         return None
     try:
-        Shard.load(scratch, rank)
+        Shard.load(scratch, task)
     except (DataError, ValueError) as error:
         shutil.rmtree(folder)
         return str(error).splitlines()[0]

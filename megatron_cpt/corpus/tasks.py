@@ -6,7 +6,9 @@ name, files by path, ranges by place; so outputs put together in task order do n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ from typing import Any
 from megatron_cpt.config.schema import CorpusConfig, SourceConfig
 from megatron_cpt.corpus.sources import files_of
 from megatron_cpt.errors import DataError
+from megatron_cpt.record.hashing import sha256_plain
 from megatron_cpt.record.store import read_json, write_json
 from megatron_cpt.record.typed import from_plain, to_plain
 
 MB = 1_000_000
 PLAN_NAME = "tasks.json"
+WORK_VERSION = 1  # of what a task leaves: another one when its files change their form or the rules of the first pass change
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class Task:
+    """What one worker reads at a time. `identity` follows from everything that decides what it leaves: so work done for an earlier plan
+    counts for a later one wherever its files and settings are the same."""
+
     source: str
     pieces: tuple[Piece, ...]
     num_bytes: int
+    identity: str = ""
 
     @property
     def shown(self) -> str:
@@ -46,9 +54,8 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """Everything that a worker needs. `identity` is the digest of what decides the outputs: tasks done for another one are not taken."""
+    """Everything that a worker needs."""
 
-    identity: str
     sources: dict[str, SourceConfig]
     settings: CorpusConfig
     tasks: tuple[Task, ...]
@@ -70,16 +77,24 @@ class TaskPlan:
         return sum(task.num_bytes for task in self.tasks)
 
 
-def plan_tasks(sources: dict[str, SourceConfig], settings: CorpusConfig, *, identity: str) -> TaskPlan:
+def plan_tasks(sources: dict[str, SourceConfig], settings: CorpusConfig, *, inputs: Mapping[str, Any]) -> TaskPlan:
     """Cut the sources into tasks of about `settings.engine.task_mb`.
+
+    Args:
+        inputs: what decides the corpus, with the digest of each file (`source_inputs`). Without them no task is known again.
 
     Raises:
         DataError: a source has no file, or a file cannot be looked at.
     """
+    common = {key: value for key, value in inputs.items() if key != "sources"} if inputs else {"plan": uuid.uuid4().hex}
     tasks: list[Task] = []
     for name in sorted(sources):
-        tasks += tasks_of(name, sources[name], max(settings.engine.task_mb, 1) * MB)
-    return TaskPlan(identity, dict(sources), settings, tuple(tasks))
+        source = inputs["sources"][name] if inputs else {"settings": None, "files": {}}
+        for task in tasks_of(name, sources[name], int(settings.engine.task_mb * MB)):
+            pieces = [[piece.file, piece.start, piece.end, source["files"].get(piece.file)] for piece in task.pieces]
+            identity = sha256_plain([WORK_VERSION, name, source["settings"], common, pieces])
+            tasks.append(replace(task, identity=identity[:24]))
+    return TaskPlan(dict(sources), settings, tuple(tasks))
 
 
 def tasks_of(name: str, source: SourceConfig, task_bytes: int) -> list[Task]:
@@ -99,7 +114,7 @@ def tasks_of(name: str, source: SourceConfig, task_bytes: int) -> list[Task]:
         except OSError as error:
             raise DataError(f"A file of source {name!r} cannot be read.", where=path, value=error.strerror) from None
         absolute = str(path.resolve())
-        if path.name.lower().endswith(".jsonl") and size >= 2 * task_bytes:
+        if path.name.lower().endswith(".jsonl") and size >= 2 * task_bytes > 0:
             close()
             edges = [size * part // (size // task_bytes) for part in range(size // task_bytes + 1)]
             tasks += [
@@ -112,8 +127,3 @@ def tasks_of(name: str, source: SourceConfig, task_bytes: int) -> list[Task]:
         waiting_bytes += size
     close()
     return tasks
-
-
-def same_work(found: Any, wanted: TaskPlan) -> bool:
-    """Say whether a plan on disk, as plain data, is the wanted one: then what was done for it counts."""
-    return bool(found == to_plain(wanted))

@@ -38,7 +38,7 @@ class FirstPass(LocalPipelineExecutor):
         self.scratch, self.plan = scratch, plan
 
     def is_rank_completed(self, rank: int) -> bool:
-        return task_folder(self.scratch, rank).exists()
+        return task_folder(self.scratch, self.plan.tasks[rank]).exists()
 
     def mark_rank_as_completed(self, rank: int) -> None:
         assert self.is_rank_completed(rank), f"task {rank} left no folder"
@@ -53,7 +53,7 @@ class FirstPass(LocalPipelineExecutor):
         if self.is_rank_completed(rank):
             return
         task = self.plan.tasks[rank]
-        writer = TaskWriter(self.scratch, rank, num_pieces=len(task.pieces))
+        writer = TaskWriter(self.scratch, task)
         self.pipeline = blocks_of(self.plan, task, writer)
         try:
             # datatrove logs to standard error as well as to scratch/logs/logs; the terminal is for our own lines

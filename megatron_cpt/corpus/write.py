@@ -64,14 +64,15 @@ class KeptIds:
         return np.concatenate([[0], np.cumsum(documents["line_bytes"], dtype=np.int64)]), documents["sha256_high"]
 
     def of(self, row: int) -> str:
-        """Return the id of the survivor with this number, as it stands in the corpus."""
+        """Return `source: id` of the survivor with this number, as it stands in the corpus."""
         number = int(np.searchsorted(self.decisions.first, row, side="right")) - 1
         starts, sha256_high = self._line_starts(number)
         place = row - int(self.decisions.first[number])
         with (self.shards[number].folder / "documents.jsonl").open("rb") as file:
             file.seek(int(starts[place]))
-            found: str = json.loads(file.read(int(starts[place + 1] - starts[place])))["id"]
-        return unique_id(found, int(sha256_high[place])) if self.decisions.renamed[row] else found
+            found = json.loads(file.read(int(starts[place + 1] - starts[place])))
+        document_id = unique_id(found["id"], int(sha256_high[place])) if self.decisions.renamed[row] else found["id"]
+        return f"{found['source']}: {document_id}"
 
 
 def unique_id(document_id: str, sha256_high: int) -> str:
@@ -167,5 +168,5 @@ class SourceWriter:
             detail = ""
             if reason[place] == DUPLICATE:
                 kept = self.kept_ids.of(int(self.decisions.kept_of[first_row + place]))
-                detail = f"text sha256 {int(document['sha256_high']):016x} is that of {kept}, which is kept"
+                detail = f"text sha256 {int(document['sha256_high']):016x} is that of the kept {kept}"
             yield [int(document["piece"]), int(document["line"]), REASONS[reason[place]], detail]
