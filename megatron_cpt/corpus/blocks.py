@@ -35,7 +35,7 @@ def blocks_of(plan: TaskPlan, task: Task, writer: TaskWriter) -> list[PipelineSt
     ]
 
 
-class CorpusBlock(PipelineStep):
+class CorpusBlock(PipelineStep):  # type: ignore[misc] # datatrove has no types
     """A block that leaves records out: it tells the task's writer which and why."""
 
     def __init__(self, writer: TaskWriter) -> None:
@@ -59,7 +59,7 @@ class ReadRecords(CorpusBlock):
         super().__init__(writer)
         self.task, self.text_keys = task, text_keys_of(source)
 
-    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
+    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         for number, piece in enumerate(self.task.pieces):
             path = Path(piece.path)
             keys = self.text_keys[:1] if is_one_text(path) else self.text_keys
@@ -85,7 +85,7 @@ class CleanTexts(CorpusBlock):
         super().__init__(writer)
         self.min_chars = source.min_chars
 
-    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         for document in data or ():
             cleaned = clean_text(document.text)
             document.text = cleaned.text
@@ -109,7 +109,7 @@ class WriteShard(CorpusBlock):
         super().__init__(writer)
         self.source = source
 
-    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         for document in data or ():
             piece, line = document.metadata["piece"], document.metadata["line"]
             encoded = document.text.encode("utf-8")

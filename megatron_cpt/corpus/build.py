@@ -18,10 +18,11 @@ from megatron_cpt.corpus.card import write_data_card
 from megatron_cpt.corpus.decide import decide
 from megatron_cpt.corpus.engine import LaunchArray, engine_problems, run_first_pass
 from megatron_cpt.corpus.scratch import Shard
+from megatron_cpt.corpus.sources import other_files
 from megatron_cpt.corpus.tasks import TaskPlan, plan_tasks
 from megatron_cpt.corpus.worker import disk_error
 from megatron_cpt.corpus.write import KeptIds, SourceWriter, Tally
-from megatron_cpt.errors import ConfigError, DataError, raise_all
+from megatron_cpt.errors import ConfigError, DataError, printable, raise_all
 from megatron_cpt.record.manifest import StageResult
 
 
@@ -48,6 +49,9 @@ def build_corpus(
     settings = settings or CorpusConfig()
     raise_all(ConfigError, engine_problems(settings.engine), where="corpus.engine")
     plan = plan_tasks(sources, settings, inputs=result.inputs)
+    for name in sorted(sources):
+        if others := other_files(sources[name].path):
+            say(f"corpus: {name}: {len(others)} files of other kinds are left alone (first: {printable(others[0].name)})")
     scratch = prepare_scratch(result.folder, plan)
     run_first_pass(scratch, plan, say=say, launch_array=launch_array)
     shards = [Shard.load(scratch, task) for task in plan.tasks]

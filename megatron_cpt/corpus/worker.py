@@ -31,7 +31,7 @@ from megatron_cpt.record.store import write_json
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class FirstPass(LocalPipelineExecutor):
+class FirstPass(LocalPipelineExecutor):  # type: ignore[misc] # datatrove has no types
     """datatrove's executor over the tasks of a plan. A task is done when its folder stands: there is no second mark beside it."""
 
     def __init__(self, scratch: Path, plan: TaskPlan) -> None:
