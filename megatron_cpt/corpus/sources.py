@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 import glob
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +60,11 @@ def source_inputs(sources: dict[str, SourceConfig]) -> dict[str, Any]:
         next_step="Correct conf/source/<name>.yaml or the source.<name>.<key>= overrides.",
     )
     plain = {}
-    for name in sorted(sources):
-        settings = {key: value for key, value in asdict(sources[name]).items() if key != "path"}
-        plain[name] = {"settings": settings, "files": {relative: digest_of(name, path) for relative, path in found[name]}}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # hashing lets go of the interpreter
+        for name in sorted(sources):
+            settings = {key: value for key, value in asdict(sources[name]).items() if key != "path"}
+            digests = threads.map(partial(digest_of, name), [path for _, path in found[name]])
+            plain[name] = {"settings": settings, "files": dict(zip([relative for relative, _ in found[name]], digests, strict=True))}
     return plain
 
 
