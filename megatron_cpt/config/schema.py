@@ -115,17 +115,17 @@ class DedupConfig:
 
 @dataclass
 class DecontaminateConfig:
-    """What happens to a document that holds what is evaluated: `drop`, `report` (kept, and listed) or `off`.
+    """What happens to a training document that holds what is evaluated: `drop`, `report` (kept, and listed) or `off`.
 
     Every file of `bench` is looked for, and the documents of `texts`, files of held-out text that the experiment does not train on. A
-    document holds an item when more than `item_share` of the item's runs of `words` words (`characters` where a script has no spaces)
-    stand in it (0: any one does), and a held-out text from `document_share` of its runs on.
+    document holds an item when at least `item_share` of the runs of its question, or of its right answer, stand in it: runs of `words`
+    words, `characters` where a script has no spaces. It holds a held-out text from `document_share` of its runs on.
     """
 
     action: str = "drop"
     words: int = 13  # Brown et al. 2020, arXiv 2005.14165, appendix C
     characters: int = 24  # a Chinese word has some 1.5 to 2 characters
-    item_share: float = 0.0
+    item_share: float = 0.5  # one run alone may be a set phrase, which statutes are full of (docs/corpus.md)
     texts: list[str] = field(default_factory=list)
     text_key: str = "text"
     document_share: float = 0.5

@@ -6,6 +6,7 @@ The evaluation looks for the same runs in the index afterwards (eval/contaminati
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from megatron_cpt.corpus.readers import Unreadable, read_records
 from megatron_cpt.errors import DataError
 from megatron_cpt.record.bench import read_bench
 from megatron_cpt.text.known_runs import KnownRuns, Probe, RunLength, parts_of
-from megatron_cpt.text.runs import Rows, UnitHashes
+from megatron_cpt.text.runs import Rows, TextHashes
 from megatron_cpt.text.units import is_spaceless, units_of
 
 ACTIONS = ("drop", "report", "off")
@@ -28,7 +29,7 @@ SHOWN_MATCHES = 5
 
 @dataclass(frozen=True)
 class Match:
-    """An item or held-out text that stands in a document: `share` of its runs, of which `run` is the first in the document."""
+    """An item or held-out text that stands in a document: `share` of the runs of one of its parts; `run` is the first in the document."""
 
     bench: str
     item: str
@@ -37,15 +38,18 @@ class Match:
 
 
 class EvalGrams:
-    """The runs of what is evaluated. Made once from the files; `save` and `load` hand it to the workers."""
+    """The runs of what is evaluated: each question, each right answer and each held-out text for itself.
 
-    def __init__(self, probes: Sequence[Probe], runs: KnownRuns, hashes: UnitHashes | None = None) -> None:
+    Made once from the files; `save` and `load` hand it to the workers.
+    """
+
+    def __init__(self, probes: Sequence[Probe], runs: KnownRuns, hashes: TextHashes | None = None) -> None:
         self.probes, self._runs = list(probes), runs
-        self._hashes = UnitHashes() if hashes is None else hashes
+        self._hashes = TextHashes() if hashes is None else hashes
 
     @classmethod
     def of_files(
-        cls, benches: Mapping[str, Path], texts: Sequence[Path], settings: DecontaminateConfig, hashes: UnitHashes | None = None
+        cls, benches: Mapping[str, Path], texts: Sequence[Path], settings: DecontaminateConfig, hashes: TextHashes | None = None
     ) -> EvalGrams:
         """Read benchmarks, by name, and files of held-out documents.
 
@@ -55,26 +59,24 @@ class EvalGrams:
         probes: list[Probe] = []
         for name, path in benches.items():
             bench = read_bench(path)
-            probes += [Probe(name, item.id, parts_of(item, bench.kind), settings.item_share, or_equal=False) for item in bench.items]
+            for item in bench.items:
+                probes += [Probe(name, item.id, (part,), settings.item_share, or_equal=True) for part in parts_of(item, bench.kind)]
         for path in texts:
             probes += held_out_probes(path, settings)
-        hashes = UnitHashes() if hashes is None else hashes
+        hashes = TextHashes() if hashes is None else hashes
         return cls(probes, KnownRuns.of(probes, words=settings.words, characters=settings.characters, hashes=hashes), hashes)
 
     @property
-    def too_short(self) -> dict[str, int]:
-        """How many items of each file are too short to be told from other texts."""
-        counts = dict.fromkeys((probe.name for probe in self.probes), 0)
-        for probe, num_runs in zip(self.probes, self._runs.num_runs.tolist(), strict=True):
-            counts[probe.name] += int(num_runs == 0)
-        return counts
+    def num_items(self) -> dict[str, int]:
+        """How many items or texts each file has."""
+        return dict(Counter(name for name, _ in {(probe.name, probe.id) for probe in self.probes}))
 
     @property
-    def num_items(self) -> dict[str, int]:
-        counts = dict.fromkeys((probe.name for probe in self.probes), 0)
-        for probe in self.probes:
-            counts[probe.name] += 1
-        return counts
+    def too_short(self) -> dict[str, int]:
+        """How many items of each file are too short, in all of their parts, to be told from other texts."""
+        judged = {(probe.name, probe.id) for probe, runs in zip(self.probes, self._runs.num_runs.tolist(), strict=True) if runs}
+        left = Counter(name for name, _ in judged)
+        return {name: count - left[name] for name, count in self.num_items.items()}
 
     def matches(self, text: str) -> list[Match]:
         """Return what stands in a text, the largest shares first."""
@@ -94,14 +96,15 @@ class EvalGrams:
                     seen.keys.add((length, key))
                     if begin - int(rows.begins[row]) < seen.begin:
                         seen.begin, seen.length = begin - int(rows.begins[row]), length
-        matches: list[list[Match]] = [[] for _ in texts]
+        matches: list[dict[tuple[str, str], Match]] = [{} for _ in texts]
+        units: dict[int, list[str]] = {}
         for (row, number), seen in found.items():
             probe, share = self.probes[number], len(seen.keys) / int(self._runs.num_runs[number])
-            if probe.counts(share):
-                matches[row].append(Match(probe.name, probe.id, share, shown_run(texts[row], seen.begin, seen.length)))
-        for mine_ in matches:
-            mine_.sort(key=lambda match: (-match.share, match.bench, match.item))
-        return matches
+            before = matches[row].get((probe.name, probe.id))
+            if probe.counts(share) and (before is None or before.share < share):  # of an item's parts the one that is there most
+                run = (units.get(row) or units.setdefault(row, units_of(texts[row])))[seen.begin : seen.begin + seen.length]
+                matches[row][probe.name, probe.id] = Match(probe.name, probe.id, share, shown_run(run))
+        return [sorted(mine.values(), key=lambda match: (-match.share, match.bench, match.item)) for mine in matches]
 
     def save(self, path: Path) -> None:
         """Write everything but the texts of the probes as one npz file without pickles."""
@@ -111,7 +114,7 @@ class EvalGrams:
             np.savez(file, probes=np.frombuffer(json.dumps(probes).encode("utf-8"), dtype=np.uint8), **arrays)
 
     @classmethod
-    def load(cls, path: Path, hashes: UnitHashes | None = None) -> EvalGrams:
+    def load(cls, path: Path, hashes: TextHashes | None = None) -> EvalGrams:
         with np.load(path, allow_pickle=False) as arrays:
             probes = [Probe(name, item, (), share, or_equal) for name, item, share, or_equal in json.loads(arrays["probes"].tobytes())]
             lengths = sorted({int(name.partition(".")[0]) for name in arrays.files if name != "probes"})
@@ -148,8 +151,7 @@ def held_out_probes(path: Path, settings: DecontaminateConfig) -> list[Probe]:
     return probes
 
 
-def shown_run(text: str, begin: int, length: int) -> str:
-    units = units_of(text)[begin : begin + length]
+def shown_run(units: list[str]) -> str:
     return ("" if is_spaceless(units) else " ").join(units)[:SHOWN_CHARACTERS]
 
 

@@ -22,7 +22,7 @@ from megatron_cpt.record.bench import read_bench, split_examples
 from megatron_cpt.record.index_pair import open_pair
 from megatron_cpt.record.tokenizer_file import load_tokenizer
 from megatron_cpt.text.known_runs import KnownRuns, Probe, parts_of
-from megatron_cpt.text.runs import Hashes, Rows, UnitHashes
+from megatron_cpt.text.runs import Hashes, Rows, TextHashes
 from megatron_cpt.text.units import is_spaceless, units_of
 
 SLICE_TOKENS = 1 << 17
@@ -71,7 +71,7 @@ def find_contaminated(plan: RunPlan, run_dir: Path, *, say: Callable[[str], None
         DataError: a held-out text, a benchmark, the tokenizer or an index is missing or damaged.
     """
     probes = probes_of(plan.eval, run_dir)
-    hashes, lengths = UnitHashes(), plan.eval.contamination
+    hashes, lengths = TextHashes(), plan.eval.contamination
     runs = SeenRuns(KnownRuns.of(probes, words=lengths.words, characters=lengths.characters, hashes=hashes))
     if longest := runs.runs.longest:
         tokenizer = load_tokenizer(extended_tokenizer(plan, run_dir))
@@ -96,7 +96,7 @@ def probes_of(plan: EvalPlan, run_dir: Path) -> list[Probe]:
 
 
 def training_units(
-    prefixes: Sequence[Path], tokenizer: Tokenizer, hashes: UnitHashes, *, longest: int, say: Callable[[str], None]
+    prefixes: Sequence[Path], tokenizer: Tokenizer, hashes: TextHashes, *, longest: int, say: Callable[[str], None]
 ) -> Iterator[Hashes]:
     """Yield the hashes of the training data's units, many documents at a time with a mark between them; says rate and time left."""
     pairs = [open_pair(prefix) for prefix in prefixes]

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_cpt.record.bench_item import Item
-from megatron_cpt.text.runs import Hashes, Places, RunHashes, UnitHashes
-from megatron_cpt.text.units import is_spaceless, units_of
+from megatron_cpt.text.runs import Hashes, Places, RunHashes, TextHashes
 
 SHORTEST = 8 / 13  # of a run's length: shorter texts are like others by chance (Brown et al. 2020, appendix C: 8 words at least)
 FILTER_BITS = 22
@@ -66,17 +65,17 @@ class KnownRuns:
             self.num_runs += np.bincount(runs.probe, minlength=num_probes)
 
     @classmethod
-    def of(cls, probes: Sequence[Probe], *, words: int, characters: int, hashes: UnitHashes) -> KnownRuns:
+    def of(cls, probes: Sequence[Probe], *, words: int, characters: int, hashes: TextHashes) -> KnownRuns:
         entries: dict[int, list[tuple[int, int, int, int]]] = {}
         for number, probe in enumerate(probes):
             seen: set[tuple[int, int]] = set()
             for part, text in enumerate(probe.parts):
-                units = units_of(text)
-                whole = characters if is_spaceless(units) else words
+                units, spaceless = hashes.of(text)
+                whole = characters if spaceless else words
                 length = min(whole, len(units))
                 if length < max(2, int(whole * SHORTEST)):
                     continue
-                for begin, found in enumerate(RunHashes(hashes.of(units)).of_length(length).tolist()):
+                for begin, found in enumerate(RunHashes(units).of_length(length).tolist()):
                     if (length, found) not in seen:
                         seen.add((length, found))
                         entries.setdefault(length, []).append((found, number, part, begin))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_cpt.text.units import is_spaceless, units_of
+from megatron_cpt.text.units import is_spaceless, normal_form, spaceless_ranges, units_of, words_of
 
 Hashes = NDArray[np.uint64]
 Places = NDArray[np.int64]
@@ -38,6 +38,43 @@ class UnitHashes(dict[str, int]):
         return np.fromiter(map(self.__getitem__, units), dtype=np.uint64, count=len(units))
 
 
+class TextHashes:
+    """Hashes of the units of whole texts; where most characters stand alone, by a table over code points instead of one by one."""
+
+    def __init__(self) -> None:
+        self.of_unit = UnitHashes()
+        self._alone = np.zeros(0x110000, dtype=bool)
+        for first, last in spaceless_ranges():
+            self._alone[first : last + 1] = True
+        self._of_code = np.zeros(0x110000, dtype=np.uint64)  # 0: not looked up yet
+
+    def of(self, text: str) -> tuple[Hashes, bool]:
+        """Return the hashes of a text's units in order, and whether most of the text is of a script without spaces."""
+        if text.isascii():
+            return self.of_unit.of(units_of(text)), False
+        form = normal_form(text)
+        codes = np.frombuffer(form.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        alone = np.flatnonzero(self._alone[codes])
+        if 4 * len(alone) < len(codes):
+            units = units_of(text)
+            return self.of_unit.of(units), is_spaceless(units)
+        begins, words = words_of(form)
+        at = np.zeros(len(codes), dtype=np.uint64)
+        at[alone] = self._hashes_of(codes[alone])
+        at[begins] = self.of_unit.of(words)
+        is_unit = np.zeros(len(codes), dtype=bool)
+        is_unit[alone] = is_unit[begins] = True
+        return at[is_unit], len(alone) > sum(map(len, words))
+
+    def _hashes_of(self, codes: NDArray[np.uint32]) -> Hashes:
+        found: Hashes = self._of_code[codes]
+        if not found.all():
+            new = np.unique(codes[found == 0])
+            self._of_code[new] = self.of_unit.of([chr(code) for code in new.tolist()])
+            found = self._of_code[codes]
+        return found
+
+
 @dataclass(frozen=True)
 class Rows:
     """The units of several texts behind one another, by their hashes, each text followed by a mark that is the hash of no unit.
@@ -51,16 +88,16 @@ class Rows:
     spaceless: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, texts: Iterable[str], hashes: UnitHashes) -> Rows:
+    def of(cls, texts: Iterable[str], hashes: TextHashes) -> Rows:
         parts: list[Hashes] = []
         lengths: list[int] = []
         spaceless: list[bool] = []
         mark = np.array([BETWEEN_DOCUMENTS])
         for text in texts:
-            units = units_of(text)
-            parts += (hashes.of(units), mark)
+            units, alone = hashes.of(text)
+            parts += (units, mark)
             lengths.append(len(units))
-            spaceless.append(not text.isascii() and is_spaceless(units))
+            spaceless.append(alone)
         sizes = np.array(lengths, dtype=np.int64)
         ends = np.cumsum(sizes + 1) - 1
         flat = np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rensa import RMinHash
 
 from megatron_cpt.config.schema import NearDedupConfig
-from megatron_cpt.text.runs import MULTIPLIER, Hashes, Places, Rows, RunHashes, UnitHashes
+from megatron_cpt.text.runs import MULTIPLIER, Hashes, Places, Rows, RunHashes, TextHashes
 
 NO_KEY = np.uint64(0)  # of a text without a single unit: it is like no other
 SIGNATURE_VERSION = RMinHash.ALGORITHM_VERSION  # keys of another version do not compare
@@ -24,9 +24,9 @@ BATCH_UNITS = 1 << 20
 class BandHasher:
     """Computes band keys and shingles; holds the hashes of words it has met, and no text."""
 
-    def __init__(self, settings: NearDedupConfig, hashes: UnitHashes | None = None) -> None:
+    def __init__(self, settings: NearDedupConfig, hashes: TextHashes | None = None) -> None:
         self.settings = settings
-        self.hashes = UnitHashes() if hashes is None else hashes
+        self.hashes = TextHashes() if hashes is None else hashes
 
     def keys(self, texts: Sequence[str]) -> NDArray[np.uint64]:
         """Return one key a band for each text, shape (texts, num_bands); `NO_KEY` where a text has no words."""

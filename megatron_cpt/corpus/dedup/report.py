@@ -60,10 +60,11 @@ def duplicates_report(
         "clusters": len(kept),
         "cluster_sizes": {str(size): number for size, number in sorted(Counter((counts + 1).tolist()).items())},
         "between_sources": [
-            {"dropped_from": sources[ours], "kept_in": sources[theirs], "documents": number} for (ours, theirs), number in sorted(pairs.items())
+            {"dropped_from": sources[ours], "kept_in": sources[theirs], "documents": number}
+            for (ours, theirs), number in sorted(pairs.items())
         ],
         "largest": clusters,
-    }  # fmt: skip
+    }
 
 
 def write_duplicates_report(folder: Path, report: dict[str, Any]) -> None:
@@ -75,11 +76,12 @@ def write_duplicates_report(folder: Path, report: dict[str, Any]) -> None:
 def report_markdown(report: dict[str, Any]) -> str:
     gone = report["dropped_equal"] + report["dropped_near"]
     sizes = ", ".join(f"{number:,} of {int(size):,}" for size, number in list(report["cluster_sizes"].items())[:10])
+    sizes += ", and larger" if len(report["cluster_sizes"]) > 10 else ""
     lines = [
         "# Duplicates", "",
         f"Of {report['documents']:,} documents {gone:,} went for others that say the same: {report['dropped_equal']:,} with an equal text, "
         f"{report['dropped_near']:,} with nearly the same. {report['clusters']:,} documents stand for them.", "",
-        f"Documents in a cluster, the one that is kept among them: {sizes or 'none'}{', and larger' if len(report['cluster_sizes']) > 10 else ''}.",
+        f"Documents in a cluster, the one that is kept among them: {sizes or 'none'}.",
         "", "| dropped from | kept in | documents |", "| --- | --- | ---: |",
     ]  # fmt: skip
     lines += [f"| {cell(row['dropped_from'])} | {cell(row['kept_in'])} | {row['documents']:,} |" for row in report["between_sources"]]

@@ -14,7 +14,7 @@ from megatron_cpt.eval.contamination import SeenRuns, training_units
 from megatron_cpt.index.format import IndexWriter
 from megatron_cpt.text import runs as runs_module
 from megatron_cpt.text.known_runs import KnownRuns, Probe
-from megatron_cpt.text.runs import RunHashes, UnitHashes, run_hashes
+from megatron_cpt.text.runs import RunHashes, TextHashes, UnitHashes, run_hashes
 from megatron_cpt.text.units import units_of
 
 WORDS = [f"w{number}" for number in range(300)]
@@ -25,10 +25,10 @@ def sentence(rng: random.Random, count: int) -> str:
 
 
 def seen(probes: list[Probe], documents: list[str]) -> list[float]:
-    hashes = UnitHashes()
+    hashes = TextHashes()
     runs = SeenRuns(KnownRuns.of(probes, words=13, characters=24, hashes=hashes))
     for document in documents:
-        runs.look_at(hashes.of(units_of(document)))
+        runs.look_at(hashes.of(document)[0])
     return [-1.0 if np.isnan(share) else share for share in runs.shares().tolist()]
 
 
@@ -106,7 +106,7 @@ def test_documents_are_streamed_in_slices_without_losing_a_run(
     across = " ".join([*documents[0].split()[-6:], *documents[1].split(), *documents[2].split()[:6]])
     inside = [probe(" ".join(documents[0].split()[begin : begin + 13])) for begin in range(0, 388, 7)]
     probes = [*inside, probe(documents[2]), probe(across)]
-    hashes = UnitHashes()
+    hashes = TextHashes()
     runs = SeenRuns(KnownRuns.of(probes, words=13, characters=24, hashes=hashes))
     for units in training_units([tmp_path / "x"], tokenizer, hashes, longest=13, say=lambda _: None):
         runs.look_at(units)
