@@ -5,6 +5,7 @@ The evaluation looks for the same runs in the index afterwards (eval/contaminati
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from megatron_cpt.config.schema import DecontaminateConfig
 from megatron_cpt.corpus.readers import Unreadable, read_records
 from megatron_cpt.errors import DataError
 from megatron_cpt.record.bench import read_bench
+from megatron_cpt.record.store import write_bytes
 from megatron_cpt.text.known_runs import KnownRuns, Probe, RunLength, parts_of
 from megatron_cpt.text.runs import Rows, TextHashes
 from megatron_cpt.text.units import is_spaceless, units_of
@@ -110,8 +112,9 @@ class EvalGrams:
         """Write everything but the texts of the probes as one npz file without pickles."""
         arrays = {f"{length}.{name}": getattr(runs, name) for length, runs in self._runs.by_length.items() for name in COLUMNS}
         probes = [[probe.name, probe.id, probe.from_share, probe.or_equal] for probe in self.probes]
-        with path.open("wb") as file:
-            np.savez(file, probes=np.frombuffer(json.dumps(probes).encode("utf-8"), dtype=np.uint8), **arrays)
+        file = io.BytesIO()
+        np.savez(file, probes=np.frombuffer(json.dumps(probes).encode("utf-8"), dtype=np.uint8), **arrays)
+        write_bytes(path, file.getvalue())
 
     @classmethod
     def load(cls, path: Path, hashes: TextHashes | None = None) -> EvalGrams:
@@ -133,10 +136,26 @@ class _Seen:
         self.keys: set[tuple[int, int]] = set()
 
 
+def decontaminate_problems(settings: DecontaminateConfig) -> list[str]:
+    """Return one sentence for each setting that is not allowed."""
+    key = "corpus.decontaminate"
+    lengths = {"words": settings.words, "characters": settings.characters}
+    problems = [f"{key}.{name} is {length}: use 2 or more" for name, length in lengths.items() if length < 2]
+    problems += [
+        f"{key}.{name} is {value}: use a share above 0 and up to 1"
+        for name, value in (("item_share", settings.item_share), ("document_share", settings.document_share))
+        if not 0 < value <= 1
+    ]
+    if settings.action not in ACTIONS:
+        problems.append(f"{key}.action is {settings.action!r}: use {', '.join(ACTIONS)}")
+    problems += [f"{key}.texts names {path}, which is no file" for path in settings.texts if not Path(path).is_file()]
+    return problems
+
+
 def held_out_probes(path: Path, settings: DecontaminateConfig) -> list[Probe]:
     """Return the documents of a file as what is looked for; anything that a source can be made of may be such a file."""
     probes: list[Probe] = []
-    for number, record in enumerate(read_records(path, text_key=settings.text_key), 1):
+    for number, record in enumerate(read_records(path, text_keys=[settings.text_key]), 1):
         text = None if isinstance(record, Unreadable) else record.fields.get(settings.text_key)
         if not isinstance(text, str):
             raise DataError(

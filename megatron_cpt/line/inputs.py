@@ -38,7 +38,16 @@ _CAME_LATER = {
 def corpus_inputs(run: Run) -> dict[str, Any]:
     from megatron_cpt.corpus.sources import source_inputs  # noqa: PLC0415
 
-    return {"sources": source_inputs(run.config.source), **corpus_settings(run.config.corpus)}
+    return {"sources": source_inputs(run.config.source), **corpus_settings(run.config.corpus), **looked_for(run.config)}
+
+
+def looked_for(config: ExperimentConfig) -> dict[str, Any]:
+    """Return the digests of the files whose items the corpus must not hold."""
+    wanted = config.corpus.decontaminate
+    files = {f"bench {name}": bench.path for name, bench in config.bench.items()} | {f"text {path}": path for path in wanted.texts}
+    if wanted.action == "off" or not files:
+        return {}
+    return {"looked_for": {name: sha256_file(Path(path)) if Path(path).is_file() else "missing" for name, path in sorted(files.items())}}
 
 
 def corpus_settings(settings: CorpusConfig) -> dict[str, Any]:

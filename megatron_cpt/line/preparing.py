@@ -31,7 +31,8 @@ BASE_RECORD = "base.json"
 def corpus_body(run: Run, result: StageResult, _: Attempt) -> None:
     from megatron_cpt.corpus.build import build_corpus  # noqa: PLC0415
 
-    build_corpus(result, sources=run.config.source, settings=run.config.corpus, say=indented)
+    benches = {name: Path(bench.path) for name, bench in run.config.bench.items()}
+    build_corpus(result, sources=run.config.source, settings=run.config.corpus, benches=benches, say=indented)
 
 
 def vocab_body(run: Run, result: StageResult, _: Attempt) -> None:

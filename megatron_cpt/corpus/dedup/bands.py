@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rensa import RMinHash
 
-from megatron_cpt.config.schema import NearDedupConfig
+from megatron_cpt.config.schema import DedupConfig, NearDedupConfig
 from megatron_cpt.text.runs import MULTIPLIER, Hashes, Places, Rows, RunHashes, TextHashes
 
 NO_KEY = np.uint64(0)  # of a text without a single unit: it is like no other
@@ -60,6 +60,20 @@ class BandHasher:
         offsets = np.concatenate([[0], np.cumsum(counts)])
         begins = np.arange(offsets[-1]) + np.repeat(rows.begins - offsets[:-1], counts)
         return RunHashes(rows.units).at(begins, np.repeat(lengths, counts)), offsets
+
+
+def dedup_problems(settings: DedupConfig) -> list[str]:
+    """Return one sentence for each setting that is not allowed."""
+    near, key = settings.near, "corpus.dedup.near"
+    counts = {name: getattr(near, name) for name in ("num_bands", "rows_per_band", "ngram", "ngram_characters")}
+    problems = [f"{key}.{name} is {value}: use 1 or more" for name, value in counts.items() if value < 1]
+    if not 0 < near.threshold <= 1:
+        problems.append(f"{key}.threshold is {near.threshold}: use a similarity above 0 and up to 1")
+    if not 0 <= near.seed < 1 << 64:
+        problems.append(f"{key}.seed is {near.seed}: use 0 to 2**64 - 1")
+    if settings.compare not in ("text", "units"):
+        problems.append(f"corpus.dedup.compare is {settings.compare!r}: use text or units")
+    return problems
 
 
 def similarity(left: Hashes, right: Hashes, *, at_least: float = 0.0) -> float:

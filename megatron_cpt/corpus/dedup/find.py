@@ -51,7 +51,9 @@ def find_duplicates(
     order = np.lexsort((places, digests[:, 1], digests[:, 0], -lengths))
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
-    kept_of = _first_of_equals(digests if forms is None else forms, rank) if exact else np.arange(len(rank))
+    kept_of = np.arange(len(order))
+    if exact:
+        kept_of[order] = order[first_of_equals((digests if forms is None else forms)[order])]
     if band_keys is None:
         return kept_of
     single = np.flatnonzero(kept_of == np.arange(len(kept_of)))
@@ -68,15 +70,15 @@ def find_duplicates(
     return result
 
 
-def _first_of_equals(digests: NDArray[np.uint64], rank: Places) -> Places:
-    """Return for each document the index of the first by rank among those with the same digest."""
-    order = np.lexsort((rank, digests[:, 1], digests[:, 0]))
-    sorted_digests = digests[order]
-    is_first = np.ones(len(order), dtype=bool)
-    is_first[1:] = (sorted_digests[1:] != sorted_digests[:-1]).any(axis=1)
-    first = np.empty(len(order), dtype=np.int64)
-    first[order] = order[is_first][np.cumsum(is_first) - 1]
-    return first
+def first_of_equals(keys: NDArray[np.uint64]) -> Places:
+    """Return for each row of `keys`, shape (rows, 2), the first row that is equal to it."""
+    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: equal rows stay in their order
+    ordered = keys[order]
+    begins = np.ones(len(order), dtype=bool)
+    begins[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    found = np.empty(len(order), dtype=np.int64)
+    found[order] = order[np.flatnonzero(begins)[np.cumsum(begins) - 1]] if len(order) else order
+    return found
 
 
 def _clusters(band_keys: NDArray[np.uint64], single: Places, rank: Places, *, at_least: int) -> Iterator[list[Places]]:

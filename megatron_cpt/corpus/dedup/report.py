@@ -49,7 +49,7 @@ def duplicates_report(
     begins = np.cumsum([0, *counts.tolist()])
     clusters = []
     for cluster in largest.tolist():
-        members = by_cluster[begins[cluster] : begins[cluster] + SHOWN_MEMBERS - 1]
+        members = by_cluster[begins[cluster] : begins[cluster + 1]][: SHOWN_MEMBERS - 1]
         first, *others = shown_of(np.concatenate([kept[cluster : cluster + 1], members]))
         dropped = [{**_shortened(shown), "equal": bool(same)} for shown, same in zip(others, equal[members].tolist(), strict=True)]
         clusters.append({"documents": int(counts[cluster]) + 1, "kept": _shortened(first), "dropped": dropped})
