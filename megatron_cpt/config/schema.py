@@ -70,7 +70,11 @@ class TokenizerConfig:
 
 @dataclass
 class SourceConfig:
-    """A source of text with its role and licence."""
+    """A source of text with its role and licence.
+
+    `test_fraction` of its documents is held out for the gate and `valid_fraction` for what is watched while training; the digest of a
+    text decides on which side it stands.
+    """
 
     path: str = MISSING
     text_key: str = "text"
@@ -80,6 +84,7 @@ class SourceConfig:
     language: str = MISSING
     test_fraction: float = 0.05
     min_chars: int = 1
+    valid_fraction: float = 0.0
 
 
 @dataclass

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from megatron_cpt.eval.subjects import extended_tokenizer
 from megatron_cpt.eval.texts import read_text
-from megatron_cpt.eval.units import is_spaceless, units_of
+from megatron_cpt.text.units import is_spaceless, units_of
 from megatron_cpt.plan.run_plan import ContaminationPlan, EvalPlan, RunPlan
 from megatron_cpt.record.bench import read_bench, split_examples
 from megatron_cpt.record.bench_item import Item

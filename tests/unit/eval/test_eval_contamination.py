@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from megatron_cpt.eval import contamination
 from megatron_cpt.eval.contamination import Probe, Runs, WordHashes, run_hashes, training_units
-from megatron_cpt.eval.units import units_of
+from megatron_cpt.text.units import units_of
 from megatron_cpt.index.format import IndexWriter
 from megatron_cpt.plan.run_plan import ContaminationPlan
 

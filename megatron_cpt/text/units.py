@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 # Han with its extensions and compatibility forms, kana, bopomofo, Thai, Lao, Khmer, Myanmar, Tibetan
 SPACELESS = (
@@ -12,14 +13,17 @@ SPACELESS = (
 )
 _UNIT = re.compile(rf"[{SPACELESS}]|[^\W_{SPACELESS}]+")
 _SPACELESS = re.compile(f"[{SPACELESS}]")
+_ASCII = str.maketrans({chr(code): chr(code).lower() if chr(code).isalnum() else " " for code in range(128)})
 
 
 def units_of(text: str) -> list[str]:
     """Return words in lower case and single characters, in compatibility form (NFKC), without punctuation and spaces."""
+    if text.isascii():  # the same, at twice the speed
+        return text.translate(_ASCII).split()
     return _UNIT.findall(unicodedata.normalize("NFKC", text).lower())
 
 
-def is_spaceless(units: list[str]) -> bool:
+def is_spaceless(units: Sequence[str]) -> bool:
     """Say whether most of the text, by characters, is of a script without spaces."""
     alone = sum(1 for unit in units if _SPACELESS.match(unit))
     return 2 * alone > sum(map(len, units))
