@@ -88,6 +88,37 @@ class SourceConfig:
 
 
 @dataclass
+class SelectConfig:
+    """Which documents of a pool are chosen by their likeness to a domain (docs/corpus.md). The default chooses all.
+
+    `target` defines the domain: sources of the experiment by name, or files, whose text is in `target_text_key`. The documents of `pool`
+    (empty: every source but the target's) compete for `max_documents` and `max_bytes` of UTF-8 text; what is not chosen is rejected.
+    Runs of up to `ngram` units are hashed into `num_buckets`.
+    `terms` is a UTF-8 file of terms, one a line: a document with fewer than `min_hits` of them is not chosen, and each hit adds
+    `hit_weight` to its log weight, in nats.
+    """
+
+    target: list[str] = field(default_factory=list)
+    target_text_key: str = "text"
+    pool: list[str] = field(default_factory=list)
+    max_documents: int | None = None
+    max_bytes: int | None = None
+    terms: str = ""
+    min_hits: int = 0
+    hit_weight: float = 0.0
+    ngram: int = 2  # both as in Xie et al. 2023, arXiv 2302.03169, section 3
+    num_buckets: int = 10_000
+
+
+@dataclass
+class CoverageConfig:
+    """What the chosen corpus is held against: the terms of `select.terms`, or `num_terms` drawn from the target, and `num_topics` of it."""
+
+    num_terms: int = 200
+    num_topics: int = 10
+
+
+@dataclass
 class BlendStageConfig:
     """Other shares from a token count on, which is rounded up to a whole step."""
 
