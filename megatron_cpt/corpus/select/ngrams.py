@@ -39,11 +39,12 @@ _known = _UnitHashes()
 
 def unit_hashes(text: str, pattern: re.Pattern[str] = _UNIT) -> Hashes:
     """Return the hash of each unit of a text, in order."""
-    found = [_hashes_of(pattern.findall(piece)) for piece in _pieces(text.lower())]
+    found = [hashes_of(pattern.findall(piece)) for piece in _pieces(text.lower())]
     return found[0] if len(found) == 1 else np.concatenate(found)
 
 
-def _hashes_of(units: list[str]) -> Hashes:
+def hashes_of(units: list[str]) -> Hashes:
+    """Return the hash of each of some strings."""
     if len(_known) > MAX_KNOWN_UNITS:
         _known.clear()
     return np.fromiter(map(_known.__getitem__, units), dtype=np.uint64, count=len(units))
