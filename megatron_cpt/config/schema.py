@@ -69,22 +69,63 @@ class TokenizerConfig:
 
 
 @dataclass
-class SourceConfig:
-    """A source of text with its role and licence.
+class ProvenanceConfig:
+    """Where a text came from: its origin (a publisher, package or address), the date it was fetched or made (2026, 2026-11 or
+    2026-11-29), and how it was obtained."""
 
-    `test_fraction` of its documents is held out for the gate and `valid_fraction` for what is watched while training; the digest of a
-    text decides on which side it stands.
+    origin: str = MISSING
+    date: str = MISSING
+    obtained: str = MISSING
+
+
+@dataclass
+class SourceConfig:
+    """A source of text: where it lies, what it is for, whose it is (SPDX), where it came from, its language (BCP 47).
+
+    `text_key` is the field that holds the text, or a list of fields whose texts are joined by a blank line. A document of fewer than
+    `min_chars` characters is left out. `test_fraction` of the documents is held out for the gate and `valid_fraction` for what is watched
+    while training; the digest of a text decides on which side it stands.
     """
 
     path: str = MISSING
-    text_key: str = "text"
+    text_key: Any = "text"
     role: str = MISSING
     licence: str = MISSING
-    provenance: str = MISSING
+    provenance: ProvenanceConfig = field(default_factory=ProvenanceConfig)
     language: str = MISSING
     test_fraction: float = 0.05
     min_chars: int = 1
     valid_fraction: float = 0.0
+
+
+@dataclass
+class EngineConfig:
+    """Where the corpus is read and cleaned: `local` processes, a `slurm` array or `ray`. It decides time alone, never a byte.
+
+    `workers: null` is every core of this machine (local), 16 elements of the array (slurm), every core of the cluster (ray). A task
+    reads about `task_mb` MB; long jsonl files are cut at lines.
+    """
+
+    kind: str = "local"
+    workers: int | None = None
+    task_mb: float = 64.0
+
+
+@dataclass
+class FilterConfig:
+    """Which texts are left out or masked. The default leaves out none."""
+
+
+@dataclass
+class DedupConfig:
+    """Which copies are left out: `exact` ones are equal byte for byte after cleaning."""
+
+    exact: bool = True
+
+
+@dataclass
+class DecontaminateConfig:
+    """Which documents are left out because they hold items of the evaluation."""
 
 
 @dataclass
@@ -116,6 +157,18 @@ class CoverageConfig:
 
     num_terms: int = 200
     num_topics: int = 10
+
+
+@dataclass
+class CorpusConfig:
+    """How the sources become the corpus (docs/corpus.md)."""
+
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    filters: FilterConfig = field(default_factory=FilterConfig)
+    dedup: DedupConfig = field(default_factory=DedupConfig)
+    decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
+    coverage: CoverageConfig = field(default_factory=CoverageConfig)
 
 
 @dataclass
@@ -540,6 +593,7 @@ class ExperimentConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     source: dict[str, SourceConfig] = field(default_factory=dict)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
     bench: dict[str, BenchConfig] = field(default_factory=dict)
     blend: BlendConfig = field(default_factory=BlendConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -6,13 +6,20 @@ import shutil
 
 import pytest
 
-from megatron_cpt.config.schema import SourceConfig
+from megatron_cpt.config.schema import ProvenanceConfig, SourceConfig
 from megatron_cpt.corpus.sources import source_inputs
 from megatron_cpt.errors import ConfigError, DataError
 
+MADE_HERE = ProvenanceConfig("made here", "2026-11", "by this test")
+
 
 def source(path, **changed):
-    settings = {"role": "domain", "licence": "MIT", "provenance": "made here", "language": "en"} | changed
+    settings = {
+        "role": "domain",
+        "licence": "MIT",
+        "provenance": MADE_HERE,
+        "language": "en",
+    } | changed
     return SourceConfig(path=str(path), **settings)
 
 
@@ -35,7 +42,8 @@ def test_every_problem_of_every_source_is_listed_at_once(tmp_path, shard):
     assert caught.value.exit_code == 2
     for part in (
         "source.one.licence is missing", "source.one.role is 'expert'", "source.one.test_fraction is 1.5",
-        "source.two.provenance is missing", "source.two.language is missing", "absent.jsonl", "'../three'",
+        "source.two.provenance.origin is missing", "source.two.provenance.date is missing", "source.two.provenance.obtained is missing",
+        "source.two.language is missing", "absent.jsonl", "'../three'",
     ):  # fmt: skip
         assert part in message
 
