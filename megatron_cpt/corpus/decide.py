@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_cpt.config.schema import CorpusConfig
 from megatron_cpt.corpus.scratch import Shard
+from megatron_cpt.corpus.select.choose import Choice
+from megatron_cpt.corpus.select.in_corpus import choose_documents
+from megatron_cpt.corpus.tasks import TaskPlan
 
 KEPT, DUPLICATE, NEAR_DUPLICATE, NOT_SELECTED = range(4)
 REASONS = ("kept", "duplicate", "near_duplicate", "not_selected")
@@ -25,19 +27,21 @@ class Decisions:
         reason: uint8, an index into `REASONS`.
         kept_of: int64, the row of the copy that is kept; its own row where it is no copy.
         renamed: bool, its id stands at an earlier kept document too, so the digest of its text is added to it.
+        choice: of the pool's documents by their likeness to a domain, where there is one.
     """
 
     first: np.ndarray
     reason: np.ndarray
     kept_of: np.ndarray
     renamed: np.ndarray
+    choice: Choice | None = None
 
     def of_shard(self, number: int) -> slice:
         return slice(int(self.first[number]), int(self.first[number + 1]))
 
 
-def decide(shards: Sequence[Shard], settings: CorpusConfig) -> Decisions:
-    """Decide on every survivor; memory is some 60 bytes a document."""
+def decide(shards: Sequence[Shard], plan: TaskPlan, *, seed: int) -> Decisions:
+    """Decide on every survivor; memory is some 60 bytes a document, 130 with a selection."""
     first = np.concatenate([[0], np.cumsum([shard.counts.kept for shard in shards], dtype=np.int64)])
     digests, ids = np.empty((int(first[-1]), 2), np.uint64), np.empty((int(first[-1]), 2), np.uint64)
     for number, shard in enumerate(shards):
@@ -46,9 +50,12 @@ def decide(shards: Sequence[Shard], settings: CorpusConfig) -> Decisions:
         digests[rows, 0], digests[rows, 1] = documents["sha256_high"], documents["sha256_low"]
         ids[rows, 0], ids[rows, 1] = documents["id_high"], documents["id_low"]
     reason = np.zeros(len(digests), np.uint8)
-    kept_of = first_of_equal(digests) if settings.dedup.exact else np.arange(len(digests))
+    kept_of = first_of_equal(digests) if plan.settings.dedup.exact else np.arange(len(digests))
     reason[kept_of != np.arange(len(digests))] = DUPLICATE
-    return Decisions(first, reason, kept_of, repeated_ids(ids, reason == KEPT))
+    choice = choose_documents(plan, shards, reason == KEPT, seed=seed)
+    if choice is not None:
+        reason[(reason == KEPT) & ~choice.is_chosen] = NOT_SELECTED
+    return Decisions(first, reason, kept_of, repeated_ids(ids, reason == KEPT), choice)
 
 
 def first_of_equal(keys: np.ndarray) -> np.ndarray:

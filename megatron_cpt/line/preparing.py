@@ -31,7 +31,7 @@ BASE_RECORD = "base.json"
 def corpus_body(run: Run, result: StageResult, _: Attempt) -> None:
     from megatron_cpt.corpus.build import build_corpus  # noqa: PLC0415
 
-    build_corpus(result, sources=run.config.source, settings=run.config.corpus, say=indented)
+    build_corpus(result, sources=run.config.source, settings=run.config.corpus, seed=run.config.seed, say=indented)
 
 
 def vocab_body(run: Run, result: StageResult, _: Attempt) -> None:

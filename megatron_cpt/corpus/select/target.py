@@ -98,7 +98,7 @@ def target_texts(settings: SelectConfig, sources: Mapping[str, SourceConfig]) ->
     for _, path in files:
         if not is_readable(path):
             continue
-        for record in read_records(path, text_key=settings.target_text_key):
+        for record in read_records(path, text_keys=(settings.target_text_key,)):
             value = record.fields.get(settings.target_text_key) if isinstance(record, Row) else None
             if isinstance(value, str) and (text := clean_text(value).text).strip():
                 found += 1
