@@ -134,7 +134,7 @@ class SelectConfig:
 
     `target` defines the domain: sources of the experiment by name, or files, whose text is in `target_text_key`. The documents of `pool`
     (empty: every source but the target's) compete for `max_documents` and `max_bytes` of UTF-8 text; what is not chosen is rejected.
-    Runs of up to `ngram` units are hashed into `num_buckets`.
+    Runs of up to `ngram` units are hashed into `num_buckets`; `prior_per_bucket` steadies a small target (0: as the paper has it).
     `terms` is a UTF-8 file of terms, one a line: a document with fewer than `min_hits` of them is not chosen, and each hit adds
     `hit_weight` to its log weight, in nats.
     """
@@ -149,6 +149,7 @@ class SelectConfig:
     hit_weight: float = 0.0
     ngram: int = 2  # both as in Xie et al. 2023, arXiv 2302.03169, section 3
     num_buckets: int = 10_000
+    prior_per_bucket: float = 1.0
 
 
 @dataclass

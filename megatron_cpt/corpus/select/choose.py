@@ -18,7 +18,7 @@ from megatron_cpt.config.schema import SelectConfig
 from megatron_cpt.corpus.select.ngrams import mixed, ngram_buckets
 from megatron_cpt.corpus.select.terms import TermFinder
 
-SMOOTHING = 1e-8  # added to every frequency, as the paper's own code does
+SMOOTHING = 1e-8  # added to every frequency, as the paper's own code does; `prior_per_bucket` is ours, 0 is the paper's
 FIXED_POINT = 2.0**32  # log ratios as multiples of 2**-32 nats: their sum is exact, in any order
 SLICE_NGRAMS = 1 << 22  # weighed at once: 64 MB of numbers
 
@@ -106,9 +106,18 @@ def count_buckets(parts: Sequence[Features], is_counted: NDArray[np.bool_], num_
     return counts
 
 
-def log_ratios(target_counts: NDArray[np.int64], pool_counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the log ratio of each bucket's frequency in the target to that in the pool, both smoothed."""
-    target, pool = target_counts / target_counts.sum(), pool_counts / pool_counts.sum()
+def log_ratios(
+    target_counts: NDArray[np.int64], pool_counts: NDArray[np.int64], *, prior_per_bucket: float
+) -> NDArray[np.float64]:
+    """Return the log ratio of each bucket's frequency in the target to that in the pool, both smoothed.
+
+    Args:
+        prior_per_bucket: n-grams for each bucket, distributed as in the pool, that the target's counts are given. Without them a
+            bucket that a small target happens to lack takes some 9 nats from every document that holds it, and short documents win.
+    """
+    prior = prior_per_bucket * len(target_counts)
+    pool = pool_counts / pool_counts.sum()
+    target = (target_counts + prior * pool) / (target_counts.sum() + prior)
     ratios: NDArray[np.float64] = np.log(target + SMOOTHING) - np.log(pool + SMOOTHING)
     return ratios
 
@@ -152,7 +161,8 @@ def choose(
     hits = np.concatenate([part.hits for part in parts]) if parts else np.zeros(0, np.int64)
     weights = settings.hit_weight * hits.astype(np.float64)
     if target_counts is not None and pooled.any():
-        weights = weights + weigh(parts, log_ratios(target_counts, count_buckets(parts, pooled, settings.num_buckets)))
+        pool_counts = count_buckets(parts, pooled, settings.num_buckets)
+        weights = weights + weigh(parts, log_ratios(target_counts, pool_counts, prior_per_bucket=settings.prior_per_bucket))
     weights = np.where(pooled, weights, 0.0)
     has_hits = hits >= settings.min_hits
     ranked = np.flatnonzero(pooled & has_hits)

@@ -61,6 +61,8 @@ def select_problems(settings: SelectConfig, sources: Mapping[str, SourceConfig])
         problems.append(f"corpus.select.ngram is {settings.ngram}: use 1 to 5")
     if not 2 <= settings.num_buckets <= 65_536:
         problems.append(f"corpus.select.num_buckets is {settings.num_buckets}: use 2 to 65536")
+    if not settings.prior_per_bucket >= 0:
+        problems.append(f"corpus.select.prior_per_bucket is {settings.prior_per_bucket}: use 0 or more")
     unknown = [name for name in settings.pool if name not in sources]
     problems += [f"corpus.select.pool names {printable(name)!r}, which is no source: {', '.join(sorted(sources))}" for name in unknown]
     for given in settings.target:

@@ -103,9 +103,16 @@ def test_a_weight_is_the_sum_of_log_ratios_of_smoothed_frequencies():
         bucket: math.log(wanted[bucket] / wanted.total() + 1e-8) - math.log(raw[bucket] / raw.total() + 1e-8) for bucket in {*raw, *wanted}
     }
     by_formula = [sum(ratio[bucket] * count for bucket, count in by_hand(text).items()) for text in pool]
-    found = weigh([features(pool)], log_ratios(counts_of(target), counts_of(pool)))
+    found = weigh([features(pool)], log_ratios(counts_of(target), counts_of(pool), prior_per_bucket=0.0))
     assert found == pytest.approx(by_formula, abs=1e-6)
     assert found[0] > 0 > found[1]
+
+
+def test_the_prior_spreads_the_pools_frequencies_over_a_small_target():
+    target, pool = np.array([3, 1, 0, 0]), np.array([1, 1, 1, 5])
+    # with half an n-gram a bucket: two n-grams as in the pool, (3 + 2/8) / 6, (1 + 2/8) / 6, (2/8) / 6, (2 * 5/8) / 6
+    wanted = [math.log(3.25 / 6 * 8), math.log(1.25 / 6 * 8), math.log(0.25 / 6 * 8), math.log(1.25 / 6 * 8 / 5)]
+    assert log_ratios(target, pool, prior_per_bucket=0.5) == pytest.approx(wanted, abs=1e-5)
 
 
 def test_features_and_weights_are_those_of_the_papers_own_code(tmp_path, monkeypatch):
@@ -123,7 +130,7 @@ def test_features_and_weights_are_those_of_the_papers_own_code(tmp_path, monkeyp
     theirs.compute_importance_weights()
     for text in pool:
         assert np.bincount(features([text]).buckets, minlength=NUM_BUCKETS).tolist() == theirs.featurizer(text).tolist()
-    ours = weigh([features(pool)], log_ratios(counts_of(target), counts_of(pool)))
+    ours = weigh([features(pool)], log_ratios(counts_of(target), counts_of(pool), prior_per_bucket=0.0))
     assert ours == pytest.approx(np.load(tmp_path / "cache" / "log_importance_weights" / "0.npy"), abs=1e-3)  # 2**-33 for each n-gram
 
 
@@ -229,9 +236,9 @@ def test_nothing_is_found_with_a_term_of_no_units_and_it_is_named():
 
 def test_settings_that_cannot_choose_are_refused_together(tmp_path):
     sources = {"law": SourceConfig(path=str(tmp_path))}
-    settings = SelectConfig(target=["lwa"], pool=["web"], max_documents=0, min_hits=2, ngram=9, num_buckets=70_000)
+    settings = SelectConfig(target=["lwa"], pool=["web"], max_documents=0, min_hits=2, ngram=9, num_buckets=70_000, prior_per_bucket=-1.0)
     said = "\n".join(select_problems(settings, sources))
-    for part in ("max_documents is 0", "ngram is 9", "num_buckets is 70000", "pool names 'web'", "target names 'lwa'", "set corpus.select.terms"):
+    for part in ("max_documents is 0", "ngram is 9", "num_buckets is 70000", "prior_per_bucket is -1", "pool names 'web'", "target names 'lwa'", "set corpus.select.terms"):
         assert part in said
     assert "nothing to choose by" in select_problems(SelectConfig(max_bytes=10), sources)[0]
     assert "every source is a target" in select_problems(SelectConfig(max_bytes=10, target=["law"]), sources)[0]
