@@ -117,15 +117,52 @@ class FilterConfig:
 
 
 @dataclass
+class NearDedupConfig:
+    """Near-duplicates by MinHash: texts that share a band of `rows_per_band` minima in one of `num_bands` are compared.
+
+    Two texts are near-duplicates when the Jaccard similarity of their runs of `ngram` words (`ngram_characters` where most of a text is
+    of a script without spaces) is at least `threshold`, counted exactly. `verify: false` takes every text that shares a band, and those
+    that share one with it, for one text, as most tools do.
+    """
+
+    enabled: bool = False
+    num_bands: int = 14  # with 8 rows a pair of similarity 0.8 shares a band at 92 %: FineWeb's settings, arXiv 2406.17557
+    rows_per_band: int = 8
+    ngram: int = 5
+    ngram_characters: int = 8  # a Chinese word has some 1.5 to 2 characters
+    threshold: float = 0.8
+    verify: bool = True
+    seed: int = 1
+
+
+@dataclass
 class DedupConfig:
-    """Which copies are left out: `exact` ones are equal byte for byte after cleaning."""
+    """Which documents are dropped because another one says the same, over all files and sources.
+
+    `exact` drops equal texts: equal in every character, or with `compare: units` but for case, width, spaces and punctuation.
+    """
 
     exact: bool = True
+    compare: str = "text"
+    near: NearDedupConfig = field(default_factory=NearDedupConfig)
 
 
 @dataclass
 class DecontaminateConfig:
-    """Which documents are left out because they hold items of the evaluation."""
+    """What happens to a training document that holds what is evaluated: `drop`, `report` (kept, and listed) or `off`.
+
+    Every file of `bench` is looked for, and the documents of `texts`, files of held-out text that the experiment does not train on. A
+    document holds an item when at least `item_share` of the runs of its question, or of its right answer, stand in it: runs of `words`
+    words, `characters` where a script has no spaces. It holds a held-out text from `document_share` of its runs on.
+    """
+
+    action: str = "drop"
+    words: int = 13  # Brown et al. 2020, arXiv 2005.14165, appendix C
+    characters: int = 24  # a Chinese word has some 1.5 to 2 characters
+    item_share: float = 0.5  # one run alone may be a set phrase, which statutes are full of (docs/corpus.md)
+    texts: list[str] = field(default_factory=list)
+    text_key: str = "text"
+    document_share: float = 0.5
 
 
 @dataclass

@@ -17,6 +17,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from megatron_cpt.config.schema import SourceConfig
 from megatron_cpt.corpus.clean import clean_text, text_of, text_problem
+from megatron_cpt.corpus.compare_block import CompareUnits, needs_units
 from megatron_cpt.corpus.readers import Unreadable, is_one_text, read_records
 from megatron_cpt.corpus.scratch import TaskWriter, halves
 from megatron_cpt.corpus.select.in_corpus import FeatureColumns
@@ -29,10 +30,12 @@ MAX_ID_CHARS = 200
 def blocks_of(plan: TaskPlan, task: Task, writer: TaskWriter) -> list[PipelineStep]:
     """Return the first pass over one task, as datatrove runs it."""
     source = plan.sources[task.source]
+    compare = [CompareUnits(plan.settings, source, writer)] if needs_units(plan.settings, writer.scratch) else []
     features = FeatureColumns(plan.settings.select, writer) if FeatureColumns.wanted(plan, task.source) else None
     return [
         ReadRecords(task, source, writer),
         CleanTexts(source, writer),
+        *compare,
         WriteShard(task.source, writer, features),
     ]
 
@@ -124,6 +127,8 @@ class WriteShard(CorpusBlock):
                 self.features.add(document.text)
             places = (len(encoded), len(document.text), len(written), piece, line)
             self.writer.keep(written, (*halves(digest.digest()), *id_key(document.id), *places))
+            for name, row in document.metadata.get("columns", {}).items():
+                self.writer.add_rows(name, row)
             yield document
         self.stat_update("kept", value=self.writer.kept)
         self.writer.publish()

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,9 +17,10 @@ import numpy as np
 from megatron_cpt.config.schema import SourceConfig
 from megatron_cpt.corpus.blocks import document_line
 from megatron_cpt.corpus.clean import clean_text
-from megatron_cpt.corpus.decide import DUPLICATE, KEPT, NOT_SELECTED, REASONS, Decisions
+from megatron_cpt.corpus.decide import DUPLICATE, KEPT, NEAR_DUPLICATE, NOT_SELECTED, REASONS, Decisions
 from megatron_cpt.corpus.scratch import Shard
 from megatron_cpt.corpus.split import SIDES, sides_of
+from megatron_cpt.corpus.survivors import Survivors
 from megatron_cpt.corpus.tasks import Task
 
 NUM_EXAMPLES = 2
@@ -48,24 +48,16 @@ class Tally:
 class KeptIds:
     """Finds the id of any survivor again, in the shard where it lies."""
 
-    def __init__(self, shards: Sequence[Shard], decisions: Decisions) -> None:
-        self.shards, self.decisions = shards, decisions
-        self._line_starts = lru_cache(maxsize=64)(self._read_line_starts)
-
-    def _read_line_starts(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        documents = self.shards[number].documents()
-        return np.concatenate([[0], np.cumsum(documents["line_bytes"], dtype=np.int64)]), documents["sha256_high"]
+    def __init__(self, survivors: Survivors, decisions: Decisions) -> None:
+        self.survivors, self.decisions = survivors, decisions
 
     def of(self, row: int) -> str:
         """Return `source: id` of the survivor with this number, as it stands in the corpus."""
-        number = int(np.searchsorted(self.decisions.first, row, side="right")) - 1
-        starts, sha256_high = self._line_starts(number)
-        place = row - int(self.decisions.first[number])
-        with (self.shards[number].folder / "documents.jsonl").open("rb") as file:
-            file.seek(int(starts[place]))
-            found = json.loads(file.read(int(starts[place + 1] - starts[place])))
-        document_id = unique_id(found["id"], int(sha256_high[place])) if self.decisions.renamed[row] else found["id"]
-        return f"{found['source']}: {document_id}"
+        found = self.survivors.record(row)
+        return f"{found['source']}: {self.id_of(row, found)}"
+
+    def id_of(self, row: int, record: dict[str, Any]) -> str:
+        return unique_id(record["id"], self.survivors.sha256_high(row)) if self.decisions.renamed[row] else record["id"]
 
 
 def unique_id(document_id: str, sha256_high: int) -> str:
@@ -165,9 +157,10 @@ class SourceWriter:
         for place in np.flatnonzero(reason != KEPT).tolist():
             document = documents[place]
             detail = ""
-            if reason[place] == DUPLICATE:
+            if reason[place] in (DUPLICATE, NEAR_DUPLICATE):
                 kept = self.kept_ids.of(int(self.decisions.kept_of[first_row + place]))
-                detail = f"text sha256 {int(document['sha256_high']):016x} is that of the kept {kept}"
+                near = "" if reason[place] == DUPLICATE else "near "
+                detail = f"text sha256 {int(document['sha256_high']):016x} is {near}that of the kept {kept}"
             elif reason[place] == NOT_SELECTED:
                 assert self.decisions.choice is not None
                 detail = self.decisions.choice.reason_of(first_row + place)
