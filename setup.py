@@ -35,6 +35,7 @@ EXTRAS = {
         # apex has no wheel: build NVIDIA/apex from source; the package of that name on PyPI is another project
     ],
     "data": ["pyarrow>=15,<27"],  # parquet sources; 15: wheels for Python 3.12
+    "ray": ["ray>=2.31,<3"],  # corpus.engine.kind=ray; 2.31: numpy 2; no other part needs it
     # gguf dequantises the sample model, newer ones untested; transformers asks for accelerate to read a GGUF file
     "samples": ["gguf>=0.17,<0.20", "accelerate>=1.1,<2"],
     "tensorboard": ["tensorboard>=2.15,<3"],  # monitor.tensorboard; 2.15: what torch 2.6 was released beside

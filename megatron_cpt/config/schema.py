@@ -83,7 +83,8 @@ class SourceConfig:
     """A source of text: where it lies, what it is for, whose it is (SPDX), where it came from, its language (BCP 47).
 
     `text_key` is the field that holds the text, or a list of fields whose texts are joined by a blank line. A document of fewer than
-    `min_chars` characters is left out.
+    `min_chars` characters is left out. `test_fraction` of the documents is held out for the gate and `valid_fraction` for what is watched
+    while training; the digest of a text decides on which side it stands.
     """
 
     path: str = MISSING
@@ -94,6 +95,7 @@ class SourceConfig:
     language: str = MISSING
     test_fraction: float = 0.05
     min_chars: int = 1
+    valid_fraction: float = 0.0
 
 
 @dataclass
@@ -165,7 +167,34 @@ class DecontaminateConfig:
 
 @dataclass
 class SelectConfig:
-    """Which documents of a large pool are chosen. The default chooses all."""
+    """Which documents of a pool are chosen by their likeness to a domain (docs/corpus.md). The default chooses all.
+
+    `target` defines the domain: sources of the experiment by name, or files, whose text is in `target_text_key`. The documents of `pool`
+    (empty: every source but the target's) compete for `max_documents` and `max_bytes` of UTF-8 text; what is not chosen is rejected.
+    Runs of up to `ngram` units are hashed into `num_buckets`; `prior_per_bucket` steadies a small target (0: as the paper has it).
+    `terms` is a UTF-8 file of terms, one a line: a document with fewer than `min_hits` of them is not chosen, and each hit adds
+    `hit_weight` to its log weight, in nats.
+    """
+
+    target: list[str] = field(default_factory=list)
+    target_text_key: str = "text"
+    pool: list[str] = field(default_factory=list)
+    max_documents: int | None = None
+    max_bytes: int | None = None
+    terms: str = ""
+    min_hits: int = 0
+    hit_weight: float = 0.0
+    ngram: int = 2  # both as in Xie et al. 2023, arXiv 2302.03169, section 3
+    num_buckets: int = 10_000
+    prior_per_bucket: float = 1.0
+
+
+@dataclass
+class CoverageConfig:
+    """What the chosen corpus is held against: the terms of `select.terms`, or `num_terms` drawn from the target, and `num_topics` of it."""
+
+    num_terms: int = 200
+    num_topics: int = 10
 
 
 @dataclass
@@ -177,6 +206,7 @@ class CorpusConfig:
     dedup: DedupConfig = field(default_factory=DedupConfig)
     decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
+    coverage: CoverageConfig = field(default_factory=CoverageConfig)
 
 
 @dataclass

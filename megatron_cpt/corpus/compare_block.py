@@ -81,7 +81,8 @@ class CompareUnits(PipelineStep):
 
     def holds_items(self, document: Document, matches: list[Match]) -> bool:
         """Note a document of the training side in which items stand; say whether it is left out. What is held out may hold them."""
-        if side_of(hashlib.sha256(document.text.encode("utf-8")).hexdigest(), 0.0, self.source.test_fraction) != "train":
+        digest = hashlib.sha256(document.text.encode("utf-8")).hexdigest()
+        if side_of(digest, valid_fraction=self.source.valid_fraction, test_fraction=self.source.test_fraction) != "train":
             return False
         piece, line = document.metadata["piece"], document.metadata["line"]
         self.writer.contaminated(piece, line, [[match.bench, match.item, match.share, match.run] for match in matches])

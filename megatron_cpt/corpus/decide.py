@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_cpt.config.schema import CorpusConfig
 from megatron_cpt.corpus.compare_block import compares_units
 from megatron_cpt.corpus.dedup.bands import BandHasher
 from megatron_cpt.corpus.dedup.find import find_duplicates, first_of_equals
 from megatron_cpt.corpus.scratch import Shard
+from megatron_cpt.corpus.select.choose import Choice
+from megatron_cpt.corpus.select.in_corpus import choose_documents
 from megatron_cpt.corpus.survivors import Survivors
+from megatron_cpt.corpus.tasks import TaskPlan
 from megatron_cpt.text.runs import Hashes
 
 KEPT, DUPLICATE, NEAR_DUPLICATE, NOT_SELECTED = range(4)
@@ -31,23 +33,27 @@ class Decisions:
         reason: uint8, an index into `REASONS`.
         kept_of: int64, the row of the copy that is kept; its own row where it is no copy.
         renamed: bool, its id stands at an earlier kept document too, so the digest of its text is added to it.
+        choice: of the pool's documents by their likeness to a domain, where there is one.
     """
 
     first: np.ndarray
     reason: np.ndarray
     kept_of: np.ndarray
     renamed: np.ndarray
+    choice: Choice | None = None
 
     def of_shard(self, number: int) -> slice:
         return slice(int(self.first[number]), int(self.first[number + 1]))
 
 
-def decide(shards: Sequence[Shard], settings: CorpusConfig, scratch: Path) -> Decisions:
-    """Decide on every survivor; memory is some 80 bytes a document, and 8 more while a band of near-duplicate keys is looked at.
+def decide(shards: Sequence[Shard], plan: TaskPlan, scratch: Path, *, seed: int) -> Decisions:
+    """Decide on every survivor; memory is some 80 bytes a document, and 8 more while a band of near-duplicate keys is looked at;
+    50 more with a selection.
 
     Args:
         scratch: a folder for the keys of all shards together, band by band.
     """
+    settings = plan.settings
     first = np.concatenate([[0], np.cumsum([shard.counts.kept for shard in shards], dtype=np.int64)])
     num_documents, near = int(first[-1]), settings.dedup.near
     digests, ids = np.empty((num_documents, 2), np.uint64), np.empty((num_documents, 2), np.uint64)
@@ -78,7 +84,10 @@ def decide(shards: Sequence[Shard], settings: CorpusConfig, scratch: Path) -> De
     reason = np.zeros(num_documents, np.uint8)
     reason[kept_of != np.arange(num_documents)] = NEAR_DUPLICATE
     reason[(reason == NEAR_DUPLICATE) & equal] = DUPLICATE
-    return Decisions(first, reason, kept_of, repeated_ids(ids, reason == KEPT))
+    choice = choose_documents(plan, shards, reason == KEPT, seed=seed)
+    if choice is not None:
+        reason[(reason == KEPT) & ~choice.is_chosen] = NOT_SELECTED
+    return Decisions(first, reason, kept_of, repeated_ids(ids, reason == KEPT), choice)
 
 
 class KeysOnDisk:

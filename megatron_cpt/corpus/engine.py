@@ -30,7 +30,8 @@ WORKER = "megatron_cpt.corpus.worker"
 SMALLEST_SHARE_MB = 16  # a worker takes half a second to start, in which one reads about so much
 SAY_EVERY_SECONDS = 10.0
 ARRAY_ELEMENTS = 16
-LaunchArray = Callable[[Path, int], None]  # (scratch folder, number of elements): submits and waits
+# (command of an element without its number, how many elements, environment, folder of their logs): submits them and waits for their end
+LaunchArray = Callable[[Sequence[str], int, dict[str, str], Path], None]
 
 
 def engine_problems(engine: EngineConfig) -> list[str]:
@@ -226,7 +227,9 @@ def by_array(scratch: Path, plan: TaskPlan, pending: Sequence[int], *, launch_ar
         raise ConfigError("There is no Slurm here.", where="corpus.engine.kind", next_step="Use corpus.engine.kind=local.")
     for rank in pending:
         error_file(scratch, rank).unlink(missing_ok=True)
-    launch_array(scratch, min(plan.settings.engine.workers or ARRAY_ELEMENTS, len(pending)))
+    count = min(plan.settings.engine.workers or ARRAY_ELEMENTS, len(pending))
+    (scratch / "logs").mkdir(exist_ok=True)
+    launch_array([sys.executable, "-m", WORKER, str(scratch), "--of", str(count)], count, environment(), scratch / "logs")
     failures: dict[int, str] = {}
     for rank in pending:
         if task_folder(scratch, plan.tasks[rank]).exists():

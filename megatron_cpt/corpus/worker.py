@@ -1,7 +1,8 @@
 """One worker of the first pass: rebuilds each task from the frozen plan and runs it under datatrove's executor.
 
-    python -m megatron_cpt.corpus.worker SCRATCH                      ranks on standard input, an answer in JSON for each on standard output
-    python -m megatron_cpt.corpus.worker SCRATCH --element I --of N   the unfinished tasks I, I + N, I + 2N ... (an element of an array)
+    python -m megatron_cpt.corpus.worker SCRATCH          ranks on standard input, an answer in JSON for each on standard output
+    python -m megatron_cpt.corpus.worker SCRATCH --of N   in an array of N jobs: the tasks I, I + N, I + 2N ..., where I is the
+                                                          element's number (SLURM_ARRAY_TASK_ID)
 
 Whatever libraries print goes to standard error.
 """
@@ -115,14 +116,13 @@ def error_file(scratch: Path, rank: int) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scratch", type=Path)
-    parser.add_argument("--element", type=int)
-    parser.add_argument("--of", type=int, default=1)
+    parser.add_argument("--of", type=int)
     chosen = parser.parse_args(argv)
     runner = FirstPass(chosen.scratch, TaskPlan.load(chosen.scratch))
-    if chosen.element is not None:
-        return run_element(runner, chosen.element, chosen.of)
+    if chosen.of is not None:
+        return run_element(runner, int(os.environ["SLURM_ARRAY_TASK_ID"]), chosen.of)
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # what a library prints is no answer
     serve(runner, sys.stdin, answers)

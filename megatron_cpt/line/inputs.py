@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from megatron_cpt.config.schema import AllowanceConfig, CompareConfig, CorpusConfig, ExperimentConfig
+from megatron_cpt.config.schema import AllowanceConfig, CompareConfig, CorpusConfig, ExperimentConfig, SelectConfig
 from megatron_cpt.errors import DataError
 from megatron_cpt.line.run import Run
 from megatron_cpt.plan.benches import bench_inputs
@@ -36,9 +36,16 @@ _CAME_LATER = {
 
 
 def corpus_inputs(run: Run) -> dict[str, Any]:
+    from megatron_cpt.corpus.select.target import chooses, select_inputs  # noqa: PLC0415
     from megatron_cpt.corpus.sources import source_inputs  # noqa: PLC0415
 
-    return {"sources": source_inputs(run.config.source), **corpus_settings(run.config.corpus), **looked_for(run.config)}
+    inputs = {"sources": source_inputs(run.config.source), **corpus_settings(run.config.corpus), **looked_for(run.config)}
+    select = run.config.corpus.select
+    if select != SelectConfig():
+        inputs["select"] = select_inputs(select, run.config.source)
+        if chooses(select):
+            inputs["seed"] = run.config.seed
+    return inputs
 
 
 def looked_for(config: ExperimentConfig) -> dict[str, Any]:

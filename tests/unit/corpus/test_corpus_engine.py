@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import resource
 import shutil
+import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -89,7 +92,7 @@ def test_the_place_of_a_bad_byte_is_that_in_the_file_whatever_the_task(tmp_path,
 
 def test_more_workers_than_documents(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"text {number}"}) + "\n" for number in range(3)))
-    files = build(tmp_path / "out", {"a": source(tmp_path / "a.jsonl", test_fraction=0.0)}, workers=8, task_mb=1e-6)
+    files = build(tmp_path / "out", {"a": source(tmp_path / "a.jsonl", test_fraction=0.0)}, workers=8, task_mb=2e-5)
     assert len(files["a.train.jsonl"].splitlines()) == 3
 
 
@@ -122,7 +125,7 @@ def test_a_killed_worker_is_noticed_and_named_and_a_rerun_goes_on_to_the_same_by
 
 def test_a_cut_file_of_a_finished_task_is_found_and_the_task_done_anew(tmp_path, sources, monkeypatch):
     whole = build(tmp_path / "whole", sources, workers=1)
-    monkeypatch.setattr("megatron_cpt.corpus.build.decide", lambda *_: (_ for _ in ()).throw(CptError("stopped here")))
+    monkeypatch.setattr("megatron_cpt.corpus.build.decide", lambda *_, **__: (_ for _ in ()).throw(CptError("stopped here")))
     with pytest.raises(CptError, match="stopped here"):
         build(tmp_path / "out", sources, workers=1, task_mb=SMALL)
     monkeypatch.undo()
@@ -153,7 +156,7 @@ def test_all_damaged_files_are_named_at_once_and_the_others_stay_done(tmp_path, 
 
 
 def test_other_settings_or_texts_do_not_take_the_work_of_earlier_ones(tmp_path, sources, monkeypatch):
-    monkeypatch.setattr("megatron_cpt.corpus.build.decide", lambda *_: (_ for _ in ()).throw(CptError("stopped here")))
+    monkeypatch.setattr("megatron_cpt.corpus.build.decide", lambda *_, **__: (_ for _ in ()).throw(CptError("stopped here")))
     with pytest.raises(CptError, match="stopped here"):
         build(tmp_path / "out", sources, workers=1)
     monkeypatch.undo()
@@ -185,3 +188,23 @@ def test_nothing_of_the_executors_log_reaches_the_terminal(tmp_path, sources, ca
     build(tmp_path / "other", sources, workers=1)
     seen = capfd.readouterr()
     assert (seen.out, seen.err) == ("", "")
+
+
+def test_ray_gives_the_same_bytes_and_names_the_file_of_a_worker_that_dies(tmp_path, sources, monkeypatch):
+    ray = pytest.importorskip("ray", reason="ray is not installed; it is the extra [ray]")
+    whole = build(tmp_path / "whole", sources, workers=1)
+    assert build(tmp_path / "out", sources, kind="ray", workers=2, task_mb=0.02) == whole
+    assert not ray.is_initialized()
+    monkeypatch.setattr("megatron_cpt.corpus.on_ray.do_task", die)
+    with pytest.raises(CptError, match=r"A worker of the corpus died(.|\n)*long\.jsonl(.|\n)*finished tasks stay"):
+        build(tmp_path / "dead", sources, kind="ray", workers=1)
+
+
+def die(scratch, rank):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_without_ray_its_extra_is_named(tmp_path, sources, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"megatron_cpt\[ray\]"):
+        build(tmp_path / "out", sources, kind="ray")
