@@ -22,7 +22,8 @@ from megatron_cpt.corpus.readers import Unreadable, is_one_text, read_records
 from megatron_cpt.corpus.scratch import TaskWriter, halves
 from megatron_cpt.corpus.select.in_corpus import FeatureColumns
 from megatron_cpt.corpus.sources import text_keys_of
-from megatron_cpt.corpus.tasks import Task, TaskPlan
+from megatron_cpt.corpus.tasks import Piece, Task, TaskPlan
+from megatron_cpt.errors import DataError
 
 MAX_ID_CHARS = 200
 
@@ -40,7 +41,15 @@ def blocks_of(plan: TaskPlan, task: Task, writer: TaskWriter) -> list[PipelineSt
     ]
 
 
-class CorpusBlock(PipelineStep):
+class DamagedFiles(DataError):
+    """Files of a task are damaged: `problems` has a message for each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class CorpusBlock(PipelineStep):  # type: ignore[misc] # datatrove has no types
     """A block that leaves records out: it tells the task's writer which and why."""
 
     def __init__(self, writer: TaskWriter) -> None:
@@ -64,20 +73,29 @@ class ReadRecords(CorpusBlock):
         super().__init__(writer)
         self.task, self.text_keys = task, text_keys_of(source)
 
-    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
+    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        damaged = []
         for number, piece in enumerate(self.task.pieces):
-            path = Path(piece.path)
-            keys = self.text_keys[:1] if is_one_text(path) else self.text_keys
-            for record in read_records(path, text_keys=keys, start=piece.start, end=piece.end):
-                self.writer.read[number] += 1
-                if isinstance(record, Unreadable):
-                    self.writer.reject(number, record.line, record.reason, record.detail)
-                elif problem := text_problem(record.fields, keys):
-                    self.writer.reject(number, record.line, *problem)
-                else:
-                    repairs = {"byte_order_mark": 1} if record.had_bom else {}
-                    metadata = {"piece": number, "line": record.line, "id": record.fields.get("id"), "repairs": repairs}
-                    yield Document(text=text_of(record.fields, keys), id="", metadata=metadata)
+            try:
+                yield from self.read_piece(number, piece)
+            except DataError as error:
+                damaged.append(str(error))
+        if damaged:
+            raise DamagedFiles(damaged)
+
+    def read_piece(self, number: int, piece: Piece) -> Iterator[Document]:
+        path = Path(piece.path)
+        keys = self.text_keys[:1] if is_one_text(path) else self.text_keys
+        for record in read_records(path, text_keys=keys, start=piece.start, end=piece.end):
+            self.writer.read[number] += 1
+            if isinstance(record, Unreadable):
+                self.writer.reject(number, record.line, record.reason, record.detail)
+            elif problem := text_problem(record.fields, keys):
+                self.writer.reject(number, record.line, *problem)
+            else:
+                repairs = {"byte_order_mark": 1} if record.had_bom else {}
+                metadata = {"piece": number, "line": record.line, "id": record.fields.get("id"), "repairs": repairs}
+                yield Document(text=text_of(record.fields, keys), id="", metadata=metadata)
 
 
 class CleanTexts(CorpusBlock):
@@ -90,7 +108,7 @@ class CleanTexts(CorpusBlock):
         super().__init__(writer)
         self.min_chars = source.min_chars
 
-    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         for document in data or ():
             cleaned = clean_text(document.text)
             document.text = cleaned.text
@@ -114,7 +132,7 @@ class WriteShard(CorpusBlock):
         super().__init__(writer)
         self.source, self.features = source, features
 
-    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         for document in data or ():
             piece, line = document.metadata["piece"], document.metadata["line"]
             encoded = document.text.encode("utf-8")

@@ -26,12 +26,13 @@ from megatron_cpt.corpus.dedup.report import Shown, duplicates_report, write_dup
 from megatron_cpt.corpus.engine import LaunchArray, engine_problems, run_first_pass
 from megatron_cpt.corpus.scratch import Shard
 from megatron_cpt.corpus.select.target import select_problems, terms_of
+from megatron_cpt.corpus.sources import other_files
 from megatron_cpt.corpus.split import SIDES
 from megatron_cpt.corpus.survivors import Survivors
 from megatron_cpt.corpus.tasks import TaskPlan, plan_tasks
 from megatron_cpt.corpus.worker import disk_error
 from megatron_cpt.corpus.write import KeptIds, SourceWriter, Tally
-from megatron_cpt.errors import ConfigError, DataError, raise_all
+from megatron_cpt.errors import ConfigError, DataError, printable, raise_all
 from megatron_cpt.record.manifest import StageResult
 
 
@@ -68,6 +69,9 @@ def build_corpus(
     for remark in terms.remarks if terms else ():
         say(f"corpus: {remark}")
     plan = plan_tasks(sources, settings, inputs=result.inputs)
+    for name in sorted(sources):
+        if others := other_files(sources[name].path):
+            say(f"corpus: {name}: {len(others)} files of other kinds are left alone (first: {printable(others[0].name)})")
     scratch = prepare_scratch(result.folder, plan)
     grams = prepare_grams(scratch, settings, benches or {})
     run_first_pass(scratch, plan, say=say, launch_array=launch_array)
@@ -205,7 +209,9 @@ def split_problems(name: str, source: SourceConfig, tally: Tally) -> list[str]:
             f"source {name}: no validation document among {tally.kept} kept ones at valid_fraction {source.valid_fraction}: raise it or add documents"
         ]
     if source.test_fraction + source.valid_fraction < 1 and tally.documents["train"] == 0:
-        return [f"source {name}: all {tally.kept} kept documents were held out at test_fraction {source.test_fraction}, valid_fraction {source.valid_fraction}"]
+        return [
+            f"source {name}: all {tally.kept} kept documents were held out at test_fraction {source.test_fraction}, valid_fraction {source.valid_fraction}"
+        ]
     return []
 
 

@@ -99,25 +99,25 @@ def run_first_pass(scratch: Path, plan: TaskPlan, *, say: Callable[[str], None],
         failures = in_process(scratch, plan, pending, progress)
     else:
         failures = by_processes(scratch, plan, pending, count, progress)
-    raise_all(DataError, [failures[rank] for rank in sorted(failures)])
+    raise_all(DataError, [text for rank in sorted(failures) for text in failures[rank]])
 
 
-def note(failures: dict[int, str], done: dict[str, Any], progress: Progress) -> None:
+def note(failures: dict[int, list[str]], done: dict[str, Any], progress: Progress) -> None:
     """Take a worker's answer: count a task as done or its data as damaged.
 
     Raises:
         CptError: what went wrong concerns every task.
     """
     if done.get("error") == "data":
-        failures[done["rank"]] = done["text"]
+        failures[done["rank"]] = done["texts"]
     elif "error" in done:
-        raise CptError(done["text"])
+        raise CptError(done["texts"][0])
     else:
         progress.finished(done["rank"])
 
 
-def in_process(scratch: Path, plan: TaskPlan, pending: Sequence[int], progress: Progress) -> dict[int, str]:
-    failures: dict[int, str] = {}
+def in_process(scratch: Path, plan: TaskPlan, pending: Sequence[int], progress: Progress) -> dict[int, list[str]]:
+    failures: dict[int, list[str]] = {}
     runner = FirstPass(scratch, plan)
     for rank in pending:
         note(failures, answer(runner, rank), progress)
@@ -183,13 +183,13 @@ def environment() -> dict[str, str]:
     return {**os.environ, **threads, "PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}
 
 
-def by_processes(scratch: Path, plan: TaskPlan, pending: Sequence[int], count: int, progress: Progress) -> dict[int, str]:
+def by_processes(scratch: Path, plan: TaskPlan, pending: Sequence[int], count: int, progress: Progress) -> dict[int, list[str]]:
     """Do tasks in `count` worker processes; the end of a worker is seen when its answers end, at once.
 
     Raises:
         CptError: a worker died, or cannot write.
     """
-    failures: dict[int, str] = {}
+    failures: dict[int, list[str]] = {}
     waiting = deque(pending)
     workers: list[Worker] = []
     with selectors.DefaultSelector() as selector:
@@ -216,7 +216,7 @@ def by_processes(scratch: Path, plan: TaskPlan, pending: Sequence[int], count: i
     return failures
 
 
-def by_array(scratch: Path, plan: TaskPlan, pending: Sequence[int], *, launch_array: LaunchArray | None) -> dict[int, str]:
+def by_array(scratch: Path, plan: TaskPlan, pending: Sequence[int], *, launch_array: LaunchArray | None) -> dict[int, list[str]]:
     """Do tasks as an array of jobs and wait for its end; what did not succeed is told from the files that the elements left.
 
     Raises:
@@ -230,7 +230,7 @@ def by_array(scratch: Path, plan: TaskPlan, pending: Sequence[int], *, launch_ar
     count = min(plan.settings.engine.workers or ARRAY_ELEMENTS, len(pending))
     (scratch / "logs").mkdir(exist_ok=True)
     launch_array([sys.executable, "-m", WORKER, str(scratch), "--of", str(count)], count, environment(), scratch / "logs")
-    failures: dict[int, str] = {}
+    failures: dict[int, list[str]] = {}
     for rank in pending:
         if task_folder(scratch, plan.tasks[rank]).exists():
             continue
@@ -243,6 +243,6 @@ def by_array(scratch: Path, plan: TaskPlan, pending: Sequence[int], *, launch_ar
             )
         done = json.loads(path.read_text(encoding="utf-8"))
         if done["error"] != "data":
-            raise CptError(done["text"])
-        failures[rank] = done["text"]
+            raise CptError(done["texts"][0])
+        failures[rank] = done["texts"]
     return failures

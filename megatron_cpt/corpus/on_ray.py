@@ -17,7 +17,7 @@ from megatron_cpt.corpus.worker import FirstPass, answer
 from megatron_cpt.errors import ConfigError, CptError
 
 
-def by_ray(scratch: Path, plan: TaskPlan, pending: Sequence[int], progress: Progress) -> dict[int, str]:
+def by_ray(scratch: Path, plan: TaskPlan, pending: Sequence[int], progress: Progress) -> dict[int, list[str]]:
     """Do tasks on Ray, at most `engine.workers` at a time (null: one for every core of the cluster).
 
     Raises:
@@ -36,7 +36,7 @@ def by_ray(scratch: Path, plan: TaskPlan, pending: Sequence[int], progress: Prog
         names = ("PYTHONPATH", "OMP_NUM_THREADS", "RAYON_NUM_THREADS", "TOKENIZERS_PARALLELISM")
         passed_on = {key: value for key, value in environment().items() if key in names}
         ray.init(log_to_driver=False, logging_level="error", include_dashboard=False, runtime_env={"env_vars": passed_on})
-    failures: dict[int, str] = {}
+    failures: dict[int, list[str]] = {}
     running: dict[Any, int] = {}
     try:
         task = ray.remote(max_retries=0, num_cpus=1)(do_task)

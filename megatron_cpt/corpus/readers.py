@@ -61,6 +61,8 @@ def read_records(path: Path, *, text_keys: Sequence[str], start: int = 0, end: i
         return
     done = 0
     try:
+        if name.endswith((".gz", ".zst")) and path.stat().st_size == 0:
+            raise EOFError("no byte in it, where even empty texts leave some")  # the libraries take it for an empty text
         with open_stream(path) as stream:
             for record in read_whole(stream, text_key=text_keys[0]) if is_one_text(path) else read_lines(stream, start=start, end=end):
                 yield record

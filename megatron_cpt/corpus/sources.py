@@ -136,6 +136,23 @@ def files_of(name: str, pattern: str) -> list[tuple[str, Path]]:
     Raises:
         DataError: nothing matches, or nothing that matches is of a kind that can be read.
     """
+    candidates, root = candidates_of(pattern)
+    if not candidates:
+        raise DataError(f"source.{printable(name)}: no file at {printable(pattern)!r}")
+    readable = [candidate for candidate in candidates if is_readable(candidate)]
+    for candidate in readable:
+        if not candidate.is_file():  # a link to nothing, or a pipe: leaving it out would lose its text without a word
+            raise DataError(f"source.{printable(name)}: {printable(str(candidate))!r} is no file that can be read")
+    if not readable:
+        raise DataError(
+            f"source.{printable(name)}: no file of a known kind at {printable(pattern)!r} (first: {printable(candidates[0].name)!r});"
+            f" known: {', '.join(READABLE_SUFFIXES)}"
+        )
+    return [(file.relative_to(root).as_posix(), file) for file in readable]
+
+
+def candidates_of(pattern: str) -> tuple[list[Path], Path]:
+    """Return every file of a path, folder or glob in a fixed order, and the folder that their names are relative to."""
     path = Path(pattern).expanduser()
     if path.is_file():
         candidates, root = [path], path.parent
@@ -145,18 +162,12 @@ def files_of(name: str, pattern: str) -> list[tuple[str, Path]]:
         candidates = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if not Path(match).is_dir())
         root = Path(str(path)[: re.search(r"[*?\[]|$", str(path)).start()])  # type: ignore[union-attr]
         root = root if root.is_dir() else root.parent
-    if not candidates:
-        raise DataError(f"source.{printable(name)}: no file at {printable(str(path))!r}")
-    readable = [candidate for candidate in candidates if is_readable(candidate)]
-    for candidate in readable:
-        if not candidate.is_file():  # a link to nothing, or a pipe: leaving it out would lose its text without a word
-            raise DataError(f"source.{printable(name)}: {printable(str(candidate))!r} is no file that can be read")
-    if not readable:
-        raise DataError(
-            f"source.{printable(name)}: no file of a known kind at {printable(str(path))!r} (first: {printable(candidates[0].name)!r});"
-            f" known: {', '.join(READABLE_SUFFIXES)}"
-        )
-    return [(file.relative_to(root).as_posix(), file) for file in readable]
+    return candidates, root
+
+
+def other_files(pattern: str) -> list[Path]:
+    """Return the files of a folder or glob that are of no known kind and are therefore left alone."""
+    return [candidate for candidate in candidates_of(pattern)[0] if not is_readable(candidate)]
 
 
 def digest_of(name: str, path: Path) -> str:

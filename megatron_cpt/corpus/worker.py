@@ -22,16 +22,16 @@ from typing import Any, TextIO
 
 from datatrove.executor.local import LocalPipelineExecutor
 
-from megatron_cpt.corpus.blocks import blocks_of
+from megatron_cpt.corpus.blocks import DamagedFiles, blocks_of
 from megatron_cpt.corpus.scratch import TaskWriter, task_folder
 from megatron_cpt.corpus.tasks import TaskPlan
-from megatron_cpt.errors import CptError, DataError
+from megatron_cpt.errors import CptError
 from megatron_cpt.record.store import write_json
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class FirstPass(LocalPipelineExecutor):
+class FirstPass(LocalPipelineExecutor):  # type: ignore[misc] # datatrove has no types
     """datatrove's executor over the tasks of a plan. A task is done when its folder stands: there is no second mark beside it."""
 
     def __init__(self, scratch: Path, plan: TaskPlan) -> None:
@@ -48,7 +48,7 @@ class FirstPass(LocalPipelineExecutor):
         """Do one task; nothing when it is done already.
 
         Raises:
-            DataError: a file of the task is damaged or cannot be read.
+            DamagedFiles: files of the task are damaged or cannot be read.
             CptError: the disk is full.
         """
         if self.is_rank_completed(rank):
@@ -82,11 +82,13 @@ def disk_error(error: OSError, scratch: Path) -> CptError:
 
 
 def answer(runner: FirstPass, rank: int) -> dict[str, Any]:
-    """Do one task; return `{"rank"}`, with `error` and its text when it could not be done. `data` errors concern this task alone."""
+    """Do one task; return `{"rank"}`, with `error` and its texts when it could not be done. `data` errors concern this task alone."""
     try:
         runner.run_rank(rank)
+    except DamagedFiles as error:
+        return {"rank": rank, "error": "data", "texts": error.problems}
     except CptError as error:
-        return {"rank": rank, "error": "data" if isinstance(error, DataError) else "other", "text": str(error)}
+        return {"rank": rank, "error": "other", "texts": [str(error)]}
     return {"rank": rank}
 
 

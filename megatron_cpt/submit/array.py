@@ -9,7 +9,6 @@ from pathlib import Path
 
 from megatron_cpt.config.schema import ClusterConfig
 from megatron_cpt.errors import ConfigError
-from megatron_cpt.submit.slurm import NO_ENV_FILE
 from megatron_cpt.submit.submit import call_slurm
 
 
@@ -17,7 +16,7 @@ def array_argv(name: str, *, cluster: ClusterConfig, body: Path, logs: Path, num
     """Return the sbatch line of an array of `num_elements` jobs of one core, which returns when all have ended.
 
     Args:
-        body: the job body; it gets the cluster's env file and then the command, each word one argument.
+        body: the job body; it gets the command, each word one argument.
         logs: an existing folder for what the elements print.
     """
     argv = [
@@ -29,13 +28,14 @@ def array_argv(name: str, *, cluster: ClusterConfig, body: Path, logs: Path, num
         "--nodes=1",
         "--ntasks=1",
         "--cpus-per-task=1",
+        "--export=ALL",  # the command names its interpreter; the libraries are where this process found them
         f"--output={logs}/element_%a.log",
         "--open-mode=append",
     ]
     for option, value in (("partition", cluster.partition), ("account", cluster.account), ("time", cluster.time_limit)):
         if value is not None:
             argv.append(f"--{option}={value}")
-    return [*argv, str(body), cluster.env_file or NO_ENV_FILE, *command]
+    return [*argv, str(body), *command]
 
 
 def submit_and_wait(argv: Sequence[str], *, environment: Mapping[str, str]) -> None:

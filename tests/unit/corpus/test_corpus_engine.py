@@ -22,7 +22,7 @@ from megatron_cpt.corpus.sources import source_inputs
 from megatron_cpt.errors import ConfigError, CptError, DataError
 from megatron_cpt.record.manifest import StageResult
 
-SMALL = 0.004  # MB a task: a few dozen tasks from the text below
+SMALL = 0.01  # MB a task: a dozen or two from the text below
 
 
 def source(path: Path, **changed) -> SourceConfig:
@@ -190,6 +190,7 @@ def test_nothing_of_the_executors_log_reaches_the_terminal(tmp_path, sources, ca
     assert (seen.out, seen.err) == ("", "")
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_bytes_and_names_the_file_of_a_worker_that_dies(tmp_path, sources, monkeypatch):
     ray = pytest.importorskip("ray", reason="ray is not installed; it is the extra [ray]")
     whole = build(tmp_path / "whole", sources, workers=1)
