@@ -23,7 +23,7 @@ from megatron_cpt.record.tokenizer_file import load_tokenizer
 from megatron_cpt.vocab.candidates import KINDS, NORMALISERS
 from megatron_cpt.vocab.compare import Texts, check_compare, write_comparison
 from megatron_cpt.vocab.documents import sampled
-from megatron_cpt.vocab.terms import read_terms
+from megatron_cpt.record.term_list import read_terms
 
 ROLES = ("domain", "general")
 

@@ -17,8 +17,10 @@ from datatrove.pipeline.base import PipelineStep
 
 from megatron_cpt.config.schema import SourceConfig
 from megatron_cpt.corpus.clean import clean_text, text_of, text_problem
+from megatron_cpt.corpus.compare_block import CompareUnits, needs_units
 from megatron_cpt.corpus.readers import Unreadable, is_one_text, read_records
 from megatron_cpt.corpus.scratch import TaskWriter, halves
+from megatron_cpt.corpus.select.in_corpus import FeatureColumns
 from megatron_cpt.corpus.sources import text_keys_of
 from megatron_cpt.corpus.tasks import Piece, Task, TaskPlan
 from megatron_cpt.errors import DataError
@@ -29,10 +31,13 @@ MAX_ID_CHARS = 200
 def blocks_of(plan: TaskPlan, task: Task, writer: TaskWriter) -> list[PipelineStep]:
     """Return the first pass over one task, as datatrove runs it."""
     source = plan.sources[task.source]
+    compare = [CompareUnits(plan.settings, source, writer)] if needs_units(plan.settings, writer.scratch) else []
+    features = FeatureColumns(plan.settings.select, writer) if FeatureColumns.wanted(plan, task.source) else None
     return [
         ReadRecords(task, source, writer),
         CleanTexts(source, writer),
-        WriteShard(task.source, writer),
+        *compare,
+        WriteShard(task.source, writer, features),
     ]
 
 
@@ -123,9 +128,9 @@ class WriteShard(CorpusBlock):
     name = "shard"
     type = "WRITE"
 
-    def __init__(self, source: str, writer: TaskWriter) -> None:
+    def __init__(self, source: str, writer: TaskWriter, features: FeatureColumns | None) -> None:
         super().__init__(writer)
-        self.source = source
+        self.source, self.features = source, features
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         for document in data or ():
@@ -136,8 +141,12 @@ class WriteShard(CorpusBlock):
             if document.metadata["repairs"]:
                 self.writer.repaired(piece, line, document.metadata["repairs"])
             written = document_line({"id": document.id, "text": document.text, "source": self.source})
+            if self.features is not None:
+                self.features.add(document.text)
             places = (len(encoded), len(document.text), len(written), piece, line)
             self.writer.keep(written, (*halves(digest.digest()), *id_key(document.id), *places))
+            for name, row in document.metadata.get("columns", {}).items():
+                self.writer.add_rows(name, row)
             yield document
         self.stat_update("kept", value=self.writer.kept)
         self.writer.publish()

@@ -5,6 +5,7 @@ tasks/<task>/documents.bin     one `DOCUMENT` record a survivor
 tasks/<task>/<name>.bin        further columns, one row a survivor (band keys, features of selection)
 tasks/<task>/rejects.jsonl     what was left out: piece, line, reason, detail
 tasks/<task>/repairs.jsonl     what was mended: number of the survivor, piece, line, repairs
+tasks/<task>/contaminated.jsonl  where records hold what is evaluated: piece, line, what
 tasks/<task>/counts.json       records read of each piece, and the size of each file above; written last
 """
 
@@ -65,6 +66,7 @@ class TaskWriter:
     """Writes one task's folder aside; `publish` renames it, after which the task is done."""
 
     def __init__(self, scratch: Path, task: Task) -> None:
+        self.scratch = scratch
         self.final = task_folder(scratch, task)
         self.aside = self.final.with_name(f".{self.final.name}-{uuid.uuid4().hex[:8]}.partial")
         self.aside.mkdir(parents=True)
@@ -94,6 +96,12 @@ class TaskWriter:
     def reject(self, piece: int, line: int, reason: str, detail: str) -> None:
         self.rejected[reason] = self.rejected.get(reason, 0) + 1
         self._write_json("rejects.jsonl", [piece, line, reason, detail])
+
+    def contaminated(self, piece: int, line: int, matches: list[list[Any]]) -> None:
+        """Note which items stand in a record, as rows `[bench, item, share, run]`."""
+        if "contaminated.jsonl" not in self._files:
+            self._open("contaminated.jsonl")
+        self._write_json("contaminated.jsonl", [piece, line, matches])
 
     def repaired(self, piece: int, line: int, repairs: dict[str, int]) -> None:
         """Note what was mended in the survivor that comes next."""
@@ -178,7 +186,9 @@ class Shard:
             yield json.loads(line)["text"]
 
     def json_rows(self, name: str) -> Iterator[list[Any]]:
-        """Yield the rows of `rejects.jsonl` or `repairs.jsonl`."""
+        """Yield the rows of `rejects.jsonl`, `repairs.jsonl` or `contaminated.jsonl`; of a file that a task had no need for none."""
+        if name not in self.counts.sizes:
+            return
         with (self.folder / name).open("rb") as file:
             for line in file:
                 yield json.loads(line)

@@ -14,6 +14,7 @@ from typing import Any
 
 from megatron_cpt.config.schema import ProvenanceConfig, SourceConfig
 from megatron_cpt.corpus.readers import READABLE_SUFFIXES, is_readable
+from megatron_cpt.corpus.split import fraction_problems
 from megatron_cpt.errors import ConfigError, DataError, printable, raise_all
 from megatron_cpt.record.hashing import sha256_file
 
@@ -90,9 +91,7 @@ def setting_problems_of(name: str, source: SourceConfig) -> list[str]:
         problems.append(f"source.{shown}.language is {printable(source.language)!r}: use a BCP 47 tag, e.g. en, zh-Hans or pt-BR")
     if not text_keys_of(source) or not all(filled(key) for key in text_keys_of(source)):
         problems.append(f"source.{shown}.text_key is missing")
-    fraction = source.test_fraction
-    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0.0 <= fraction <= 1.0:
-        problems.append(f"source.{shown}.test_fraction is {fraction!r}: use a number from 0 to 1")
+    problems += fraction_problems(shown, valid_fraction=source.valid_fraction, test_fraction=source.test_fraction)
     if isinstance(source.min_chars, bool) or not isinstance(source.min_chars, int) or source.min_chars < 1:
         problems.append(f"source.{shown}.min_chars is {source.min_chars!r}: use 1 or more")
     return problems

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import heapq
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,13 +17,14 @@ import numpy as np
 from megatron_cpt.config.schema import SourceConfig
 from megatron_cpt.corpus.blocks import document_line
 from megatron_cpt.corpus.clean import clean_text
-from megatron_cpt.corpus.decide import DUPLICATE, KEPT, REASONS, Decisions
+from megatron_cpt.corpus.decide import DUPLICATE, KEPT, NEAR_DUPLICATE, NOT_SELECTED, REASONS, Decisions
 from megatron_cpt.corpus.scratch import Shard
+from megatron_cpt.corpus.split import SIDES, sides_of
+from megatron_cpt.corpus.survivors import Survivors
 from megatron_cpt.corpus.tasks import Task
 
 NUM_EXAMPLES = 2
 BLOCK_BYTES = 1 << 20
-SIDES = ("train", "test")
 
 
 @dataclass
@@ -46,33 +45,19 @@ class Tally:
         return self.documents.total()
 
 
-def side_numbers(sha256_high: np.ndarray, test_fraction: float) -> np.ndarray:
-    """Return an index into `SIDES` for each text: held out where its digest, read as a fraction of 1, lies below `test_fraction`."""
-    limit = math.ceil(test_fraction * 2.0**64)
-    return np.ones(len(sha256_high), np.uint8) if limit >= 2**64 else (sha256_high < np.uint64(limit)).astype(np.uint8)
-
-
 class KeptIds:
     """Finds the id of any survivor again, in the shard where it lies."""
 
-    def __init__(self, shards: Sequence[Shard], decisions: Decisions) -> None:
-        self.shards, self.decisions = shards, decisions
-        self._line_starts = lru_cache(maxsize=64)(self._read_line_starts)
-
-    def _read_line_starts(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        documents = self.shards[number].documents()
-        return np.concatenate([[0], np.cumsum(documents["line_bytes"], dtype=np.int64)]), documents["sha256_high"]
+    def __init__(self, survivors: Survivors, decisions: Decisions) -> None:
+        self.survivors, self.decisions = survivors, decisions
 
     def of(self, row: int) -> str:
         """Return `source: id` of the survivor with this number, as it stands in the corpus."""
-        number = int(np.searchsorted(self.decisions.first, row, side="right")) - 1
-        starts, sha256_high = self._line_starts(number)
-        place = row - int(self.decisions.first[number])
-        with (self.shards[number].folder / "documents.jsonl").open("rb") as file:
-            file.seek(int(starts[place]))
-            found = json.loads(file.read(int(starts[place + 1] - starts[place])))
-        document_id = unique_id(found["id"], int(sha256_high[place])) if self.decisions.renamed[row] else found["id"]
-        return f"{found['source']}: {document_id}"
+        found = self.survivors.record(row)
+        return f"{found['source']}: {self.id_of(row, found)}"
+
+    def id_of(self, row: int, record: dict[str, Any]) -> str:
+        return unique_id(record["id"], self.survivors.sha256_high(row)) if self.decisions.renamed[row] else record["id"]
 
 
 def unique_id(document_id: str, sha256_high: int) -> str:
@@ -97,7 +82,11 @@ class SourceWriter:
             def open_for(relative: str) -> BinaryIO:
                 return stack.enter_context((self.folder / relative).open("wb", buffering=BLOCK_BYTES))
 
-            self.sides = [open_for(f"{self.name}.{side}.jsonl") for side in SIDES]
+            self.sides = {
+                number: open_for(f"{self.name}.{side}.jsonl")
+                for number, side in enumerate(SIDES)
+                if side != "valid" or self.source.valid_fraction > 0
+            }
             self.rejects, self.repairs = open_for(f"rejects/{self.name}.jsonl"), open_for(f"repairs/{self.name}.jsonl")
             lines_before: dict[str, int] = {}  # of a file whose ranges are several tasks
             for number, task, shard in tasks:
@@ -113,7 +102,9 @@ class SourceWriter:
         reason = self.decisions.reason[rows]
         self.tally.read += sum(shard.counts.read)
         self.tally.noted.update(shard.counts.noted)
-        sides = side_numbers(documents["sha256_high"], self.source.test_fraction)
+        sides = sides_of(
+            documents["sha256_high"], valid_fraction=self.source.valid_fraction, test_fraction=self.source.test_fraction
+        )
         for side, name in enumerate(SIDES):
             chosen = documents[(sides == side) & (reason == KEPT)]
             self.tally.documents[name] += len(chosen)
@@ -143,7 +134,7 @@ class SourceWriter:
                     continue
                 lines.seek(int(ends[begin - 1]) if begin else 0)
                 left = int(ends[end - 1]) - lines.tell()
-                out = self.sides[sides[begin]]
+                out = self.sides[int(sides[begin])]
                 for _ in range(end - begin):
                     if not renamed[begin] and len(self.tally.examples) == NUM_EXAMPLES:
                         break
@@ -166,7 +157,11 @@ class SourceWriter:
         for place in np.flatnonzero(reason != KEPT).tolist():
             document = documents[place]
             detail = ""
-            if reason[place] == DUPLICATE:
+            if reason[place] in (DUPLICATE, NEAR_DUPLICATE):
                 kept = self.kept_ids.of(int(self.decisions.kept_of[first_row + place]))
-                detail = f"text sha256 {int(document['sha256_high']):016x} is that of the kept {kept}"
+                near = "" if reason[place] == DUPLICATE else "near "
+                detail = f"text sha256 {int(document['sha256_high']):016x} is {near}that of the kept {kept}"
+            elif reason[place] == NOT_SELECTED:
+                assert self.decisions.choice is not None
+                detail = self.decisions.choice.reason_of(first_row + place)
             yield [int(document["piece"]), int(document["line"]), REASONS[reason[place]], detail]

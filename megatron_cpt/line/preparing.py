@@ -41,7 +41,11 @@ def corpus_body(run: Run, result: StageResult, _: Attempt) -> None:
         )  # fmt: skip
         submit_and_wait(argv, environment=environment)
 
-    build_corpus(result, sources=run.config.source, settings=run.config.corpus, say=indented, launch_array=launch_array)
+    benches = {name: Path(bench.path) for name, bench in run.config.bench.items()}
+    build_corpus(
+        result, sources=run.config.source, settings=run.config.corpus, seed=run.config.seed, benches=benches, say=indented,
+        launch_array=launch_array,
+    )  # fmt: skip
 
 
 def vocab_body(run: Run, result: StageResult, _: Attempt) -> None:

@@ -125,7 +125,7 @@ def test_a_killed_worker_is_noticed_and_named_and_a_rerun_goes_on_to_the_same_by
 
 def test_a_cut_file_of_a_finished_task_is_found_and_the_task_done_anew(tmp_path, sources, monkeypatch):
     whole = build(tmp_path / "whole", sources, workers=1)
-    monkeypatch.setattr("megatron_cpt.corpus.build.decide", lambda *_: (_ for _ in ()).throw(CptError("stopped here")))
+    monkeypatch.setattr("megatron_cpt.corpus.build.decide", lambda *_, **__: (_ for _ in ()).throw(CptError("stopped here")))
     with pytest.raises(CptError, match="stopped here"):
         build(tmp_path / "out", sources, workers=1, task_mb=SMALL)
     monkeypatch.undo()
@@ -156,7 +156,7 @@ def test_all_damaged_files_are_named_at_once_and_the_others_stay_done(tmp_path, 
 
 
 def test_other_settings_or_texts_do_not_take_the_work_of_earlier_ones(tmp_path, sources, monkeypatch):
-    monkeypatch.setattr("megatron_cpt.corpus.build.decide", lambda *_: (_ for _ in ()).throw(CptError("stopped here")))
+    monkeypatch.setattr("megatron_cpt.corpus.build.decide", lambda *_, **__: (_ for _ in ()).throw(CptError("stopped here")))
     with pytest.raises(CptError, match="stopped here"):
         build(tmp_path / "out", sources, workers=1)
     monkeypatch.undo()
