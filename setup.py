@@ -24,6 +24,7 @@ CORE = [
     "sentencepiece>=0.2.1,<0.3",  # 0.2.1: wheels for Python 3.11 to 3.13
     "rich>=13.7,<16",  # progress bars; 13.7: the columns used
     "zstandard>=0.22,<1",  # 0.22: wheels for Python 3.12
+    "rensa>=0.5,<0.6",  # MinHash in Rust; 0.5: signatures of flat arrays, and wheels for Python 3.11 to 3.13 on x86_64 and aarch64
     "datatrove>=0.9,<0.11",  # blocks and executors of the corpus stage; 0.9: see below; 0.10.1 is the newest and tested
     "license-expression>=30.4,<31",  # the SPDX list of licences; 30.4: LicenseRef and exceptions as used; the major is the list's form
     "wandb>=0.19,<0.32",  # 0.19: run-local settings object; monthly releases, so the newest tested is the bound
