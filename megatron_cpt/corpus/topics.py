@@ -60,7 +60,9 @@ class Topics:
         group = (vectors @ centres.T).argmax(axis=1)
         order = [topic for topic in np.argsort(-np.bincount(group, minlength=num_topics), kind="stable") if (group == topic).any()]
         centres = centres[order]
-        by_topic = [RunCounts.of(text[:MAX_NAMING_CHARS] for text, its in zip(texts, group, strict=True) if its == topic) for topic in order]
+        by_topic = [
+            RunCounts.of(text[:MAX_NAMING_CHARS] for text, its in zip(texts, group, strict=True) if its == topic) for topic in order
+        ]
         everywhere = reduce(add, by_topic)
         return cls(
             centres=centres,
