@@ -177,7 +177,7 @@ def report_coverage(
     settings = plan.settings
     if not (terms or settings.select.target):
         return None
-    target, others = domain_samples(plan, survivors, decisions.reason == KEPT)
+    target, others = domain_samples(plan, survivors, decisions.reason == KEPT, decisions.choice)
     yardstick = Yardstick.of(settings, terms=terms, target=target, others=others)
     # a local process is as good as any: this pass reads what was kept, once
     workers = settings.engine.workers if settings.engine.kind == "local" else None
@@ -225,8 +225,8 @@ def reasons_in_words(reasons: Counter[str]) -> str:
 
 
 def split_problems(name: str, source: SourceConfig, tally: Tally) -> list[str]:
-    """Return why a source cannot be used after reading, if it cannot. A selection may take nothing of a source."""
-    if tally.kept == 0 and tally.rejected["not_selected"]:
+    """Return why a source cannot be used after reading, if it cannot. A selection may leave little of a source, or nothing."""
+    if tally.rejected["not_selected"]:
         return []
     if tally.kept == 0:
         return [f"source {name}: none of its {tally.read} records was kept{reasons_in_words(tally.rejected)}"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from megatron_cpt.errors import printable
 
-_MARKUP = re.compile(r"[\\`*_{}\[\]()#+\-!|~>^$=]")
+_MARKUP = re.compile(r"[\\`*_\[\]|~>$]")  # what marks anywhere in a line; all of it stands behind words of ours
 _AS_ENTITY = {"&": "&amp;", "<": "&lt;"}
 
 

@@ -98,11 +98,17 @@ def roles_of(
     return is_pooled, is_target
 
 
-def domain_samples(plan: TaskPlan, survivors: Survivors, is_kept: NDArray[np.bool_]) -> tuple[list[str], list[str]]:
-    """Return a sample of the target's texts and one of the other kept documents, those with the smallest digests."""
+def domain_samples(plan: TaskPlan, survivors: Survivors, is_kept: NDArray[np.bool_], choice: Choice | None) -> tuple[list[str], list[str]]:
+    """Return a sample of the target's texts and one of other texts, those with the smallest digests.
+
+    Others are what was not chosen and what took no part; where everything was chosen, all that is not of the target.
+    """
     settings = plan.settings.select
     columns = np.concatenate([shard.documents() for shard in survivors.shards])
-    _, is_target = roles_of(plan, survivors.shards, columns, is_kept)
+    is_pooled, is_target = roles_of(plan, survivors.shards, columns, is_kept if choice is None else is_kept | ~choice.is_chosen)
+    is_other = (is_kept & ~is_target & ~is_pooled) if choice is None else ((is_kept & ~is_pooled) | ~choice.is_chosen) & ~is_target
+    if not is_other.any():
+        is_other = is_kept & ~is_target
 
     def smallest(is_wanted: NDArray[np.bool_]) -> Iterator[tuple[int, str]]:
         rows = np.flatnonzero(is_wanted)
@@ -112,7 +118,7 @@ def domain_samples(plan: TaskPlan, survivors: Survivors, is_kept: NDArray[np.boo
             yield int(columns["sha256_high"][row]), record["text"]
 
     of_files = ((int(sha256_text(text)[:16], 16), text) for text in target_texts(settings, plan.sources))
-    return sampled(chain(smallest(is_target), of_files)), sampled(smallest(is_kept & ~is_target))
+    return sampled(chain(smallest(is_target), of_files)), sampled(smallest(is_other))
 
 
 def counts_of(texts: Iterable[str], settings: SelectConfig) -> NDArray[np.int64]:
