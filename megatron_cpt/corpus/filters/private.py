@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import NamedTuple
 
 from megatron_cpt.config.filter_schema import PrivateDataConfig
-from megatron_cpt.corpus.filters.private_patterns import SHAPES, Shape
+from megatron_cpt.corpus.filters import private_patterns as shapes
 
 # In the manner of StarCoder (Li et al. 2023, arXiv 2305.06161, section 4.3): the kind takes the place of the value.
 MASKS = {
@@ -17,7 +17,7 @@ MASKS = {
     "ip_address": "<IP_ADDRESS>", "private_key": "<PRIVATE_KEY>", "api_token": "<API_TOKEN>",
 }  # fmt: skip
 ACTIONS = ("ignore", "count", "mask", "drop")
-NUMBER = re.compile(r"[0-9]{3}")  # every shape without a hint of its own has three digits in a row
+Span = tuple[int, int, str]
 
 
 class Private(NamedTuple):
@@ -33,40 +33,68 @@ class PrivateData:
 
     def __init__(self, settings: PrivateDataConfig) -> None:
         self.actions: dict[str, str] = asdict(settings)
-        self.shapes = [shape for shape in SHAPES if self.actions[shape.kind] != "ignore"]
+        self.asked = any(action != "ignore" for action in self.actions.values())
+        self.prefixed = [shape for shape in (*shapes.PRIVATE_KEYS, *shapes.API_TOKENS) if self.actions[shape.kind] != "ignore"]
+        self.numbers = [shape for shape in shapes.NUMBERS if self.actions[shape.kind] != "ignore"]
 
     def __call__(self, text: str) -> Private:
         """Return what is to be done with a text."""
-        counts: Counter[str] = Counter()
-        spans: list[tuple[int, int, str]] = []
-        has_number = NUMBER.search(text) is not None if self.shapes else False
-        for shape in self.shapes:
-            if any(hint in text for hint in shape.hints) if shape.hints else has_number:
-                self._find(shape, text, spans, counts)
-        dropped_for = next((kind for kind in self.actions if self.actions[kind] == "drop" and counts[kind]), None)
-        masked = sorted(span for span in spans if self.actions[span[2]] == "mask")
-        if masked:
-            parts, end = [], 0
-            for begin, stop, kind in masked:
+        taken: list[Span] = []
+        for span in self._spans(text):
+            at = bisect_left(taken, span[1:2])
+            if not (at and taken[at - 1][1] > span[0]):
+                insort(taken, span)
+        counts = Counter(kind for _, _, kind in taken)
+        dropped_for = next((kind for kind, action in self.actions.items() if action == "drop" and counts[kind]), None)
+        return Private(self._masked(text, taken), dict(sorted(counts.items())), dropped_for)
+
+    def _masked(self, text: str, spans: list[Span]) -> str:
+        parts, end = [], 0
+        for begin, stop, kind in spans:
+            if self.actions[kind] == "mask":
                 parts += [text[end:begin], MASKS[kind]]
                 end = stop
-            text = "".join([*parts, text[end:]])
-        return Private(text, dict(sorted(counts.items())), dropped_for)
+        return "".join([*parts, text[end:]]) if parts else text
 
-    @staticmethod
-    def _find(shape: Shape, text: str, spans: list[tuple[int, int, str]], counts: Counter[str]) -> None:
-        taken = sorted(span[:2] for span in spans)
-        found = []
-        for match in shape.pattern.finditer(text):
-            begin, end = match.span()
-            if shape.accept(match.group()) and not _overlaps(taken, begin, end):
-                found.append((begin, end, shape.kind))
-        spans += found
-        if found:
-            counts[shape.kind] += len(found)
+    def _spans(self, text: str) -> Iterator[Span]:
+        for shape in self.prefixed:
+            yield from _prefixed(shape, text)
+        if self.actions["email"] != "ignore" and "@" in text:
+            yield from _emails(text)
+        if self.numbers:
+            yield from self._numbers(text)
+        if self.actions["ip_address"] != "ignore":
+            for pattern in shapes.IP_ADDRESSES:
+                yield from ((*match.span(), "ip_address") for match in pattern.finditer(text) if shapes.IP_ACCEPT(match.group()))
+
+    def _numbers(self, text: str) -> Iterator[Span]:
+        for run in shapes.NUMBER_RUN.finditer(text):
+            begin, end = max(run.start() - shapes.BEFORE_RUN, 0), run.end() + shapes.AFTER_RUN
+            for shape in self.numbers:
+                for match in shape.pattern.finditer(text, begin, end):
+                    if shape.accept(match.group()):
+                        yield (*match.span(), shape.kind)
 
 
-def _overlaps(taken: list[tuple[int, int]], begin: int, end: int) -> bool:
-    """Say whether a span overlaps one of the sorted, disjoint spans."""
-    at = bisect_left(taken, (end, 0))
-    return at > 0 and taken[at - 1][1] > begin
+def _prefixed(shape: shapes.Shape, text: str) -> Iterator[Span]:
+    for prefix in shape.prefixes:
+        at = text.find(prefix)
+        while at >= 0:
+            end = at + len(prefix)
+            if not (at and (text[at - 1].isascii() and (text[at - 1].isalnum() or text[at - 1] == "_"))):
+                match = shape.pattern.match(text, at)
+                if match and shape.accept(match.group()):
+                    end = match.end()
+                    yield at, end, shape.kind
+            at = text.find(prefix, end)
+
+
+def _emails(text: str) -> Iterator[Span]:
+    for sign in shapes.EMAIL_AT.finditer(text):
+        at = sign.start()
+        before = text[max(at - shapes.EMAIL_NAME_CHARS - 1, 0) : at]
+        num_chars = len(before) - len(before.rstrip(shapes.EMAIL_NAME))
+        if 0 < num_chars <= shapes.EMAIL_NAME_CHARS:
+            host = shapes.EMAIL_HOST.match(text, at + 1)
+            if host and shapes.EMAIL_ACCEPT(text[at - num_chars : host.end()]):
+                yield at - num_chars, host.end(), "email"

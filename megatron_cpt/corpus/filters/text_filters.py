@@ -77,7 +77,7 @@ class TextFilters:
             guessed, confidence = self.language(text)
             if problem := self.language.problem(guessed, confidence):
                 return Verdict(text, "language", problem, counts, guessed)
-        if self.private.shapes:
+        if self.private.asked:
             private = self.private(text)
             text = private.text
             counts.update(private.counts)
