@@ -45,6 +45,21 @@ def flags_of_characters() -> NDArray[np.uint8]:
     return flags
 
 
+WORD_GROUP = 0xFFFFFFFF  # all characters of words are of one group, each mark is of its own, white space is of group 0
+NUL_GROUP = 0xFFFFFFFE
+
+
+@cache
+def groups_of_characters() -> NDArray[np.uint32]:
+    """Return the group of every code point: where it changes, a word may begin."""
+    flags = flags_of_characters()
+    groups = np.arange(len(flags), dtype=np.uint32)
+    groups[0] = NUL_GROUP
+    groups[(flags & WORD) != 0] = WORD_GROUP
+    groups[(flags & SPACE) != 0] = 0
+    return groups
+
+
 def code_points(text: str) -> NDArray[np.uint8] | NDArray[np.uint32]:
     """Return the characters of a text as numbers, one byte each where all are ASCII."""
     if text.isascii():

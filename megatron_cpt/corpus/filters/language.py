@@ -1,4 +1,4 @@
-"""Which language a text is in, by py3langid's naive Bayes over byte n-grams. Its model is part of the package: arrays, read without pickle."""
+"""Which language a text is in, by py3langid's naive Bayes over byte n-grams. Its model, part of the package, is read without pickle."""
 
 from __future__ import annotations
 

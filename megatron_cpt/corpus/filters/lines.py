@@ -16,7 +16,7 @@ from megatron_cpt.corpus.filters.repetition import repeated
 CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
 C4_TERMINALS = (".", "?", "!", '"', "'")
 POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
-# A sentence ends at full stops, question and exclamation marks before white space, and at the Chinese ones anywhere; closing marks go with it.
+# A sentence ends at a full stop, question or exclamation mark before white space, and at a Chinese one anywhere; closing marks go along.
 SENTENCE_END = re.compile(r"[.!?\u2026]+[\"'\u201d\u2019)\]]*(?=\s|$)|[\u3002\uff01\uff1f]+[\u201d\u2019\u300d\u300f\uff09]*")
 
 

@@ -63,9 +63,10 @@ class PrivateData:
             yield from _emails(text)
         if self.numbers:
             yield from self._numbers(text)
-        if self.actions["ip_address"] != "ignore":
-            for pattern in shapes.IP_ADDRESSES:
-                yield from ((*match.span(), "ip_address") for match in pattern.finditer(text) if shapes.IP_ACCEPT(match.group()))
+        if self.actions["ip_address"] != "ignore" and shapes.IPV6_COLONS.search(text):
+            for match in shapes.IPV6.finditer(text):
+                if shapes.IPV6_ACCEPT(match.group()):
+                    yield *match.span(), "ip_address"
 
     def _numbers(self, text: str) -> Iterator[Span]:
         for run in shapes.NUMBER_RUN.finditer(text):

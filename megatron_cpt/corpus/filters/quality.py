@@ -1,4 +1,4 @@
-"""Gopher's quality rules: does a text read like prose. Decides as datatrove's `GopherQualityFilter`, with a rule on Han characters beside it."""
+"""Gopher's quality rules: does a text read like prose. Decides as datatrove's `GopherQualityFilter`; a rule on Han characters is added."""
 
 from __future__ import annotations
 

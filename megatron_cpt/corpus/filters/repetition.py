@@ -62,10 +62,11 @@ def repeated_ngrams(num_chars: int, words: Words, rules: RepetitionRulesConfig) 
     sizes = {n: threshold for n, threshold in rules.max_duplicate_ngram_chars.items() if n <= words.num}
     if not sizes:
         return None
+    runs = RepeatedRuns(words, min(sizes))
     # What is covered by repeated runs of the smallest size covers all longer repeated runs.
-    covered = chars_in_repeated_runs(words, min(sizes))
+    covered = runs.covered_chars() / num_chars
     for n, threshold in sizes.items():
-        if covered / num_chars > threshold and (share := duplicate_ngram_chars(words, n) / num_chars) > threshold:
+        if covered > threshold and (share := runs.of_size(n).walked_chars() / num_chars) > threshold:
             return Found(f"max_duplicate_ngram_chars.{n}", share, threshold)
     return None
 
@@ -77,61 +78,85 @@ def top_ngram_share(words: Words, n: int, num_chars: int, threshold: float) -> f
     """
     if words.num < n:
         return 0.0
-    hashes = words.sequence_hashes(n)
     chars = words.run_lengths(n) + (n - 1)
+    longest = int(chars.max())
+    enough = int(threshold * num_chars / longest)  # so often may the longest stand
+    enough -= enough * longest / num_chars > threshold
+    if enough >= len(chars):
+        return 0.0
+    hashes = words.sequence_hashes(n)
     in_order = np.sort(hashes)
-    changes = np.flatnonzero(in_order[1:] != in_order[:-1])
-    most = int(np.diff(changes, prepend=-1, append=len(in_order) - 1).max())
-    if most * int(chars.max()) / num_chars <= threshold:
+    if not (in_order[enough:] == in_order[: len(in_order) - enough]).any():
         return 0.0
     _, first, count = np.unique(hashes, return_index=True, return_counts=True)
-    return int(chars[first[count == most].min()]) * most / num_chars
+    most = count.max()
+    return int(chars[first[count == most].min()]) * int(most) / num_chars
 
 
-def _repeats(hashes: NDArray[np.uint64]) -> NDArray[np.bool_] | None:
-    """Say of each hash whether an equal one stands before it; None where none does."""
-    in_order = np.sort(hashes)
-    if not (in_order[1:] == in_order[:-1]).any():
-        return None
-    order = np.argsort(hashes, kind="stable")
-    repeats = np.zeros(len(hashes), np.bool_)
-    in_order = hashes[order]
-    repeats[order[1:]] = in_order[1:] == in_order[:-1]
-    return repeats
+class RepeatedRuns:
+    """The runs of `n` words that stand more than once; runs are equal when their words, written without spaces, are.
 
-
-def chars_in_repeated_runs(words: Words, n: int) -> int:
-    """Return the characters of all words that lie in some run of `n` words which stood before: a bound of what any longer run repeats."""
-    repeats = _repeats(words.joined_hashes(n))
-    if repeats is None:
-        return 0
-    opened = np.zeros(words.num + 1, np.int64)
-    starts = np.flatnonzero(repeats)
-    opened[starts] = 1
-    opened[starts + n] -= 1
-    return int(words.lengths[np.cumsum(opened[:-1]) > 0].sum())
-
-
-def duplicate_ngram_chars(words: Words, n: int) -> int:
-    """Return the characters of runs of `n` words that stood before, walking on behind each such run as datatrove does.
-
-    Runs are equal when their words, written without spaces, are.
+    Attributes:
+        at: the word with which each begins, ascending.
+        hashes: the hash of each.
     """
-    hashes = words.joined_hashes(n)
-    in_order = np.sort(hashes)
-    twice = np.unique(in_order[1:][in_order[1:] == in_order[:-1]])
-    if len(twice) == 0:
-        return 0
-    at = np.flatnonzero(np.isin(hashes, twice))  # a run that stands once can neither repeat nor be repeated
-    chars = words.run_lengths(n)[at].tolist()
-    seen: set[int] = set()
-    total = position = 0
-    for index, value, length in zip(at.tolist(), hashes[at].tolist(), chars, strict=True):
-        if index < position:
-            continue
-        if value in seen:
-            total += length
-            position = index + n
-        else:
-            seen.add(value)
-    return total
+
+    def __init__(self, words: Words, n: int, at: NDArray[np.int64] | None = None, hashes: NDArray[np.uint64] | None = None) -> None:
+        self.words, self.n = words, n
+        if at is None or hashes is None:
+            hashes = words.joined_hashes(n)
+            at = np.arange(len(hashes))
+        in_order = np.sort(hashes)
+        if not (in_order[1:] == in_order[:-1]).any():
+            at, hashes = at[:0], hashes[:0]
+        order = np.argsort(hashes)
+        in_order = hashes[order]
+        same = in_order[1:] == in_order[:-1]
+        twice = np.zeros(len(hashes), np.bool_)
+        twice[:-1] = same
+        twice[1:] |= same
+        kept = np.zeros(len(hashes), np.bool_)
+        kept[order[twice]] = True
+        self.at, self.hashes = at[kept], hashes[kept]
+
+    def of_size(self, n: int) -> RepeatedRuns:
+        """Return the repeated runs of another, not smaller, size: they begin where a repeated run begins, and so does their second word."""
+        if n < self.n:
+            return RepeatedRuns(self.words, n)
+        runs = self
+        while runs.n < n:
+            follows = np.flatnonzero(runs.at[1:] == runs.at[:-1] + 1)
+            at = runs.at[follows]
+            hashes = runs.hashes[follows] * self.words.steps[at + runs.n] + self.words.hashes[at + runs.n]
+            runs = RepeatedRuns(self.words, runs.n + 1, at, hashes)
+        return runs
+
+    def covered_chars(self) -> int:
+        """Return the characters of all words that lie in a run which stood before."""
+        if len(self.at) == 0:
+            return 0
+        order = np.argsort(self.hashes)
+        in_order = self.hashes[order]
+        groups = np.flatnonzero(np.append(True, in_order[1:] != in_order[:-1]))
+        later = np.ones(len(order), np.bool_)
+        later[np.minimum.reduceat(order, groups)] = False  # the first of each group
+        starts = self.at[later]
+        opened = np.zeros(self.words.num + 1, np.int64)
+        opened[starts] = 1
+        opened[starts + self.n] -= 1
+        return int(self.words.lengths[np.cumsum(opened[:-1]) > 0].sum())
+
+    def walked_chars(self) -> int:
+        """Return the characters of the runs that stood before, met on a walk that goes on behind each of them, as datatrove counts."""
+        chars = (self.words.offsets[self.at + self.n] - self.words.offsets[self.at]).tolist()
+        seen: set[int] = set()
+        total = position = 0
+        for index, value, length in zip(self.at.tolist(), self.hashes.tolist(), chars, strict=True):
+            if index < position:
+                continue
+            if value in seen:
+                total += length
+                position = index + self.n
+            else:
+                seen.add(value)
+        return total

@@ -107,19 +107,19 @@ class Rules:
         kept, found, num_removed = self.c4(text)
         if found:
             return text, ("c4", found.detail), 0
-        if found := self.lines(kept):
-            return text, ("line_quality", found.detail), 0
-        if found := repeated_lines(text, self.repetition):
-            return text, ("repetition", found.detail), 0
-        words = Words(text, mode=self.mode) if self.words_asked else None
-        if found := self._newlines(text, kept, words):
-            return text, ("line_quality", found.detail), 0
-        if words is not None:
-            if found := self.quality(text, words):
-                return text, ("quality", found.detail), 0
-            if found := repeated_ngrams(len(text), words, self.repetition):
-                return text, ("repetition", found.detail), 0
+        for reason, found in self._findings(text, kept):
+            if found:
+                return text, (reason, found.detail), 0
         return kept, None, num_removed
+
+    def _findings(self, text: str, kept: str) -> Iterator[tuple[str, Found | None]]:
+        yield "line_quality", self.lines(kept)
+        yield "repetition", repeated_lines(text, self.repetition)
+        words = Words(text, mode=self.mode) if self.words_asked else None
+        yield "line_quality", self._newlines(text, kept, words)
+        if words is not None:
+            yield "quality", self.quality(text, words)
+            yield "repetition", repeated_ngrams(len(text), words, self.repetition)
 
     def _newlines(self, text: str, kept: str, words: Words | None) -> Found | None:
         if self.lines.rules.max_newlines_per_word is None:
@@ -156,4 +156,4 @@ def _rule_problems(where: str, rules: TextRulesConfig) -> Iterator[str]:
     for key in ("max_top_ngram_chars", "max_duplicate_ngram_chars"):
         yield from (f"{where}: {key}.{n} is no run of words." for n in getattr(rules.repetition, key) if n < 1)
     if rules.quality.min_stop_words and len(set(rules.quality.stop_words)) < rules.quality.min_stop_words:
-        yield f"{where}: min_stop_words={rules.quality.min_stop_words} can never be reached with {len(rules.quality.stop_words)} stop_words."
+        yield f"{where}: min_stop_words={rules.quality.min_stop_words} is more than there are stop_words."

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from megatron_cpt.config.filter_schema import UnicodeConfig
 from megatron_cpt.errors import ConfigError
 
-# Zero-width space, word joiner and invisible operators, soft hyphen, direction marks and embeddings, deprecated format controls, annotations.
+# Zero-width space, word joiner and invisible operators, soft hyphen, direction marks and embeddings, old format controls, annotations.
 # The joiners U+200C and U+200D stay: they spell Persian and Indic words and hold emoji together.
 FORMAT_CHARACTERS = re.compile("[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufff9-\ufffb]")
 LINE_ENDS = re.compile("\r\n?")

@@ -20,10 +20,11 @@ from megatron_cpt.corpus.filters.characters import (
     HAN,
     HAN_RANGES,
     JOINER,
-    SPACE,
     WORD,
+    WORD_GROUP,
     code_points,
     flags_of_characters,
+    groups_of_characters,
 )
 
 _JOINED = r"(?<=\w)['\u2019\-](?=\w)|(?<=\d)[.,](?=\d)"
@@ -47,6 +48,28 @@ def _powers() -> NDArray[np.uint64]:
 POWERS = _powers()
 
 
+def _begins(
+    points: NDArray[np.uint8] | NDArray[np.uint32], flags: NDArray[np.uint8], *, han_alone: bool
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Say of each character whether a word begins with it, and whether it belongs to one (begins at white space mean nothing)."""
+    groups = groups_of_characters()[points]
+    begins = np.ones(len(points), np.bool_)
+    if len(points) > 1:
+        at = np.flatnonzero(flags[1:-1] & (JOINER | DECIMAL_POINT)) + 1
+        if len(at):
+            neighbours = flags[at - 1] & flags[at + 1]
+            joins = (neighbours & np.where(flags[at] & JOINER, WORD, DECIMAL)) != 0
+            if han_alone:
+                joins &= ((flags[at - 1] | flags[at + 1]) & HAN) == 0
+            groups[at[joins]] = WORD_GROUP
+        np.not_equal(groups[1:], groups[:-1], out=begins[1:])
+        if han_alone:
+            han = (flags & HAN) != 0
+            begins |= han
+            begins[1:] |= han[:-1]
+    return begins, groups != 0
+
+
 class Words:
     """The words of a text.
 
@@ -59,37 +82,20 @@ class Words:
     def __init__(self, text: str, *, mode: str = "spaced") -> None:
         points = code_points(text)
         flags = flags_of_characters()[points]
-        starts, dense = self._starts(points, flags, mode)
+        begins, is_dense = _begins(points, flags, han_alone=mode == "characters")
+        dense = np.flatnonzero(is_dense)
+        self._points, self._dense = points, dense
+        self.char_flags = flags[dense]
+        starts = np.flatnonzero(begins[dense])
         self.num = len(starts)
-        self.points = points[dense] if len(points) else points
-        self.char_flags = flags[dense] if len(points) else flags
-        before = np.cumsum(dense, dtype=np.int64)
-        self.offsets = np.append(before[starts] - 1, len(self.points)) if self.num else np.zeros(1, np.int64)
-        self.lengths = np.diff(self.offsets)
-        self.flags = np.bitwise_or.reduceat(self.char_flags, self.offsets[:-1]) if self.num else np.zeros(0, np.uint8)
+        self.offsets = np.append(starts, len(dense))
+        self.lengths = self.offsets[1:] - self.offsets[:-1]
+        self.flags = np.bitwise_or.reduceat(self.char_flags, starts) if self.num else np.zeros(0, np.uint8)
 
-    @staticmethod
-    def _starts(points: NDArray[np.uint32], flags: NDArray[np.uint8], mode: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return where words start and which characters belong to words."""
-        dense = (flags & SPACE) == 0
-        if len(flags) == 0:
-            return np.zeros(0, np.int64), dense
-        in_word = (flags & WORD) != 0
-        han = (flags & HAN) != 0 if mode == "characters" else None
-        for mark, neighbour in ((JOINER, WORD), (DECIMAL_POINT, DECIMAL)):
-            at = np.flatnonzero(flags[1:-1] & mark) + 1
-            at = at[((flags[at - 1] & flags[at + 1]) & neighbour) != 0]
-            if han is not None:
-                at = at[~(han[at - 1] | han[at + 1])]
-            in_word[at] = True  # `flags` stay as they were: a mark is not a neighbour that holds another mark
-        begins = np.empty(len(flags), np.bool_)
-        begins[0] = True
-        # Inside a word nothing begins; a mark begins where another character stood before it or that one was inside a word.
-        begins[1:] = np.where(in_word[1:], ~in_word[:-1], (points[1:] != points[:-1]) | in_word[:-1])
-        if han is not None:
-            begins |= han
-            begins[1:] |= han[:-1]
-        return np.flatnonzero(begins & dense), dense
+    @cached_property
+    def points(self) -> NDArray[np.uint8] | NDArray[np.uint32]:
+        """The characters of all words, without white space."""
+        return self._points[self._dense]
 
     @property
     def num_with_content(self) -> int:
@@ -129,7 +135,8 @@ class Words:
         return hashes
 
     @cached_property
-    def _steps(self) -> NDArray[np.uint64]:
+    def steps(self) -> NDArray[np.uint64]:
+        """By what a hash is multiplied before a word is joined to it, shape `(num,)`."""
         return POWERS[np.minimum(self.lengths, MAX_POWER)]
 
     def joined_hashes(self, n: int) -> NDArray[np.uint64]:
@@ -137,7 +144,7 @@ class Words:
         count = self.num - n + 1
         hashes = self.hashes[:count].copy()
         for k in range(1, n):
-            hashes *= self._steps[k : k + count]
+            hashes *= self.steps[k : k + count]
             hashes += self.hashes[k : k + count]
         return hashes
 
