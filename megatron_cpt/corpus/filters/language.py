@@ -10,6 +10,8 @@ from megatron_cpt.errors import ConfigError
 
 UNSURE = "und"  # ISO 639-2's code for an undetermined language
 NUM_PIECES = 3
+# Members of a macrolanguage (ISO 639-3) that the model tells apart: a text of one is in the other too.
+PART_OF = {"wuu": "zh", "yue": "zh", "nn": "no", "arz": "ar", "ary": "ar", "fuv": "ff", "uzs": "uz", "sdh": "ku", "gug": "gn", "gom": "kok"}
 
 
 @cache
@@ -66,6 +68,10 @@ class LanguageGuess:
 
     def problem(self, language: str | None, confidence: float) -> str | None:
         """Return why a text of this language is dropped, if it is."""
-        if language is None or language in self.keep or (language == UNSURE and not self.settings.drop_unsure):
+        if (
+            language is None
+            or not self.keep.isdisjoint((language, PART_OF.get(language)))
+            or (language == UNSURE and not self.settings.drop_unsure)
+        ):
             return None
         return f"{language} with confidence {confidence:.2f}, kept: {', '.join(sorted(self.keep))}"

@@ -39,22 +39,35 @@ class PrivateData:
 
     def __call__(self, text: str) -> Private:
         """Return what is to be done with a text."""
+        counts: Counter[str] = Counter()
+        first = True
+        masked: str | None = text
+        while masked is not None:  # a mask sets free what stood beside the value, which may be private by itself
+            text = masked
+            spans = self._disjoint(text)
+            counts.update(kind for _, _, kind in spans if first or self.actions[kind] == "mask")
+            first = False
+            masked = self._masked(text, spans)
+        dropped_for = next((kind for kind, action in self.actions.items() if action == "drop" and counts[kind]), None)
+        return Private(text, dict(sorted(counts.items())), dropped_for)
+
+    def _disjoint(self, text: str) -> list[Span]:
+        """Return what is found, in order; of two that overlap, the one of the earlier shape."""
         taken: list[Span] = []
         for span in self._spans(text):
             at = bisect_left(taken, span[1:2])
             if not (at and taken[at - 1][1] > span[0]):
                 insort(taken, span)
-        counts = Counter(kind for _, _, kind in taken)
-        dropped_for = next((kind for kind, action in self.actions.items() if action == "drop" and counts[kind]), None)
-        return Private(self._masked(text, taken), dict(sorted(counts.items())), dropped_for)
+        return taken
 
-    def _masked(self, text: str, spans: list[Span]) -> str:
+    def _masked(self, text: str, spans: list[Span]) -> str | None:
+        """Return the text with masks; None where there is nothing to mask."""
         parts, end = [], 0
         for begin, stop, kind in spans:
             if self.actions[kind] == "mask":
                 parts += [text[end:begin], MASKS[kind]]
                 end = stop
-        return "".join([*parts, text[end:]]) if parts else text
+        return "".join([*parts, text[end:]]) if parts else None
 
     def _spans(self, text: str) -> Iterator[Span]:
         for shape in self.prefixed:

@@ -47,7 +47,7 @@ def is_card(found: str) -> bool:
         or (3528 <= first4 <= 3589 and length == 16)  # JCB
         or (first2 == 62 and 16 <= length <= 19)  # UnionPay
     )
-    return network and len(set(digits)) > 2 and luhn(digits)
+    return network and len(set(digits)) > 1 and luhn(digits)
 
 
 def is_resident_id(found: str) -> bool:

@@ -1,0 +1,53 @@
+"""Real text that is at hand wherever the tests run, the presets' rules, and datatrove's filters with the same thresholds."""
+
+from __future__ import annotations
+
+import json
+import sys
+import sysconfig
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+sys.path.append(str(ROOT / "benchmarks"))
+from corpus_filter import rules_of, stock_filters  # noqa: E402
+
+STATUTES = ROOT / "data" / "samples" / "china_law.jsonl"
+__all__ = ["english_texts", "python_texts", "rules_of", "statutes", "stock_filters"]
+
+
+@cache
+def python_texts() -> tuple[str, ...]:
+    """Source files of the standard library, those of its top folder."""
+    return tuple(path.read_text(encoding="utf-8", errors="replace") for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")))
+
+
+@cache
+def english_texts() -> tuple[str, ...]:
+    """Descriptions and licences of the installed packages, whole and by paragraph groups, and pieces of Python source: thousands."""
+    texts = []
+    for folder in sorted(Path(sysconfig.get_paths()["purelib"]).glob("*.dist-info")):
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and (path.name == "METADATA" or "LICENSE" in path.name.upper()):
+                text = path.read_text(encoding="utf-8", errors="replace")
+                texts += [text[:20_000], *text[:20_000].split("\n\n\n")]
+    for text in python_texts():
+        texts += text.split("\n\n\n")[:12]
+    return tuple(dict.fromkeys(text for text in texts if text.strip()))
+
+
+@cache
+def statutes() -> tuple[str, ...]:
+    """Statutes of the sample corpus, at most 20,000 characters of each."""
+    if not STATUTES.is_file():
+        pytest.skip(f"{STATUTES} is not there: python tools/fetch_samples.py china_law")
+    with STATUTES.open(encoding="utf-8") as lines:
+        return tuple(json.loads(line)["text"][:20_000] for line in lines)
+
+
+def one_group(rules: Any, group: str) -> Any:
+    """Return rules of which only one group is on."""
+    return type(rules)(words=rules.words, **{group: getattr(rules, group)})
