@@ -24,6 +24,8 @@ CORE = [
     "sentencepiece>=0.2.1,<0.3",  # 0.2.1: wheels for Python 3.11 to 3.13
     "rich>=13.7,<16",  # progress bars; 13.7: the columns used
     "zstandard>=0.22,<1",  # 0.22: wheels for Python 3.12
+    "datatrove>=0.9,<0.11",  # blocks and executors of the corpus stage; 0.9: see below; 0.10.1 is the newest and tested
+    "license-expression>=30.4,<31",  # the SPDX list of licences; 30.4: LicenseRef and exceptions as used; the major is the list's form
     "wandb>=0.19,<0.32",  # 0.19: run-local settings object; monthly releases, so the newest tested is the bound
 ]
 EXTRAS = {
@@ -33,6 +35,7 @@ EXTRAS = {
         # apex has no wheel: build NVIDIA/apex from source; the package of that name on PyPI is another project
     ],
     "data": ["pyarrow>=15,<27"],  # parquet sources; 15: wheels for Python 3.12
+    "ray": ["ray>=2.31,<3"],  # corpus.engine.kind=ray; 2.31: numpy 2; no other part needs it
     # gguf dequantises the sample model, newer ones untested; transformers asks for accelerate to read a GGUF file
     "samples": ["gguf>=0.17,<0.20", "accelerate>=1.1,<2"],
     "tensorboard": ["tensorboard>=2.15,<3"],  # monitor.tensorboard; 2.15: what torch 2.6 was released beside

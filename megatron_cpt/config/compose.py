@@ -110,6 +110,8 @@ def _readable(error: Exception, overrides: Sequence[str]) -> ConfigError:
         names = sorted(path.stem for path in (shipped_conf() / options.group(1)).glob("*.yaml"))
         near = difflib.get_close_matches(options.group(2), names, n=1)
         next_step = f"Did you mean {options.group(1)}={near[0]}?" if near else f"Known: {', '.join(names)}."
+    elif re.search(r"source\S*provenance\b(?!\.)|ProvenanceConfig", str(error)):
+        next_step = "A source's provenance has three parts: {origin: ..., date: ..., obtained: ...} (docs/corpus.md)."
     elif wrong:
         near = difflib.get_close_matches(wrong, known, n=1)
         next_step = f"Did you mean {near[0]}?" if near else next_step

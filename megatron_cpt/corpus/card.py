@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cpt.errors import printable
+from megatron_cpt.record.provenance import provenance_in_words
 from megatron_cpt.record.store import write_json, write_text
 
 
@@ -39,7 +40,7 @@ def card_markdown(sources: dict[str, dict[str, Any]], examples: dict[str, list[s
         )
     lines += ["", "MB are 10^6 bytes of UTF-8 text. Read = kept + rejected for every source; each reject is listed in `rejects/`.", ""]
     for name, facts in sources.items():
-        lines += [f"## {cell(name)}", "", f"- provenance: {cell(facts['provenance'])}"]
+        lines += [f"## {cell(name)}", "", f"- provenance: {cell(provenance_in_words(facts['provenance']))}"]
         lines.append(f"- rejected: {counts_in_words(facts['rejected'])}")
         lines.append(f"- repaired and kept: {counts_in_words(facts['repaired'])}")
         lines += [f"- example: {cell(text)}" for text in examples[name]] + [""]

@@ -43,7 +43,7 @@ from megatron_cpt.vocab.measure import vocabulary_of
 from megatron_cpt.vocab.merges import Merge, learn_merges
 from megatron_cpt.vocab.report import report_markdown
 from megatron_cpt.vocab.report_page import report_page
-from megatron_cpt.vocab.terms import Terms, read_terms
+from megatron_cpt.record.term_list import Terms, read_terms
 
 CHECK_BYTES = 2_000_000  # round trips and held-out figures are taken on at most this much of each role
 GAIN_BEYOND = 2  # the gain curve goes on to this multiple of the size asked for

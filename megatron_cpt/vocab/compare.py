@@ -16,7 +16,7 @@ from megatron_cpt.vocab.measure import Vocabulary, measure, measure_terms, vocab
 from megatron_cpt.vocab.report import report_markdown
 from megatron_cpt.vocab.report_page import report_page
 from megatron_cpt.vocab.sample import write_sample
-from megatron_cpt.vocab.terms import Terms
+from megatron_cpt.record.term_list import Terms
 
 Texts = Callable[[], Iterator[str]]
 
