@@ -43,5 +43,8 @@ def card_markdown(sources: dict[str, dict[str, Any]], examples: dict[str, list[s
         lines += [f"## {cell(name)}", "", f"- provenance: {cell(provenance_in_words(facts['provenance']))}"]
         lines.append(f"- rejected: {counts_in_words(facts['rejected'])}")
         lines.append(f"- repaired and kept: {counts_in_words(facts['repaired'])}")
+        for key, title in (("found", "found by the filters"), ("languages", "documents by identified language")):
+            if key in facts:
+                lines.append(f"- {title}: {counts_in_words(facts[key])}")
         lines += [f"- example: {cell(text)}" for text in examples[name]] + [""]
     return "\n".join(lines)

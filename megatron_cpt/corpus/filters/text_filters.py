@@ -86,6 +86,10 @@ class TextFilters:
                 return Verdict(text, "private_data", f"{private.dropped_for}: {number} found", counts, guessed)
         return Verdict(text, None, "", counts, guessed)
 
+    def changes(self, counts: dict[str, int]) -> dict[str, int]:
+        """Return of a verdict's counts those of what was changed in the text, rather than only found there."""
+        return {kind: count for kind, count in counts.items() if self.private.actions.get(kind, "mask") == "mask"}
+
 
 class Rules:
     """The rules for one language, cheapest first. What C4's rules leave is what FineWeb's judge; Gopher's judge the text as it was."""
