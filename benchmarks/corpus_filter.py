@@ -2,7 +2,7 @@
 
     python benchmarks/corpus_filter.py --licences scancode_toolkit_mini-32.5.0-cp311-none-any.whl --chinese data/samples/china_law.jsonl
 
-English documents are the licences and licence notices of the wheel (40 MB), or without it Python source of this interpreter and its
+English documents are the licences and licence notices of the wheel, or without it Python source of this interpreter and its
 packages; Chinese ones are lines of a JSON-lines file. Each round runs ours and datatrove's in turn in a new process that loads the texts,
 then filters them; what is timed is the filtering. datatrove's filters stand in the order in which FineWeb was made, get our splitting
 into words (its own needs models that it downloads) and say what they drop; both must keep the same number of documents. MB/s are of
@@ -145,6 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--megabytes", type=float, default=26.0, help="at most about this much text of each language")
     parser.add_argument("--licences", type=Path, help="the wheel of scancode-toolkit-mini")
     parser.add_argument("--chinese", type=Path, default=Path("data/samples/china_law.jsonl"))
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
@@ -156,9 +157,14 @@ def main() -> None:
         for preset in arguments.presets:
             path = Path(folder) / "texts.jsonl"
             language = "zh" if preset == "zh" else "en"
-            texts = [text for text in texts_of(arguments, language) if text.strip()]
+            texts, size = [], 0
+            for text in filter(str.strip, texts_of(arguments, language)):
+                texts.append(text)
+                size += len(text.encode("utf-8", "replace"))
+                if size > arguments.megabytes * 1e6:
+                    break
             path.write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8")
-            megabytes = sum(len(text.encode("utf-8", "replace")) for text in texts) / 1e6
+            megabytes = size / 1e6
             number, texts = len(texts), []
             results: dict[str, list[dict[str, float]]] = {"ours": [], "datatrove": []}
             for _ in range(arguments.rounds):
