@@ -27,25 +27,26 @@ def python_texts() -> tuple[str, ...]:
 
 @cache
 def english_texts() -> tuple[str, ...]:
-    """Descriptions and licences of the installed packages, whole and by paragraph groups, and pieces of Python source: thousands."""
+    """Descriptions and licences of the installed packages, their beginnings and groups of paragraphs, and pieces of Python source: thousands."""
     texts = []
     for folder in sorted(Path(sysconfig.get_paths()["purelib"]).glob("*.dist-info")):
         for path in sorted(folder.rglob("*")):
             if path.is_file() and (path.name == "METADATA" or "LICENSE" in path.name.upper()):
                 text = path.read_text(encoding="utf-8", errors="replace")
-                texts += [text[:20_000], *text[:20_000].split("\n\n\n")]
+                paragraphs = text.split("\n\n")
+                texts += [text[:6000], *("\n\n".join(paragraphs[first : first + 4])[:6000] for first in range(0, 24, 4))]
     for text in python_texts():
-        texts += text.split("\n\n\n")[:12]
+        texts += [piece[:6000] for piece in text.split("\n\n\n")[:8]]
     return tuple(dict.fromkeys(text for text in texts if text.strip()))
 
 
 @cache
 def statutes() -> tuple[str, ...]:
-    """Statutes of the sample corpus, at most 20,000 characters of each."""
+    """Statutes of the sample corpus, at most 8,000 characters of each."""
     if not STATUTES.is_file():
         pytest.skip(f"{STATUTES} is not there: python tools/fetch_samples.py china_law")
     with STATUTES.open(encoding="utf-8") as lines:
-        return tuple(json.loads(line)["text"][:20_000] for line in lines)
+        return tuple(json.loads(line)["text"][:8_000] for line in lines)
 
 
 def one_group(rules: Any, group: str) -> Any:

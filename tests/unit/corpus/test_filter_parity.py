@@ -74,7 +74,7 @@ def test_every_verdict_on_thousands_of_english_texts_is_datatroves() -> None:
     texts = english_texts()
     assert len(texts) > 2000
     differ, fired = unlike("fineweb", texts)
-    loose, later = unlike("gopher", texts, without=("min_words", "min_alphabetic_words"))
+    loose, later = unlike("gopher", texts[::3], without=("min_words", "min_alphabetic_words"))
     assert not differ
     assert not loose
     # the comparison says little of a rule that never fired
@@ -82,7 +82,7 @@ def test_every_verdict_on_thousands_of_english_texts_is_datatroves() -> None:
 
 
 def test_every_verdict_on_chinese_statutes_is_datatroves() -> None:
-    differ, fired = unlike("zh", statutes())
+    differ, fired = unlike("zh", statutes()[::3])
     assert not differ
     assert fired["max_duplicate_ngram_chars.10"] > 0
 
@@ -91,7 +91,7 @@ def test_all_filters_together_keep_what_datatroves_chain_keeps() -> None:
     rules = rules_of("fineweb")
     ours, chain = TextFilters(FilterConfig(rules={"en": rules}), language="en"), stock_filters(rules)
     num_kept = 0
-    for text in english_texts()[::3]:
+    for text in english_texts()[::5]:
         document = Document(text=text, id="")
         kept = all(step.filter(document) is True for step in chain)
         verdict = ours(text)
@@ -103,7 +103,7 @@ def test_all_filters_together_keep_what_datatroves_chain_keeps() -> None:
 
 @pytest.mark.parametrize("mode", WORD_PATTERN)
 def test_words_are_those_of_the_pattern_on_real_text(mode: str) -> None:
-    for text in english_texts()[::5]:
+    for text in english_texts()[::9]:
         words = Words(text, mode=mode)
         assert words.lengths.tolist() == [len(match.group()) for match in re.finditer(WORD_PATTERN[mode], text)]
 
