@@ -232,7 +232,7 @@ def facts_of(source: SourceConfig, tally: Tally) -> dict[str, Any]:
 
 
 def noted_facts(tally: Tally) -> dict[str, dict[str, int]]:
-    """Return what the filters counted in the texts that came to them: `found` by kind, `languages` in documents; neither where none looked."""
+    """Return what the filters counted: `found` by kind, `languages` in documents; only what was looked for."""
     facts: dict[str, dict[str, int]] = {}
     for what, count in sorted(tally.noted.items()):
         group, _, kind = what.partition(" ")

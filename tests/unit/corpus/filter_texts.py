@@ -27,7 +27,7 @@ def python_texts() -> tuple[str, ...]:
 
 @cache
 def english_texts() -> tuple[str, ...]:
-    """Descriptions and licences of the installed packages, their beginnings and groups of paragraphs, and pieces of Python source: thousands."""
+    """Descriptions and licences of installed packages, by beginnings and groups of paragraphs, and pieces of Python source: thousands."""
     texts = []
     for folder in sorted(Path(sysconfig.get_paths()["purelib"]).glob("*.dist-info")):
         for path in sorted(folder.rglob("*")):
