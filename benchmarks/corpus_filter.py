@@ -90,7 +90,8 @@ def stock_filters(rules: Any) -> list[Any]:
         GopherRepetitionFilter(
             dup_line_frac=r.max_duplicate_lines, dup_para_frac=r.max_duplicate_paragraphs,
             dup_line_char_frac=r.max_duplicate_line_chars, dup_para_char_frac=r.max_duplicate_paragraph_chars,
-            top_n_grams=tuple(r.max_top_ngram_chars.items()), dup_n_grams=tuple(r.max_duplicate_ngram_chars.items()), language=words,
+            top_n_grams=[(limit.n, limit.share) for limit in r.max_top_ngram_chars],
+            dup_n_grams=[(limit.n, limit.share) for limit in r.max_duplicate_ngram_chars], language=words,
         ),
         GopherQualityFilter(
             min_doc_words=q.min_words, max_doc_words=q.max_words, min_avg_word_length=q.min_mean_word_length,

@@ -38,15 +38,23 @@ class QualityRulesConfig:
 
 
 @dataclass
+class NgramLimitConfig:
+    """The share of a text's characters that runs of `n` words may take."""
+
+    n: int = 0
+    share: float = 0.0
+
+
+@dataclass
 class RepetitionRulesConfig:
-    """Gopher's repetition rules (the same paper, table A1): shares of the document that repeat themselves, n-grams by their n."""
+    """Gopher's repetition rules (the same paper, table A1): shares of the document that repeat themselves."""
 
     max_duplicate_paragraphs: float | None = None
     max_duplicate_paragraph_chars: float | None = None
     max_duplicate_lines: float | None = None
     max_duplicate_line_chars: float | None = None
-    max_top_ngram_chars: dict[int, float] = field(default_factory=dict)
-    max_duplicate_ngram_chars: dict[int, float] = field(default_factory=dict)
+    max_top_ngram_chars: list[NgramLimitConfig] = field(default_factory=list)
+    max_duplicate_ngram_chars: list[NgramLimitConfig] = field(default_factory=list)
 
 
 @dataclass

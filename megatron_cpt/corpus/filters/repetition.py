@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_cpt.config.filter_schema import RepetitionRulesConfig
+from megatron_cpt.config.filter_schema import NgramLimitConfig, RepetitionRulesConfig
 from megatron_cpt.corpus.filters.found import Found
 from megatron_cpt.corpus.filters.words import Words
 
@@ -54,12 +54,16 @@ def repeated_lines(text: str, rules: RepetitionRulesConfig) -> Found | None:
     return None
 
 
+def _by_n(limits: Sequence[NgramLimitConfig]) -> dict[int, float]:
+    return {limit.n: limit.share for limit in limits}
+
+
 def repeated_ngrams(num_chars: int, words: Words, rules: RepetitionRulesConfig) -> Found | None:
     """Return what the rules on runs of words find in a text of `num_chars` characters, if anything."""
-    for n, threshold in rules.max_top_ngram_chars.items():
+    for n, threshold in _by_n(rules.max_top_ngram_chars).items():
         if (share := top_ngram_share(words, n, num_chars, threshold)) > threshold:
             return Found(f"max_top_ngram_chars.{n}", share, threshold)
-    sizes = {n: threshold for n, threshold in rules.max_duplicate_ngram_chars.items() if n <= words.num}
+    sizes = {n: threshold for n, threshold in _by_n(rules.max_duplicate_ngram_chars).items() if n <= words.num}
     if not sizes:
         return None
     runs = RepeatedRuns(words, min(sizes))

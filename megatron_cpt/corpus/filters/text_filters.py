@@ -154,10 +154,12 @@ def _rule_problems(where: str, rules: TextRulesConfig) -> Iterator[str]:
     for group in (rules.quality, rules.repetition, rules.lines, rules.c4):
         for item in fields(group):
             value = getattr(group, item.name)
-            for name, number in value.items() if isinstance(value, dict) else ((None, value),):
-                if isinstance(number, int | float) and number < 0:
-                    yield f"{where}: {item.name}{'' if name is None else f'.{name}'}={number} is below 0."
+            if isinstance(value, int | float) and value < 0:
+                yield f"{where}: {item.name}={value} is below 0."
     for key in ("max_top_ngram_chars", "max_duplicate_ngram_chars"):
-        yield from (f"{where}: {key}.{n} is no run of words." for n in getattr(rules.repetition, key) if n < 1)
+        limits = getattr(rules.repetition, key)
+        yield from (f"{where}: {key} has n={limit.n} with share={limit.share}." for limit in limits if limit.n < 1 or limit.share < 0)
+        if len({limit.n for limit in limits}) < len(limits):
+            yield f"{where}: {key} has an n twice."
     if rules.quality.min_stop_words and len(set(rules.quality.stop_words)) < rules.quality.min_stop_words:
         yield f"{where}: min_stop_words={rules.quality.min_stop_words} is more than there are stop_words."

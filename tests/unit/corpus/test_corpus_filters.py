@@ -8,12 +8,22 @@ import pytest
 from filter_texts import english_texts
 
 from megatron_cpt.config.compose import compose
-from megatron_cpt.config.filter_schema import FilterConfig, LanguageConfig, PrivateDataConfig, TextRulesConfig, UnicodeConfig
+from megatron_cpt.config.filter_schema import (
+    FilterConfig,
+    LanguageConfig,
+    NgramLimitConfig,
+    PrivateDataConfig,
+    TextRulesConfig,
+    UnicodeConfig,
+)
 from megatron_cpt.config.schema import CorpusConfig, EngineConfig, ProvenanceConfig, SourceConfig
 from megatron_cpt.corpus.build import build_corpus
 from megatron_cpt.corpus.filters import TextFilters
+from megatron_cpt.corpus.tasks import TaskPlan
 from megatron_cpt.errors import ConfigError
+from megatron_cpt.line.inputs import corpus_settings
 from megatron_cpt.record.manifest import StageResult
+from megatron_cpt.record.typed import from_plain, to_plain
 
 ENGLISH = "The court held that the parties have to be heard, and that the order of the lower court was to stand."
 GERMAN = "Die Würde des Menschen ist unantastbar. Sie zu achten und zu schützen ist Verpflichtung aller staatlichen Gewalt."
@@ -75,9 +85,22 @@ def test_presets_compose_and_stand_together():
     filters = compose(["experiment=tiny", "filter=[fineweb,zh]", "corpus.filters.private.email=mask"]).corpus.filters
     assert set(filters.rules) == {"en", "zh"}
     assert filters.rules["en"].quality.min_words == 50
-    assert filters.rules["en"].repetition.max_top_ngram_chars == {2: 0.20, 3: 0.18, 4: 0.16}
+    assert filters.rules["en"].repetition.max_top_ngram_chars == [
+        NgramLimitConfig(2, 0.20),
+        NgramLimitConfig(3, 0.18),
+        NgramLimitConfig(4, 0.16),
+    ]
     assert filters.rules["zh"].words == "characters"
     assert (filters.private.email, filters.private.phone) == ("mask", "count")
+
+
+def test_the_rules_are_the_same_read_back_from_a_record():
+    settings = compose(["experiment=tiny", "filter=[fineweb,zh]"]).corpus
+    plan = TaskPlan(sources={}, settings=settings, tasks=())
+    assert from_plain(TaskPlan, json.loads(json.dumps(to_plain(plan))), where="plan") == plan
+    inputs = corpus_settings(settings)  # a finished stage is told by them
+    assert json.loads(json.dumps(inputs)) == inputs
+    assert corpus_settings(compose(["experiment=tiny"]).corpus) == {}
 
 
 def test_a_worker_reads_the_rules_as_they_were_composed(tmp_path):

@@ -14,7 +14,7 @@ from filter_texts import english_texts, one_group, rules_of, statutes, stock_fil
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_cpt.config.filter_schema import FilterConfig, RepetitionRulesConfig
+from megatron_cpt.config.filter_schema import FilterConfig
 from megatron_cpt.corpus.filters import TextFilters
 from megatron_cpt.corpus.filters.repetition import RepeatedRuns, split_lines, top_ngram_share
 from megatron_cpt.corpus.filters.text_filters import Rules
@@ -138,10 +138,7 @@ def test_lines_are_split_as_the_pattern_splits(text: str) -> None:
 
 @given(text=few_words)
 def test_rules_agree_on_texts_that_repeat_themselves(text: str) -> None:
-    rules = replace(
-        rules_of("gopher"),
-        repetition=RepetitionRulesConfig(0.3, 0.2, 0.3, 0.2, {2: 0.2, 3: 0.18, 4: 0.16}, {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12}),
-    )
+    rules = rules_of("gopher")
     if text.strip():
         theirs = stock_filters(rules)[0].filter(Document(text=text, id=""))
         assert (Rules(one_group(rules, "repetition"))(text)[1] is None) == (theirs is True)
