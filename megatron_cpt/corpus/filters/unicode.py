@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
+from typing import Literal
 
 from megatron_cpt.config.filter_schema import UnicodeConfig
 from megatron_cpt.errors import ConfigError
@@ -24,6 +25,7 @@ class UnicodeRepair:
 
     def __init__(self, settings: UnicodeConfig) -> None:
         self.settings = settings
+        self.form: Literal["NFC", "NFKC"] = "NFKC" if settings.normal_form == "NFKC" else "NFC"
         self.fix_encoding: Callable[[str], str] | None = None
         if settings.mojibake == "repair":
             try:
@@ -48,6 +50,6 @@ class UnicodeRepair:
             text, number = FORMAT_CHARACTERS.subn("", text)
             if number:
                 counts["format_characters"] = number
-        if settings.normal_form and not unicodedata.is_normalized(settings.normal_form, text):
-            text, counts["normal_form"] = unicodedata.normalize(settings.normal_form, text), 1
+        if settings.normal_form and not unicodedata.is_normalized(self.form, text):
+            text, counts["normal_form"] = unicodedata.normalize(self.form, text), 1
         return text, counts

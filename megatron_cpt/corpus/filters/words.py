@@ -137,7 +137,8 @@ class Words:
     @cached_property
     def steps(self) -> NDArray[np.uint64]:
         """By what a hash is multiplied before a word is joined to it, shape `(num,)`."""
-        return POWERS[np.minimum(self.lengths, MAX_POWER)]
+        steps: NDArray[np.uint64] = POWERS[np.minimum(self.lengths, MAX_POWER)]
+        return steps
 
     def joined_hashes(self, n: int) -> NDArray[np.uint64]:
         """Return hashes of every `n` words written without a space between them, shape `(num - n + 1,)`."""
@@ -159,4 +160,5 @@ class Words:
 
     def run_lengths(self, n: int) -> NDArray[np.int64]:
         """Return the characters of every `n` words, without spaces, shape `(num - n + 1,)`."""
-        return self.offsets[n:] - self.offsets[:-n]
+        lengths: NDArray[np.int64] = self.offsets[n:] - self.offsets[:-n]
+        return lengths
