@@ -13,10 +13,11 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 sys.path.append(str(ROOT / "benchmarks"))
-from corpus_filter import rules_of, stock_filters  # noqa: E402
+import corpus_filter  # noqa: E402
 
 STATUTES = ROOT / "data" / "samples" / "china_law.jsonl"
-__all__ = ["english_texts", "python_texts", "rules_of", "statutes", "stock_filters"]
+rules_of = cache(corpus_filter.rules_of)
+stock_filters = corpus_filter.stock_filters
 
 
 @cache
@@ -34,9 +35,9 @@ def english_texts() -> tuple[str, ...]:
             if path.is_file() and (path.name == "METADATA" or "LICENSE" in path.name.upper()):
                 text = path.read_text(encoding="utf-8", errors="replace")
                 paragraphs = text.split("\n\n")
-                texts += [text[:6000], *("\n\n".join(paragraphs[first : first + 4])[:6000] for first in range(0, 24, 4))]
+                texts += [text[:3000], *("\n\n".join(paragraphs[first : first + 4])[:3000] for first in range(0, 24, 4))]
     for text in python_texts():
-        texts += [piece[:6000] for piece in text.split("\n\n\n")[:8]]
+        texts += [piece[:3000] for piece in text.split("\n\n\n")[:8]]
     return tuple(dict.fromkeys(text for text in texts if text.strip()))
 
 

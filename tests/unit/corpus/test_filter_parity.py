@@ -11,7 +11,7 @@ import pytest
 from datatrove.data import Document
 from datatrove.pipeline.filters.gopher_repetition_filter import find_all_duplicate, find_top_duplicate, get_n_grams
 from filter_texts import english_texts, one_group, rules_of, statutes, stock_filters
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_cpt.config.filter_schema import FilterConfig
@@ -74,7 +74,7 @@ def test_every_verdict_on_thousands_of_english_texts_is_datatroves() -> None:
     texts = english_texts()
     assert len(texts) > 2000
     differ, fired = unlike("fineweb", texts)
-    loose, later = unlike("gopher", texts[::3], without=("min_words", "min_alphabetic_words"))
+    loose, later = unlike("gopher", texts[::5], without=("min_words", "min_alphabetic_words"))
     assert not differ
     assert not loose
     # the comparison says little of a rule that never fired
@@ -108,6 +108,7 @@ def test_words_are_those_of_the_pattern_on_real_text(mode: str) -> None:
         assert words.lengths.tolist() == [len(match.group()) for match in re.finditer(WORD_PATTERN[mode], text)]
 
 
+@settings(deadline=None)  # other work on the machine is no failure
 @given(text=any_text, mode=st.sampled_from(list(WORD_PATTERN)))
 def test_words_are_those_of_the_pattern(text: str, mode: str) -> None:
     expected = [match.group() for match in re.finditer(WORD_PATTERN[mode], text)]
@@ -118,6 +119,7 @@ def test_words_are_those_of_the_pattern(text: str, mode: str) -> None:
     assert words.num_alphabetic == sum(any(map(str.isalpha, word)) for word in expected)
 
 
+@settings(deadline=None)  # other work on the machine is no failure
 @given(text=few_words, n=st.integers(1, 6))
 def test_repeated_runs_are_counted_as_datatrove_counts_them(text: str, n: int) -> None:
     words = [match.group() for match in re.finditer(WORD_PATTERN["spaced"], text)]
@@ -131,11 +133,13 @@ def test_repeated_runs_are_counted_as_datatrove_counts_them(text: str, n: int) -
             assert walked <= runs.covered_chars()
 
 
+@settings(deadline=None)  # other work on the machine is no failure
 @given(text=few_words)
 def test_lines_are_split_as_the_pattern_splits(text: str) -> None:
     assert split_lines(text) == re.split("\n+", text)
 
 
+@settings(deadline=None)  # other work on the machine is no failure
 @given(text=few_words)
 def test_rules_agree_on_texts_that_repeat_themselves(text: str) -> None:
     rules = rules_of("gopher")
