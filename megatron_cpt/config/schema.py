@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron_cpt.config.filter_schema import FilterConfig
+
 MISSING: Any = "???"  # omegaconf's mark, repeated here so that this module needs no omegaconf
 
 
@@ -109,11 +111,6 @@ class EngineConfig:
     kind: str = "local"
     workers: int | None = None
     task_mb: float = 64.0
-
-
-@dataclass
-class FilterConfig:
-    """Which texts are left out or masked. The default leaves out none."""
 
 
 @dataclass

@@ -15,9 +15,11 @@ from typing import Any
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
+from megatron_cpt.config.filter_schema import FilterConfig
 from megatron_cpt.config.schema import SourceConfig
 from megatron_cpt.corpus.clean import clean_text, text_of, text_problem
 from megatron_cpt.corpus.compare_block import CompareUnits, needs_units
+from megatron_cpt.corpus.filters import TextFilters
 from megatron_cpt.corpus.readers import Unreadable, is_one_text, read_records
 from megatron_cpt.corpus.scratch import TaskWriter, halves
 from megatron_cpt.corpus.select.in_corpus import FeatureColumns
@@ -31,11 +33,13 @@ MAX_ID_CHARS = 200
 def blocks_of(plan: TaskPlan, task: Task, writer: TaskWriter) -> list[PipelineStep]:
     """Return the first pass over one task, as datatrove runs it."""
     source = plan.sources[task.source]
+    filtering = [FilterTexts(plan.settings.filters, source, writer)] if plan.settings.filters != FilterConfig() else []
     compare = [CompareUnits(plan.settings, source, writer)] if needs_units(plan.settings, writer.scratch) else []
     features = FeatureColumns(plan.settings.select, writer) if FeatureColumns.wanted(plan, task.source) else None
     return [
         ReadRecords(task, source, writer),
         CleanTexts(source, writer),
+        *filtering,
         *compare,
         WriteShard(task.source, writer, features),
     ]
@@ -119,6 +123,37 @@ class CleanTexts(CorpusBlock):
             elif len(cleaned.text) < self.min_chars:
                 self.reject(document, "too_short", f"{len(cleaned.text)} characters, min_chars {self.min_chars}")
             else:
+                yield document
+
+
+class FilterTexts(CorpusBlock):
+    """Leaves out texts by the filters of the source's language, masks what is private and counts what was found, by source."""
+
+    name = "filters"
+    type = "FILTER"
+
+    def __init__(self, settings: FilterConfig, source: SourceConfig, writer: TaskWriter) -> None:
+        super().__init__(writer)
+        self.min_chars = source.min_chars
+        self.filters = TextFilters(settings, language=source.language)
+
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        for document in data or ():
+            before, verdict = document.text, self.filters(document.text)
+            if verdict.language is not None:
+                self.writer.note(f"language {verdict.language}")
+            for kind, count in verdict.counts.items():
+                self.writer.note(f"found {kind}", count)
+            document.text = verdict.text
+            if verdict.reason is not None:
+                self.reject(document, verdict.reason, verdict.detail)
+            elif not verdict.text.strip():
+                self.reject(document, "empty_text", "nothing is left behind the filters")
+            elif len(verdict.text) < self.min_chars:
+                self.reject(document, "too_short", f"{len(verdict.text)} characters behind the filters, min_chars {self.min_chars}")
+            else:
+                if verdict.text != before:
+                    document.metadata["repairs"].update(self.filters.changes(verdict.counts))
                 yield document
 
 

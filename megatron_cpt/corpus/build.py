@@ -26,6 +26,7 @@ from megatron_cpt.corpus.decontaminate import EvalGrams, decontaminate_problems
 from megatron_cpt.corpus.dedup.bands import dedup_problems
 from megatron_cpt.corpus.dedup.report import Shown, duplicates_report, write_duplicates_report
 from megatron_cpt.corpus.engine import LaunchArray, engine_problems, run_first_pass
+from megatron_cpt.corpus.filters import TextFilters
 from megatron_cpt.corpus.scratch import Shard
 from megatron_cpt.corpus.select.in_corpus import domain_samples
 from megatron_cpt.corpus.select.target import select_problems, terms_of
@@ -75,6 +76,8 @@ def build_corpus(
     settings = settings or CorpusConfig()
     problems = [*engine_problems(settings.engine), *dedup_problems(settings.dedup), *decontaminate_problems(settings.decontaminate)]
     raise_all(ConfigError, [*problems, *select_problems(settings.select, sources)], where="corpus")
+    for name in sorted(sources):
+        TextFilters(settings.filters, language=sources[name].language)  # refuses what a worker would stumble over
     terms = terms_of(settings.select)
     for remark in terms.remarks if terms else ():
         say(f"corpus: {remark}")
@@ -261,6 +264,14 @@ def facts_of(source: SourceConfig, tally: Tally) -> dict[str, Any]:
     return {
         "role": source.role, "licence": source.licence, "language": source.language, "provenance": asdict(source.provenance),
         "read": tally.read, "kept": tally.kept, "rejected": dict(sorted(tally.rejected.items())),
-        "repaired": dict(sorted(tally.repaired.items())), **by_side,
-        **({"noted": dict(sorted(tally.noted.items()))} if tally.noted else {}),
+        "repaired": dict(sorted(tally.repaired.items())), **noted_facts(tally), **by_side,
     }  # fmt: skip
+
+
+def noted_facts(tally: Tally) -> dict[str, dict[str, int]]:
+    """Return what the filters counted: `found` by kind, `languages` in documents; only what was looked for."""
+    facts: dict[str, dict[str, int]] = {}
+    for what, count in sorted(tally.noted.items()):
+        group, _, kind = what.partition(" ")
+        facts.setdefault({"found": "found", "language": "languages"}[group], {})[kind] = count
+    return facts

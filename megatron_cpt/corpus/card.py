@@ -224,6 +224,7 @@ def source_lines(card: Card, name: str) -> list[str]:
     lines.append(f"- provenance: {cell(provenance_in_words(facts['provenance']))}")
     lines.append(f"- rejected: {counts_in_words(facts['rejected'])}")
     lines.append(f"- repaired and kept: {counts_in_words(facts['repaired'])}")
-    if facts.get("noted"):
-        lines.append(f"- found: {counts_in_words(facts['noted'])}")
+    for key, title in (("found", "found by the filters"), ("languages", "documents by identified language")):
+        if key in facts:
+            lines.append(f"- {title}: {counts_in_words(facts[key])}")
     return [*lines, *(f"- example: {cell(text)}" for text in card.examples[name]), ""]
