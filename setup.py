@@ -43,6 +43,8 @@ EXTRAS = {
     "harness": ["lm-eval>=0.4.13,<0.5"],  # eval.harness; 0.4.13: the newest, and what the tests run on; 0.5 is not released
     "dev": [
         "lm-eval>=0.4.13,<0.5",  # as above
+        "data-selection>=1.0.3,<2",  # the selection's weights are held against its authors' code; 1.0.3: the newest
+        "nltk>=3.8,<4",  # which it needs and does not declare
         "pytest>=8.2,<10",  # 8.2: current fixtures API; 9 is what CI runs
         "pytest-xdist>=3.6,<4",  # two test processes; 3.6: the first for pytest 8.2
         "hypothesis>=6.100,<7",

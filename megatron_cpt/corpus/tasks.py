@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,7 @@ def plan_tasks(sources: dict[str, SourceConfig], settings: CorpusConfig, *, inpu
         DataError: a source has no file, or a file cannot be looked at.
     """
     common = {key: value for key, value in inputs.items() if key != "sources"} if inputs else {"plan": uuid.uuid4().hex}
+    common["all settings"] = {group: values for group, values in asdict(settings).items() if group != "engine"}
     tasks: list[Task] = []
     for name in sorted(sources):
         source = inputs["sources"][name] if inputs else {"settings": None, "files": {}}

@@ -15,7 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cpt.config.schema import CorpusConfig, EngineConfig, ProvenanceConfig, SourceConfig
+from megatron_cpt.config.schema import (
+    CorpusConfig,
+    DecontaminateConfig,
+    DedupConfig,
+    EngineConfig,
+    NearDedupConfig,
+    ProvenanceConfig,
+    SelectConfig,
+    SourceConfig,
+)
 from megatron_cpt.corpus import engine
 from megatron_cpt.corpus.build import build_corpus
 from megatron_cpt.corpus.sources import source_inputs
@@ -50,14 +59,16 @@ def sources(tmp_path: Path) -> dict[str, SourceConfig]:
     return {"long": source(tmp_path / "long.jsonl"), "notes": source(folder)}
 
 
-def build(folder: Path, sources: dict[str, SourceConfig], said: list[str] | None = None, **settings) -> dict[str, bytes]:
-    """Build a corpus as the stage does; return its files."""
+def build(
+    folder: Path, sources: dict[str, SourceConfig], said: list[str] | None = None, more: dict | None = None, **engine_settings
+) -> dict[str, bytes]:
+    """Build a corpus as the stage does; return its files. `more` are settings beside the engine's."""
     result = StageResult(folder / "corpus", inputs={"sources": source_inputs(sources)})
     result.folder.mkdir(parents=True)
     try:
-        build_corpus(
-            result, sources=sources, say=(said if said is not None else []).append, settings=CorpusConfig(EngineConfig(**settings))
-        )
+        say = (said if said is not None else []).append
+        settings = CorpusConfig(EngineConfig(**engine_settings), **(more or {}))
+        build_corpus(result, sources=sources, say=say, settings=settings)
     except CptError:
         shutil.rmtree(result.folder)
         raise
@@ -79,6 +90,29 @@ def test_any_number_of_tasks_and_workers_gives_the_same_bytes(tmp_path, sources)
     for workers, task_mb in ((1, SMALL), (2, SMALL), (8, 0.02)):
         assert build(tmp_path / f"{workers}", sources, workers=workers, task_mb=task_mb) == whole
     assert not (tmp_path / "8" / ".corpus.scratch").exists()
+
+
+def test_with_every_decision_switched_on_the_bytes_stay_the_same(tmp_path, sources):
+    texts = [
+        f"The clause {number % 90} of the treaty is about {number * 7919 % 1000} and " + "much else, " * (number % 9)
+        for number in range(600)
+    ]
+    texts += [f"{text} and one word more at its end so that it is nearly the same" for text in texts[:200:7]]
+    texts += [f"{text} and one word less at its end so that it is nearly the same" for text in texts[:200:7]]
+    (tmp_path / "target.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[::5]))
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (tmp_path / "held_out.jsonl").write_text(json.dumps({"text": texts[3] + texts[4]}) + "\n")
+    sources = {**sources, "pool": source(tmp_path / "pool.jsonl")}
+    more = {
+        "dedup": DedupConfig(near=NearDedupConfig(enabled=True, threshold=0.6)),
+        "decontaminate": DecontaminateConfig(texts=[str(tmp_path / "held_out.jsonl")], document_share=0.1),
+        "select": SelectConfig(target=[str(tmp_path / "target.jsonl")], pool=["pool", "long"], max_documents=150),
+    }
+    whole = build(tmp_path / "whole", sources, more=more, workers=1)
+    facts = json.loads(whole["facts"])["sources"]
+    for reason in ("duplicate", "near_duplicate", "contaminated", "not_selected"):
+        assert sum(each["rejected"].get(reason, 0) for each in facts.values()) > 0, reason
+    assert build(tmp_path / "many", sources, more=more, workers=2, task_mb=SMALL) == whole
 
 
 def test_the_place_of_a_bad_byte_is_that_in_the_file_whatever_the_task(tmp_path, sources):
@@ -161,7 +195,8 @@ def test_other_settings_or_texts_do_not_take_the_work_of_earlier_ones(tmp_path, 
         build(tmp_path / "out", sources, workers=1)
     monkeypatch.undo()
     changed = {name: replace(each, min_chars=8) for name, each in sources.items()}
-    assert build(tmp_path / "out", changed, workers=1) == build(tmp_path / "other", changed, workers=1)
+    more = {"dedup": DedupConfig(exact=False)}
+    assert build(tmp_path / "out", changed, more=more, workers=1) == build(tmp_path / "other", changed, more=more, workers=1)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
