@@ -62,7 +62,7 @@ def precision(texts: dict[str, list[str]], domain: str, size: int) -> tuple[list
         labels += [name] * len(found)
     is_domain = np.array([label == domain for label in labels])
     counts = count_buckets([features_of(target, SelectConfig())], np.ones(len(target), bool), SelectConfig().num_buckets)
-    parts, documents_of = [features_of(pool, SelectConfig())], documents(pool)
+    parts, documents_of = [features_of(pool, SelectConfig())], described(pool)
     shares = []
     for prior in (0.0, 1.0):
         settings = SelectConfig(max_documents=int(is_domain.sum()) // 4, prior_per_bucket=prior)
@@ -77,7 +77,7 @@ def features_of(texts: list[str], settings: SelectConfig) -> Features:
     return Features(np.concatenate(found), np.array([len(buckets) for buckets in found], np.int64), np.zeros(len(found), np.int64))
 
 
-def documents(texts: list[str]) -> Documents:
+def described(texts: list[str]) -> Documents:
     digests = [sha256_text(text) for text in texts]
     return Documents(
         np.array([int(digest[:16], 16) for digest in digests], np.uint64),

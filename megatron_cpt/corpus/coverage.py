@@ -160,6 +160,10 @@ def count_slice(path: Path, start: int, finder: TermFinder, topics: Topics | Non
     return seen
 
 
+_finder: TermFinder = TermFinder(())  # what a process of the pool was given
+_topics: Topics | None = None
+
+
 def _begin(yardstick: Yardstick) -> None:
     global _finder, _topics
     _finder, _topics = TermFinder(yardstick.terms), yardstick.topics

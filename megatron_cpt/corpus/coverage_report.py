@@ -26,7 +26,7 @@ def coverage_report(yardstick: Yardstick, seen: Mapping[str, Seen], *, target: l
     whole = Seen()
     for counted in seen.values():
         whole += counted
-    terms = [
+    terms: list[dict[str, Any]] = [
         {"term": term, "count": whole.terms[place], "documents": whole.term_documents[place], "in_target": yardstick.in_target[place]}
         for place, term in enumerate(yardstick.terms)
     ]

@@ -51,7 +51,9 @@ def features_of(shard: Shard) -> Features:
     path = shard.folder / f"{BUCKETS}.bin"
     buckets: NDArray[np.uint16] = np.memmap(path, "<u2", "r") if path.stat().st_size else np.empty(0, np.uint16)
     return Features(
-        buckets, shard.rows(NUM_NGRAMS, "<u4", width=1)[:, 0].astype(np.int64), shard.rows(HITS, "<u4", width=1)[:, 0].astype(np.int64)
+        buckets,
+        shard.rows(NUM_NGRAMS, np.dtype("<u4"), width=1)[:, 0].astype(np.int64),
+        shard.rows(HITS, np.dtype("<u4"), width=1)[:, 0].astype(np.int64),
     )
 
 
