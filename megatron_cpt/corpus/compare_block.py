@@ -36,7 +36,7 @@ def load_grams(path: Path, _written_ns: int) -> EvalGrams:
     return EvalGrams.load(path, _HASHES)
 
 
-class CompareUnits(PipelineStep):
+class CompareUnits(PipelineStep):  # type: ignore[misc] # datatrove has no types
     """Leaves out documents of the training side that hold what is evaluated, or notes them; gives the others their columns.
 
     A document's metadata get `columns`: `bands` (uint64, one a band) and `form` (two halves of the digest of its units), as far as the
@@ -50,7 +50,7 @@ class CompareUnits(PipelineStep):
         super().__init__()
         self.settings, self.source, self.writer = settings, source, writer
 
-    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         path = self.writer.scratch / GRAMS_NAME
         grams = load_grams(path, path.stat().st_mtime_ns) if path.exists() else None
         hasher = BandHasher(self.settings.dedup.near, _HASHES) if self.settings.dedup.near.enabled else None

@@ -40,6 +40,10 @@ def corpus_inputs(run: Run) -> dict[str, Any]:
     from megatron_cpt.corpus.sources import source_inputs  # noqa: PLC0415
 
     inputs = {"sources": source_inputs(run.config.source), **corpus_settings(run.config.corpus), **looked_for(run.config)}
+    if run.config.corpus.dedup.near.enabled:
+        from megatron_cpt.corpus.dedup.bands import SIGNATURE_VERSION  # noqa: PLC0415
+
+        inputs["minhash"] = SIGNATURE_VERSION
     select = run.config.corpus.select
     if select != SelectConfig():
         inputs["select"] = select_inputs(select, run.config.source)
