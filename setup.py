@@ -24,6 +24,7 @@ CORE = [
     "sentencepiece>=0.2.1,<0.3",  # 0.2.1: wheels for Python 3.11 to 3.13
     "rich>=13.7,<16",  # progress bars; 13.7: the columns used
     "zstandard>=0.22,<1",  # 0.22: wheels for Python 3.12
+    "rensa>=0.5,<0.6",  # MinHash in Rust; 0.5: signatures of flat arrays, and wheels for Python 3.11 to 3.13 on x86_64 and aarch64
     "datatrove>=0.9,<0.11",  # blocks and executors of the corpus stage; 0.9: see below; 0.10.1 is the newest and tested
     "py3langid>=0.4,<0.5",  # language identification; 0.4: a model that is read without pickle, and probabilities; 0.5 is not released
     "license-expression>=30.4,<31",  # the SPDX list of licences; 30.4: LicenseRef and exceptions as used; the major is the list's form
@@ -44,6 +45,8 @@ EXTRAS = {
     "harness": ["lm-eval>=0.4.13,<0.5"],  # eval.harness; 0.4.13: the newest, and what the tests run on; 0.5 is not released
     "dev": [
         "lm-eval>=0.4.13,<0.5",  # as above
+        "data-selection>=1.0.3,<2",  # the selection's weights are held against its authors' code; 1.0.3: the newest
+        "nltk>=3.8,<4",  # which it needs and does not declare
         "pytest>=8.2,<10",  # 8.2: current fixtures API; 9 is what CI runs
         "pytest-xdist>=3.6,<4",  # two test processes; 3.6: the first for pytest 8.2
         "hypothesis>=6.100,<7",

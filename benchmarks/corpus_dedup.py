@@ -47,7 +47,14 @@ def rules(wheel: Path) -> list[str]:
 
 
 def ours(folder: Path) -> None:
-    from megatron_cpt.config.schema import CorpusConfig, DedupConfig, NearDedupConfig, ProvenanceConfig, SourceConfig  # noqa: PLC0415
+    from megatron_cpt.config.schema import (  # noqa: PLC0415
+        CorpusConfig,
+        DedupConfig,
+        EngineConfig,
+        NearDedupConfig,
+        ProvenanceConfig,
+        SourceConfig,
+    )
     from megatron_cpt.corpus.build import build_corpus  # noqa: PLC0415
     from megatron_cpt.record.manifest import StageResult  # noqa: PLC0415
 
@@ -58,7 +65,8 @@ def ours(folder: Path) -> None:
     )  # fmt: skip
     result = StageResult(folder / "ours")
     result.folder.mkdir()
-    build_corpus(result, sources={"rules": source}, settings=CorpusConfig(dedup=DedupConfig(near=near)), say=lambda line: None)
+    settings = CorpusConfig(engine=EngineConfig(workers=2, task_mb=10), dedup=DedupConfig(near=near))  # two tasks, as theirs has
+    build_corpus(result, sources={"rules": source}, settings=settings, say=lambda line: None)
 
 
 def stock(folder: Path) -> None:

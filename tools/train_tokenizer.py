@@ -19,11 +19,11 @@ from megatron_cpt.config.schema import CompareConfig, ProvenanceConfig, SourceCo
 from megatron_cpt.corpus.build import build_corpus
 from megatron_cpt.errors import ConfigError, CptError
 from megatron_cpt.record.manifest import StageResult, build_stage
+from megatron_cpt.record.term_list import read_terms
 from megatron_cpt.record.tokenizer_file import load_tokenizer
 from megatron_cpt.vocab.candidates import KINDS, NORMALISERS
 from megatron_cpt.vocab.compare import Texts, check_compare, write_comparison
 from megatron_cpt.vocab.documents import sampled
-from megatron_cpt.record.term_list import read_terms
 
 ROLES = ("domain", "general")
 

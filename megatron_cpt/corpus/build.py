@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,19 @@ from typing import Any
 import numpy as np
 
 from megatron_cpt.config.schema import CorpusConfig, SelectConfig, SourceConfig
-from megatron_cpt.corpus.card import write_data_card
+from megatron_cpt.corpus.card import Card, write_data_card
 from megatron_cpt.corpus.compare_block import GRAMS_NAME
 from megatron_cpt.corpus.contamination_report import ContaminationTally, write_contamination_report
-from megatron_cpt.corpus.decide import DUPLICATE, NEAR_DUPLICATE, Decisions, decide
+from megatron_cpt.corpus.coverage import Yardstick, count_files
+from megatron_cpt.corpus.coverage_report import coverage_report, write_coverage
+from megatron_cpt.corpus.decide import DUPLICATE, KEPT, NEAR_DUPLICATE, Decisions, decide
 from megatron_cpt.corpus.decontaminate import EvalGrams, decontaminate_problems
 from megatron_cpt.corpus.dedup.bands import dedup_problems
 from megatron_cpt.corpus.dedup.report import Shown, duplicates_report, write_duplicates_report
 from megatron_cpt.corpus.engine import LaunchArray, engine_problems, run_first_pass
 from megatron_cpt.corpus.filters import TextFilters
 from megatron_cpt.corpus.scratch import Shard
+from megatron_cpt.corpus.select.in_corpus import domain_samples
 from megatron_cpt.corpus.select.target import select_problems, terms_of
 from megatron_cpt.corpus.sources import other_files
 from megatron_cpt.corpus.split import SIDES
@@ -46,6 +49,7 @@ def build_corpus(
     launch_array: LaunchArray | None = None,
     seed: int = 0,
     benches: Mapping[str, Path] | None = None,
+    shares: Mapping[str, float] | None = None,
 ) -> None:
     """Write `<source>.train.jsonl`, `<source>.test.jsonl`, `rejects/`, `repairs/` and the data card into the stage's folder, and
     `<source>.valid.jsonl` for sources with a `valid_fraction`.
@@ -53,11 +57,17 @@ def build_corpus(
     Each line of the train and test files is `{"id", "text", "source"}`. Sources go by name, files by path, records by order; the
     first of several equal texts is kept. The side of a document is decided by the digest of its text alone.
 
+    `coverage.json` and `.md` hold the training side against the target of the selection and the term list, where there is one.
+
     `duplicates.json` and `.md` tell of the copies, `contamination.json` and `.md` of the items of `benches` (files by name) that stood
     in training documents.
 
     Finished tasks are kept in `.<stage>.scratch` beside the stage's folder until the stage is done: a rerun goes on from those whose
     files and settings are the same by `result.inputs`.
+
+    Args:
+        seed: of the selection's noise.
+        shares: planned shares of training samples by source, for the data card.
 
     Raises:
         DataError: a file cannot be read, or a source keeps nothing, or one of its sides is empty although it should not be.
@@ -98,7 +108,14 @@ def build_corpus(
     result.facts["duplicates"] = report_duplicates(result.folder, plan, survivors, decisions)
     if grams is not None:
         result.facts["contamination"] = report_contamination(result.folder, plan, shards, grams, say=say)
-    write_data_card(result.folder, result.facts["sources"], {name: tally.examples for name, tally in tallies.items()})
+    coverage = report_coverage(result.folder, plan, survivors, decisions, terms.terms if terms else (), say=say)
+    if coverage is not None:
+        result.facts["coverage"] = write_coverage(result.folder, coverage)
+    card = Card(
+        facts=result.facts, examples={name: tally.examples for name, tally in tallies.items()},
+        lengths={name: tally.lengths for name, tally in tallies.items()}, shares=shares or {}, coverage=coverage,
+    )  # fmt: skip
+    write_data_card(result.folder, card)
     shutil.rmtree(scratch)
 
 
@@ -160,6 +177,24 @@ def report_contamination(
     return {key: report[key] for key in ("action", "documents", "files")}
 
 
+def report_coverage(
+    folder: Path, plan: TaskPlan, survivors: Survivors, decisions: Decisions, terms: Sequence[str], *, say: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """Hold the training side against the target and the term list; None where there is neither."""
+    settings = plan.settings
+    if not (terms or settings.select.target):
+        return None
+    target, others = domain_samples(plan, survivors, decisions.reason == KEPT, decisions.choice)
+    yardstick = Yardstick.of(settings, terms=terms, target=target, others=others)
+    # a local process is as good as any: this pass reads what was kept, once
+    workers = settings.engine.workers if settings.engine.kind == "local" else None
+    paths = {name: folder / f"{name}.train.jsonl" for name in sorted(plan.sources)}
+    report = coverage_report(yardstick, count_files(paths, yardstick, workers=workers), target=settings.select.target)
+    if report["num_terms"]:
+        say(f"corpus: {report['terms_seen']:,} of {report['num_terms']:,} terms of the domain are seen in the training side (coverage.md)")
+    return report
+
+
 def write_sources(
     folder: Path, plan: TaskPlan, survivors: Survivors, decisions: Decisions, *, say: Callable[[str], None]
 ) -> dict[str, Tally]:
@@ -197,8 +232,8 @@ def reasons_in_words(reasons: Counter[str]) -> str:
 
 
 def split_problems(name: str, source: SourceConfig, tally: Tally) -> list[str]:
-    """Return why a source cannot be used after reading, if it cannot. A selection may take nothing of a source."""
-    if tally.kept == 0 and tally.rejected["not_selected"]:
+    """Return why a source cannot be used after reading, if it cannot. A selection may leave little of a source, or nothing."""
+    if tally.rejected["not_selected"]:
         return []
     if tally.kept == 0:
         return [f"source {name}: none of its {tally.read} records was kept{reasons_in_words(tally.rejected)}"]
@@ -209,11 +244,13 @@ def split_problems(name: str, source: SourceConfig, tally: Tally) -> list[str]:
         ]
     if source.valid_fraction > 0 and tally.documents["valid"] == 0:
         return [
-            f"source {name}: no validation document among {tally.kept} kept ones at valid_fraction {source.valid_fraction}: raise it or add documents"
+            f"source {name}: no validation document among {tally.kept} kept ones at valid_fraction {source.valid_fraction}; "
+            "raise it or add documents"
         ]
     if source.test_fraction + source.valid_fraction < 1 and tally.documents["train"] == 0:
         return [
-            f"source {name}: all {tally.kept} kept documents were held out at test_fraction {source.test_fraction}, valid_fraction {source.valid_fraction}"
+            f"source {name}: all {tally.kept} kept documents were held out at test_fraction {source.test_fraction}"
+            f" and valid_fraction {source.valid_fraction}"
         ]
     return []
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_cpt.corpus.card import cell
+from megatron_cpt.corpus.markdown import cell
 from megatron_cpt.record.store import write_json, write_text
 
 REPORT_NAME = "contamination"

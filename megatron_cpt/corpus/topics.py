@@ -51,8 +51,8 @@ class Topics:
 
     @classmethod
     def of(cls, texts: Sequence[str], *, num_topics: int) -> Topics:
-        """Group texts, which stand in an order that follows from their content; fewer than three texts a topic make fewer topics."""
-        num_topics = max(1, min(num_topics, len(texts) // 3))
+        """Group texts, which stand in an order that follows from their content; fewer than eight texts a topic make fewer topics."""
+        num_topics = max(1, min(num_topics, len(texts) // 8))
         counts = np.stack([_counts(text) for text in texts])
         weights = np.log((1 + len(texts)) / (1 + (counts > 0).sum(axis=0))).astype(np.float32)
         vectors = _unit(counts * weights)
@@ -60,12 +60,14 @@ class Topics:
         group = (vectors @ centres.T).argmax(axis=1)
         order = [topic for topic in np.argsort(-np.bincount(group, minlength=num_topics), kind="stable") if (group == topic).any()]
         centres = centres[order]
-        by_topic = [RunCounts.of(text[:MAX_NAMING_CHARS] for text, its in zip(texts, group, strict=True) if its == topic) for topic in order]
+        by_topic = [
+            RunCounts.of(text[:MAX_NAMING_CHARS] for text, its in zip(texts, group, strict=True) if its == topic) for topic in order
+        ]
         everywhere = reduce(add, by_topic)
         return cls(
             centres=centres,
             weights=weights,
-            least_likeness=float(np.quantile((vectors @ centres.T).max(axis=1), LEAST_LIKE)),
+            least_likeness=float(np.quantile(_likeness_to_others(vectors, centres), LEAST_LIKE)),
             shares=tuple(counted.num_documents / len(texts) for counted in by_topic),
             words=tuple(tuple(distinctive_terms(counted, everywhere, limit=NUM_WORDS)) for counted in by_topic),
         )
@@ -92,6 +94,18 @@ def _unit(vectors: Vectors) -> Vectors:
 
 def _likeness(vectors: Vectors, centres: Vectors) -> float:
     return float((vectors @ centres.T).max(axis=1).sum())
+
+
+def _likeness_to_others(vectors: Vectors, centres: Vectors) -> Vectors:
+    """Return each document's cosine to the nearest centre as it were without that document: how like a new one of the kind is."""
+    likeness = vectors @ centres.T
+    group = likeness.argmax(axis=1)
+    sums = np.stack([vectors[group == topic].sum(axis=0) for topic in range(len(centres))])
+    own = (vectors * sums[group]).sum(axis=1)
+    rest = np.sqrt(np.maximum((sums[group] ** 2).sum(axis=1) - 2 * own + 1, 1e-12))
+    likeness[np.arange(len(vectors)), group] = np.where(np.bincount(group, minlength=len(centres))[group] > 1, (own - 1) / rest, 0.0)
+    nearest: Vectors = likeness.max(axis=1)
+    return nearest
 
 
 def _grouped(vectors: Vectors, count: int, seed: int) -> Vectors:

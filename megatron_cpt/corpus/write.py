@@ -19,7 +19,7 @@ from megatron_cpt.corpus.blocks import document_line
 from megatron_cpt.corpus.clean import clean_text
 from megatron_cpt.corpus.decide import DUPLICATE, KEPT, NEAR_DUPLICATE, NOT_SELECTED, REASONS, Decisions
 from megatron_cpt.corpus.scratch import Shard
-from megatron_cpt.corpus.split import SIDES, sides_of
+from megatron_cpt.corpus.split import SIDES, TRAIN, sides_of
 from megatron_cpt.corpus.survivors import Survivors
 from megatron_cpt.corpus.tasks import Task
 
@@ -39,6 +39,7 @@ class Tally:
     repaired: Counter[str] = field(default_factory=Counter)
     noted: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
+    lengths: Counter[int] = field(default_factory=Counter)  # of training documents: by the bits of their number of characters
 
     @property
     def kept(self) -> int:
@@ -102,14 +103,14 @@ class SourceWriter:
         reason = self.decisions.reason[rows]
         self.tally.read += sum(shard.counts.read)
         self.tally.noted.update(shard.counts.noted)
-        sides = sides_of(
-            documents["sha256_high"], valid_fraction=self.source.valid_fraction, test_fraction=self.source.test_fraction
-        )
+        sides = sides_of(documents["sha256_high"], valid_fraction=self.source.valid_fraction, test_fraction=self.source.test_fraction)
         for side, name in enumerate(SIDES):
             chosen = documents[(sides == side) & (reason == KEPT)]
             self.tally.documents[name] += len(chosen)
             self.tally.num_bytes[name] += int(chosen["num_bytes"].sum(dtype=np.int64))
             self.tally.num_chars[name] += int(chosen["num_chars"].sum(dtype=np.int64))
+        trained_on = documents["num_chars"][(sides == TRAIN) & (reason == KEPT)]
+        self.tally.lengths.update(np.frexp(trained_on.astype(np.float64))[1].tolist())
         self.copy_lines(shard, documents, np.where(reason == KEPT, sides.astype(np.int64), -1), self.decisions.renamed[rows])
         decided = self.decided_rejects(documents, reason, rows.start)
         for piece, line, why, detail in heapq.merge(shard.json_rows("rejects.jsonl"), decided, key=lambda row: (row[0], row[1])):

@@ -20,7 +20,11 @@ def scores_of(plan: RunPlan, run_dir: Path, chunks: list[Any]) -> dict[str, dict
     Collective; weights and training mode are left alone.
     """
     from megatron_cpt.backend import choose  # noqa: PLC0415
-    from megatron_cpt.eval.bits_per_byte import read_texts, read_watched, score_texts  # noqa: PLC0415  -- megatron loads after the backend is in place
+    from megatron_cpt.eval.bits_per_byte import (  # noqa: PLC0415  -- megatron loads after the backend is in place
+        read_texts,
+        read_watched,
+        score_texts,
+    )
     from megatron_cpt.eval.task_items import read_tasks  # noqa: PLC0415
     from megatron_cpt.eval.tasks import score_tasks  # noqa: PLC0415
 

@@ -43,8 +43,8 @@ def corpus_body(run: Run, result: StageResult, _: Attempt) -> None:
 
     benches = {name: Path(bench.path) for name, bench in run.config.bench.items()}
     build_corpus(
-        result, sources=run.config.source, settings=run.config.corpus, seed=run.config.seed, benches=benches, say=indented,
-        launch_array=launch_array,
+        result, sources=run.config.source, settings=run.config.corpus, seed=run.config.seed, benches=benches,
+        shares=run.config.blend.shares, say=indented, launch_array=launch_array,
     )  # fmt: skip
 
 

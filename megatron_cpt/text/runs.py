@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_cpt.text.units import is_spaceless, normal_form, spaceless_ranges, units_of, words_of
+from megatron_cpt.text.units import normal_form, spaceless_ranges, units_in, units_of, words_of
 
 Hashes = NDArray[np.uint64]
 Places = NDArray[np.int64]
@@ -56,8 +56,8 @@ class TextHashes:
         codes = np.frombuffer(form.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         alone = np.flatnonzero(self._alone[codes])
         if 4 * len(alone) < len(codes):
-            units = units_of(text)
-            return self.of_unit.of(units), is_spaceless(units)
+            units = units_in(form)
+            return self.of_unit.of(units), 2 * len(alone) > sum(map(len, units))
         begins, words = words_of(form)
         at = np.zeros(len(codes), dtype=np.uint64)
         at[alone] = self._hashes_of(codes[alone])

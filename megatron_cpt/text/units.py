@@ -21,7 +21,12 @@ def units_of(text: str) -> list[str]:
     """Return words in lower case and single characters, in compatibility form (NFKC), without punctuation and spaces."""
     if text.isascii():  # the same, at twice the speed
         return text.translate(_ASCII).split()
-    return _UNIT.findall(normal_form(text))
+    return units_in(normal_form(text))
+
+
+def units_in(form: str) -> list[str]:
+    """Return the units of a text in normal form."""
+    return _UNIT.findall(form)
 
 
 def normal_form(text: str) -> str:

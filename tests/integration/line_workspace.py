@@ -45,6 +45,7 @@ parallel: {{tensor: 2, pipeline: 1, micro_batch_size: 4, global_batch_size: 8, s
 checkpoint: {{every_steps: 4}}
 bench:
   quiz: {{path: {text}/quiz.jsonl, group: domain, licence: PSF-2.0, source: questions of the tests}}
+corpus: {{decontaminate: {{action: report}}}}   # three questions quote what is trained on: the evaluation names them too
 eval: {{texts: [code, other], max_bytes: 12000, window_tokens: 128, tasks: [quiz]}}
 export: {{instruct_model: {base}-instruct, completion_tokens: 8}}
 gate:

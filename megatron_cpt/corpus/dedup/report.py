@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_cpt.corpus.card import cell
+from megatron_cpt.corpus.markdown import cell
 from megatron_cpt.record.store import write_json, write_text
 from megatron_cpt.text.runs import Places
 

@@ -106,9 +106,7 @@ def count_buckets(parts: Sequence[Features], is_counted: NDArray[np.bool_], num_
     return counts
 
 
-def log_ratios(
-    target_counts: NDArray[np.int64], pool_counts: NDArray[np.int64], *, prior_per_bucket: float
-) -> NDArray[np.float64]:
+def log_ratios(target_counts: NDArray[np.int64], pool_counts: NDArray[np.int64], *, prior_per_bucket: float) -> NDArray[np.float64]:
     """Return the log ratio of each bucket's frequency in the target to that in the pool, both smoothed.
 
     Args:
@@ -175,7 +173,11 @@ def choose(
     def reason_of(place: int) -> str:
         if not has_hits[place]:
             return f"{hits[place]} hits of the term list, min_hits {settings.min_hits}"
-        return f"log weight {weights[place]:.2f} nats: others are more like the target" if target_counts is not None else "others have more hits"
+        return (
+            f"log weight {weights[place]:.2f} nats: others are more like the target"
+            if target_counts is not None
+            else "others have more hits"
+        )
 
     facts = {
         "pool_documents": int(pooled.sum()),
@@ -190,9 +192,7 @@ def choose(
     return Choice(is_chosen, weights, reason_of, facts)
 
 
-def take(
-    ranked: NDArray[np.int64], num_bytes: NDArray[np.int64], *, max_documents: int | None, max_bytes: int | None
-) -> NDArray[np.int64]:
+def take(ranked: NDArray[np.int64], num_bytes: NDArray[np.int64], *, max_documents: int | None, max_bytes: int | None) -> NDArray[np.int64]:
     """Return the first of ranked documents within both bounds; one that no longer fits is passed over for those behind it."""
     limit = len(ranked) if max_documents is None else min(max_documents, len(ranked))
     if max_bytes is None:

@@ -1,7 +1,7 @@
 """Runs of units as 64-bit numbers: what importance weights, term lists and topics count.
 
 A unit is a word or a run of punctuation, as NLTK's WordPunctTokenizer cuts (the paper's choice), in lower case; a character of a script
-without spaces is a unit of its own. A run of n units is one hash of n unit hashes, so that a whole text is hashed in a few array operations.
+without spaces is a unit of its own. A run of n units is one hash of n unit hashes: a whole text takes a few array operations.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from megatron_cpt.corpus.select.ngrams import longer, term_hashes, term_units
 
@@ -22,7 +21,7 @@ class TermFinder:
         """Take distinct terms.
 
         Attributes:
-            terms: as given; counts are in their order.
+            terms: as given.
             unusable: terms in which nothing can be found, such as one of white space alone.
         """
         self.terms = tuple(terms)
@@ -39,9 +38,9 @@ class TermFinder:
             hashes = sorted(by_length[length])
             self._by_length.append((length, np.array(hashes, np.uint64), [by_length[length][number] for number in hashes]))
 
-    def counts(self, text: str) -> NDArray[np.int64]:
-        """Return how often each term stands in a text; terms that overlap count each on their own."""
-        counts = np.zeros(len(self.terms), np.int64)
+    def found(self, text: str) -> dict[int, int]:
+        """Return how often each term that stands in a text does, by its place in `terms`; terms that overlap count each on their own."""
+        counts: dict[int, int] = {}
         units = runs = term_hashes(text)
         reached = 1
         for length, hashes, places in self._by_length:
@@ -53,12 +52,12 @@ class TermFinder:
             at = np.minimum(np.searchsorted(hashes, runs), len(hashes) - 1)
             hit, times = np.unique(at[hashes[at] == runs], return_counts=True)
             for number, count in zip(hit.tolist(), times.tolist(), strict=True):
-                counts[places[number]] += count
+                counts.update(dict.fromkeys(places[number], count))
         return counts
 
     def hits(self, text: str) -> int:
         """Return how many times any term stands in a text."""
-        return int(self.counts(text).sum())
+        return sum(self.found(text).values())
 
 
 def _runs(units: Any, length: int) -> Any:

@@ -143,5 +143,5 @@ def test_the_data_card_shows_licence_counts_and_escaped_examples(tmp_path):
     folder, _ = build(tmp_path, {"law": [{"text": "an | example\u202e<b>\nend"}]})
     card = (folder / "data_card.md").read_text()
     assert "MIT" in card
-    assert r"an \| example\u202e&lt;b>\nend" in card
+    assert r"an \| example\\u202e&lt;b\>\\nend" in card
     assert json.loads((folder / "data_card.json").read_text())["sources"]["law"]["examples"] == ["an | example\\u202e<b>\\nend"]

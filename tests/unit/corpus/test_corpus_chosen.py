@@ -63,7 +63,9 @@ def test_code_is_chosen_from_a_pool_of_code_and_prose_with_reasons_and_balance(t
         assert len(rejects) == facts["rejected"].get("not_selected", 0)
         assert all(row["detail"].startswith("log weight ") for row in rejects)
     assert result.facts["selection"]["chosen_documents"] == size
-    assert result.facts["selection"]["pool_documents"] == sum(facts["read"] - facts["rejected"].get("duplicate", 0) for facts in (code, prose))
+    assert result.facts["selection"]["pool_documents"] == sum(
+        facts["read"] - facts["rejected"].get("duplicate", 0) for facts in (code, prose)
+    )
 
 
 def test_many_small_tasks_choose_the_same_documents_as_one(tmp_path):

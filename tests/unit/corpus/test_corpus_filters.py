@@ -64,7 +64,7 @@ def test_what_is_private_stands_in_no_file_and_is_counted(tmp_path):
         if path.is_file():
             assert not any(value in path.read_text(encoding="utf-8") for value in private), path
     card = (folder / "data_card.md").read_text()
-    assert "- found by the filters: email 1, format_characters 1, phone 1, resident_id_cn 1" in card
+    assert "- found by the filters: email 1, format\\_characters 1, phone 1, resident\\_id\\_cn 1" in card
     assert "- documents by identified language: de 1, en 4" in card
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -52,6 +53,11 @@ def chosen(texts, target, **settings):
     return {text for text, is_chosen in zip(texts, found.is_chosen, strict=True) if is_chosen}
 
 
+def finder_counts(finder, text):
+    found = finder.found(text)
+    return [found.get(place, 0) for place in range(len(finder.terms))]
+
+
 def bucket_of(run):
     """The bucket of a run of units, one run at a time."""
     units = runs = np.concatenate([unit_hashes(unit) for unit in run])
@@ -63,7 +69,7 @@ def bucket_of(run):
 def by_hand(text):
     """Buckets of unigrams and bigrams over words and runs of punctuation in lower case, counted as the paper says."""
     words = re.findall(r"\w+|[^\w\s]+", text.lower())
-    return Counter(bucket_of([word]) for word in words) + Counter(bucket_of(pair) for pair in zip(words, words[1:], strict=False))
+    return Counter(bucket_of([word]) for word in words) + Counter(bucket_of(pair) for pair in itertools.pairwise(words))
 
 
 def test_features_are_the_unigrams_and_bigrams_of_words_and_punctuation_runs():
@@ -74,7 +80,7 @@ def test_features_are_the_unigrams_and_bigrams_of_words_and_punctuation_runs():
 def test_chinese_is_counted_by_characters_and_pairs_of_them():
     found = ngram_buckets("法律第3条", max_length=2, num_buckets=NUM_BUCKETS)
     units = ["法", "律", "第", "3", "条"]
-    assert found.tolist() == [bucket_of([unit]) for unit in units] + [bucket_of(pair) for pair in zip(units, units[1:], strict=False)]
+    assert found.tolist() == [bucket_of([unit]) for unit in units] + [bucket_of(pair) for pair in itertools.pairwise(units)]
 
 
 def test_a_text_longer_than_a_piece_has_the_same_ngrams_as_if_cut_at_once():
@@ -83,13 +89,15 @@ def test_a_text_longer_than_a_piece_has_the_same_ngrams_as_if_cut_at_once():
     words = re.findall(r"[法律]|[a-z]+|,", text)
     found = ngram_buckets(text, max_length=2, num_buckets=NUM_BUCKETS)
     assert len(found) == 2 * len(words) - 1
-    known = {word: bucket_of([word]) for word in set(words)} | {pair: bucket_of(pair) for pair in set(zip(words, words[1:], strict=False))}
-    wanted = [known[word] for word in words] + [known[pair] for pair in zip(words, words[1:], strict=False)]
+    known = {word: bucket_of([word]) for word in set(words)} | {pair: bucket_of(pair) for pair in set(itertools.pairwise(words))}
+    wanted = [known[word] for word in words] + [known[pair] for pair in itertools.pairwise(words)]
     assert found.tolist() == wanted
 
 
 def test_buckets_are_filled_evenly_by_real_words():
-    words = sorted(set(re.findall(r"[a-z]+", (Path(re.__file__).parent / "__init__.py").read_text().lower() + SEA.lower() + json.__doc__.lower())))
+    words = sorted(
+        set(re.findall(r"[a-z]+", (Path(re.__file__).parent / "__init__.py").read_text().lower() + SEA.lower() + json.__doc__.lower()))
+    )
     pairs = [bucket_of([left, right]) for left in words[:60] for right in words[:60]]
     counts = np.bincount(np.array(pairs) // 100, minlength=100)  # 3,600 pairs in 100 groups: 36 each, standard deviation 6
     assert counts.min() > 36 - 5 * 6
@@ -136,7 +144,7 @@ def test_features_and_weights_are_those_of_the_papers_own_code(tmp_path, monkeyp
 
 def test_the_choice_depends_on_texts_and_seed_alone():
     rng = random.Random(5)
-    words = "court party whale ship appeal judge storm sail law the of and".split()
+    words = ["court", "party", "whale", "ship", "appeal", "judge", "storm", "sail", "law", "the", "of", "and"]
     texts = [" ".join(rng.choices(words, k=12)) for _ in range(300)]
     target = ["court party appeal judge law of the court"]
     config = SelectConfig(max_documents=60)
@@ -176,14 +184,18 @@ def test_equal_weights_are_drawn_evenly_over_seeds():
 
 
 def test_a_size_above_the_pool_takes_all_and_says_so():
-    found = choose([features([LAW, SEA])], documents([LAW, SEA]), target_counts=counts_of([LAW]), settings=SelectConfig(max_documents=9), seed=1)
+    found = choose(
+        [features([LAW, SEA])], documents([LAW, SEA]), target_counts=counts_of([LAW]), settings=SelectConfig(max_documents=9), seed=1
+    )
     assert found.is_chosen.all()
     assert found.facts["is_whole_pool"]
 
 
 def test_a_pool_of_one_document_and_an_empty_pool_stand():
     assert chosen([SEA], [LAW], max_documents=1) == {SEA}
-    none = choose([features([LAW])], documents([LAW], [False]), target_counts=counts_of([LAW]), settings=SelectConfig(max_documents=1), seed=1)
+    none = choose(
+        [features([LAW])], documents([LAW], [False]), target_counts=counts_of([LAW]), settings=SelectConfig(max_documents=1), seed=1
+    )
     assert none.is_chosen.all()  # what is not of the pool stays
     assert none.facts["pool_documents"] == 0
 
@@ -206,7 +218,11 @@ def test_documents_with_too_few_hits_are_left_out_and_hits_add_weight():
     assert few.is_chosen.tolist() == [False, True, False]
     assert few.reason_of(0) == "2 hits of the term list, min_hits 3"
     weighted = choose(
-        [features(texts, terms=terms)], documents(texts), target_counts=None, settings=SelectConfig(max_documents=1, hit_weight=50.0), seed=1
+        [features(texts, terms=terms)],
+        documents(texts),
+        target_counts=None,
+        settings=SelectConfig(max_documents=1, hit_weight=50.0),
+        seed=1,
     )
     assert weighted.is_chosen.tolist() == [False, True, False]
     assert weighted.log_weights.tolist() == [100.0, 150.0, 0.0]
@@ -215,7 +231,7 @@ def test_documents_with_too_few_hits_are_left_out_and_hits_add_weight():
 def test_terms_are_whole_words_in_spaced_scripts_and_runs_of_characters_in_others():
     finder = TermFinder(["art", "heart attack", "行政", "行政处罚", "C++", "naïve", "राम"])
     text = "Art starts. HEART\n attack; heart-attack 行政处罚法 行政 C++ c+ +, nai\u0308ve रामा राम"
-    assert finder.counts(text).tolist() == [1, 1, 2, 1, 2, 1, 1]
+    assert finder_counts(finder, text) == [1, 1, 2, 1, 2, 1, 1]
 
 
 def test_many_terms_are_found_as_by_a_search_of_each():
@@ -225,20 +241,28 @@ def test_many_terms_are_found_as_by_a_search_of_each():
     terms = sorted({" ".join(words[start : start + rng.randint(1, 4)]).lower() for start in rng.sample(range(len(words) - 4), 300)})
     spaced = f" {text.lower()} "
     by_search = [sum(spaced.startswith(f" {term} ", place) for place in range(len(spaced))) for term in terms]
-    assert TermFinder(terms).counts(text).tolist() == by_search
+    assert finder_counts(TermFinder(terms), text) == by_search
 
 
 def test_nothing_is_found_with_a_term_of_no_units_and_it_is_named():
-    finder = TermFinder(["\u200b\u0000 ", "ok"][1:] + [" \u3000"])
+    finder = TermFinder(["ok", " \u3000"])
     assert finder.unusable == [" \u3000"]
-    assert finder.counts("ok \u3000").tolist() == [1, 0]
+    assert finder_counts(finder, "ok \u3000") == [1, 0]
 
 
 def test_settings_that_cannot_choose_are_refused_together(tmp_path):
     sources = {"law": SourceConfig(path=str(tmp_path))}
     settings = SelectConfig(target=["lwa"], pool=["web"], max_documents=0, min_hits=2, ngram=9, num_buckets=70_000, prior_per_bucket=-1.0)
     said = "\n".join(select_problems(settings, sources))
-    for part in ("max_documents is 0", "ngram is 9", "num_buckets is 70000", "prior_per_bucket is -1", "pool names 'web'", "target names 'lwa'", "set corpus.select.terms"):
+    for part in (
+        "max_documents is 0",
+        "ngram is 9",
+        "num_buckets is 70000",
+        "prior_per_bucket is -1",
+        "pool names 'web'",
+        "target names 'lwa'",
+        "set corpus.select.terms",
+    ):
         assert part in said
     assert "nothing to choose by" in select_problems(SelectConfig(max_bytes=10), sources)[0]
     assert "every source is a target" in select_problems(SelectConfig(max_bytes=10, target=["law"]), sources)[0]
