@@ -35,9 +35,9 @@ def english_texts() -> tuple[str, ...]:
             if path.is_file() and (path.name == "METADATA" or "LICENSE" in path.name.upper()):
                 text = path.read_text(encoding="utf-8", errors="replace")
                 paragraphs = text.split("\n\n")
-                texts += [text[:3000], *("\n\n".join(paragraphs[first : first + 4])[:3000] for first in range(0, 24, 4))]
+                texts += [text[:2000], *("\n\n".join(paragraphs[first : first + 4])[:2000] for first in range(0, 24, 4))]
     for text in python_texts():
-        texts += [piece[:3000] for piece in text.split("\n\n\n")[:8]]
+        texts += [piece[:2000] for piece in text.split("\n\n\n")[:8]]
     return tuple(dict.fromkeys(text for text in texts if text.strip()))
 
 

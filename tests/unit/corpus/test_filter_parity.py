@@ -82,7 +82,7 @@ def test_every_verdict_on_thousands_of_english_texts_is_datatroves() -> None:
 
 
 def test_every_verdict_on_chinese_statutes_is_datatroves() -> None:
-    differ, fired = unlike("zh", statutes()[::3])
+    differ, fired = unlike("zh", statutes()[::6])
     assert not differ
     assert fired["max_duplicate_ngram_chars.10"] > 0
 
