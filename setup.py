@@ -25,6 +25,10 @@ CORE = [
     "sentencepiece>=0.2.1,<0.3",  # 0.2.1: wheels for Python 3.11 to 3.13
     "rich>=13.7,<16",  # progress bars; 13.7: the columns used
     "zstandard>=0.22,<1",  # 0.22: wheels for Python 3.12
+    "rensa>=0.5,<0.6",  # MinHash in Rust; 0.5: signatures of flat arrays, and wheels for Python 3.11 to 3.13 on x86_64 and aarch64
+    "datatrove>=0.9,<0.11",  # blocks and executors of the corpus stage; 0.9: see below; 0.10.1 is the newest and tested
+    "py3langid>=0.4,<0.5",  # language identification; 0.4: a model that is read without pickle, and probabilities; 0.5 is not released
+    "license-expression>=30.4,<31",  # the SPDX list of licences; 30.4: LicenseRef and exceptions as used; the major is the list's form
     "wandb>=0.19,<0.32",  # 0.19: run-local settings object; monthly releases, so the newest tested is the bound
 ]
 EXTRAS = {
@@ -33,13 +37,17 @@ EXTRAS = {
         "nvidia-ml-py>=12.535,<14",  # 12.535: energy counter by UUID
         # apex has no wheel: build NVIDIA/apex from source; the package of that name on PyPI is another project
     ],
+    "mojibake": ["ftfy>=6.1,<7"],  # corpus.filters.unicode.mojibake; 6.1: fix_encoding as used
     "data": ["pyarrow>=15,<27"],  # parquet sources; 15: wheels for Python 3.12
+    "ray": ["ray>=2.31,<3"],  # corpus.engine.kind=ray; 2.31: numpy 2; no other part needs it
     # gguf dequantises the sample model, newer ones untested; transformers asks for accelerate to read a GGUF file
     "samples": ["gguf>=0.17,<0.20", "accelerate>=1.1,<2"],
     "tensorboard": ["tensorboard>=2.15,<3"],  # monitor.tensorboard; 2.15: what torch 2.6 was released beside
     "harness": ["lm-eval>=0.4.13,<0.5"],  # eval.harness; 0.4.13: the newest, and what the tests run on; 0.5 is not released
     "dev": [
         "lm-eval>=0.4.13,<0.5",  # as above
+        "data-selection>=1.0.3,<2",  # the selection's weights are held against its authors' code; 1.0.3: the newest
+        "nltk>=3.8,<4",  # which it needs and does not declare
         "pytest>=8.2,<10",  # 8.2: current fixtures API; 9 is what CI runs
         "pytest-xdist>=3.6,<4",  # two test processes; 3.6: the first for pytest 8.2
         "hypothesis>=6.100,<7",

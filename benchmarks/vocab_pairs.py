@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 import fetch_samples
 import fetch_tokenizers
 
-from megatron_cpt.config.schema import SourceConfig, TokenizerConfig
+from megatron_cpt.config.schema import ProvenanceConfig, SourceConfig, TokenizerConfig
 from megatron_cpt.corpus.build import build_corpus
 from megatron_cpt.errors import CptError
 from megatron_cpt.record.manifest import StageResult
@@ -80,7 +80,7 @@ def source(path: Path, role: str) -> SourceConfig:
         path=str(path),
         role=role,
         licence="see the record",
-        provenance="see the record",
+        provenance=ProvenanceConfig("see the record", "see the record", "see the record"),
         language="see the record",
         test_fraction=TEST_FRACTION,
     )

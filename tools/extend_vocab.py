@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from megatron_cpt.config.schema import SourceConfig, TokenizerConfig
+from megatron_cpt.config.schema import ProvenanceConfig, SourceConfig, TokenizerConfig
 from megatron_cpt.corpus.build import build_corpus
 from megatron_cpt.errors import ConfigError, CptError
 from megatron_cpt.record.manifest import StageResult, build_stage
@@ -22,7 +22,9 @@ from megatron_cpt.vocab.build import build_vocab
 
 def source(path: str, role: str, test_fraction: float) -> SourceConfig:
     here = "not recorded (tools/extend_vocab.py)"
-    return SourceConfig(path=path, role=role, licence=here, provenance=here, language=here, test_fraction=test_fraction)
+    return SourceConfig(
+        path=path, role=role, licence=here, provenance=ProvenanceConfig(here, here, here), language=here, test_fraction=test_fraction
+    )
 
 
 def refuse_model(role: str, given: str, base: Path) -> None:

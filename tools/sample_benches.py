@@ -12,8 +12,8 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from megatron_cpt.corpus.build import test_side
 from megatron_cpt.corpus.clean import clean_text
+from megatron_cpt.corpus.split import side_of
 from megatron_cpt.record.hashing import sha256_text
 
 Rows = Iterator[dict[str, Any]]
@@ -63,7 +63,7 @@ def mmlu_law(wheel: zipfile.ZipFile) -> Rows:
 
 def is_held_out(text: str) -> bool:
     """Say whether the corpus stage keeps a law away from training, by the digest of its cleaned text."""
-    return test_side(sha256_text(clean_text(text).text), HELD_OUT_FRACTION)
+    return side_of(sha256_text(clean_text(text).text), valid_fraction=0.0, test_fraction=HELD_OUT_FRACTION) == "test"
 
 
 def china_law_cloze(laws: Iterable[tuple[str, str]]) -> Rows:

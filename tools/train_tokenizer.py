@@ -15,22 +15,24 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_cpt.config.schema import CompareConfig, SourceConfig
+from megatron_cpt.config.schema import CompareConfig, ProvenanceConfig, SourceConfig
 from megatron_cpt.corpus.build import build_corpus
 from megatron_cpt.errors import ConfigError, CptError
 from megatron_cpt.record.manifest import StageResult, build_stage
+from megatron_cpt.record.term_list import read_terms
 from megatron_cpt.record.tokenizer_file import load_tokenizer
 from megatron_cpt.vocab.candidates import KINDS, NORMALISERS
 from megatron_cpt.vocab.compare import Texts, check_compare, write_comparison
 from megatron_cpt.vocab.documents import sampled
-from megatron_cpt.vocab.terms import read_terms
 
 ROLES = ("domain", "general")
 
 
 def source(path: str, role: str, test_fraction: float) -> SourceConfig:
     here = "not recorded (tools/train_tokenizer.py)"
-    return SourceConfig(path=path, role=role, licence=here, provenance=here, language=here, test_fraction=test_fraction)
+    return SourceConfig(
+        path=path, role=role, licence=here, provenance=ProvenanceConfig(here, here, here), language=here, test_fraction=test_fraction
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -124,7 +124,9 @@ def _readable(error: Exception, overrides: Sequence[str]) -> ConfigError:
     full_key = re.search(r"full_key: (\S+)", said)
     wrong = full_key.group(1) if full_key else next(iter(re.findall(r"[Cc]ould not override '([^']+)'", text)), None)
     next_step = "See the keys with --cfg job; conf/ holds the options of each group."
-    if wrong:
+    if re.search(r"source\S*provenance\b(?!\.)|ProvenanceConfig", said):
+        next_step = "A source's provenance has three parts: {origin: ..., date: ..., obtained: ...} (docs/corpus.md)."
+    elif wrong:
         known = _all_keys()
         near = [] if wrong in known else difflib.get_close_matches(wrong, known, n=1)
         next_step = f"Did you mean {near[0]}?" if near else next_step

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron_cpt.config.filter_schema import FilterConfig
+
 MISSING: Any = "???"  # omegaconf's mark, repeated here so that this module needs no omegaconf
 
 
@@ -69,17 +71,139 @@ class TokenizerConfig:
 
 
 @dataclass
+class ProvenanceConfig:
+    """Where a text came from: its origin (a publisher, package or address), the date it was fetched or made (2026, 2026-11 or
+    2026-11-29), and how it was obtained."""
+
+    origin: str = MISSING
+    date: str = MISSING
+    obtained: str = MISSING
+
+
+@dataclass
 class SourceConfig:
-    """A source of text with its role and licence."""
+    """A source of text: where it lies, what it is for, whose it is (SPDX), where it came from, its language (BCP 47).
+
+    `text_key` is the field that holds the text, or a list of fields whose texts are joined by a blank line. A document of fewer than
+    `min_chars` characters is left out. `test_fraction` of the documents is held out for the gate and `valid_fraction` for what is watched
+    while training; the digest of a text decides on which side it stands.
+    """
 
     path: str = MISSING
-    text_key: str = "text"
+    text_key: Any = "text"
     role: str = MISSING
     licence: str = MISSING
-    provenance: str = MISSING
+    provenance: ProvenanceConfig = field(default_factory=ProvenanceConfig)
     language: str = MISSING
     test_fraction: float = 0.05
     min_chars: int = 1
+    valid_fraction: float = 0.0
+
+
+@dataclass
+class EngineConfig:
+    """Where the corpus is read and cleaned: `local` processes, a `slurm` array or `ray`. It decides time alone, never a byte.
+
+    `workers: null` is every core of this machine (local), 16 elements of the array (slurm), every core of the cluster (ray). A task
+    reads about `task_mb` MB; long jsonl files are cut at lines.
+    """
+
+    kind: str = "local"
+    workers: int | None = None
+    task_mb: float = 64.0
+
+
+@dataclass
+class NearDedupConfig:
+    """Near-duplicates by MinHash: texts that share a band of `rows_per_band` minima in one of `num_bands` are compared.
+
+    Two texts are near-duplicates when the Jaccard similarity of their runs of `ngram` words (`ngram_characters` where most of a text is
+    of a script without spaces) is at least `threshold`, counted exactly. `verify: false` takes every text that shares a band, and those
+    that share one with it, for one text, as most tools do.
+    """
+
+    enabled: bool = False
+    num_bands: int = 14  # with 8 rows a pair of similarity 0.8 shares a band at 92 %: FineWeb's settings, arXiv 2406.17557
+    rows_per_band: int = 8
+    ngram: int = 5
+    ngram_characters: int = 8  # a Chinese word has some 1.5 to 2 characters
+    threshold: float = 0.8
+    verify: bool = True
+    seed: int = 1
+
+
+@dataclass
+class DedupConfig:
+    """Which documents are dropped because another one says the same, over all files and sources.
+
+    `exact` drops equal texts: equal in every character, or with `compare: units` but for case, width, spaces and punctuation.
+    """
+
+    exact: bool = True
+    compare: str = "text"
+    near: NearDedupConfig = field(default_factory=NearDedupConfig)
+
+
+@dataclass
+class DecontaminateConfig:
+    """What happens to a training document that holds what is evaluated: `drop`, `report` (kept, and listed) or `off`.
+
+    Every file of `bench` is looked for, and the documents of `texts`, files of held-out text that the experiment does not train on. A
+    document holds an item when at least `item_share` of the runs of its question, or of its right answer, stand in it: runs of `words`
+    words, `characters` where a script has no spaces. It holds a held-out text from `document_share` of its runs on.
+    """
+
+    action: str = "drop"
+    words: int = 13  # Brown et al. 2020, arXiv 2005.14165, appendix C
+    characters: int = 24  # a Chinese word has some 1.5 to 2 characters
+    item_share: float = 0.5  # one run alone may be a set phrase, which statutes are full of (docs/corpus.md)
+    texts: list[str] = field(default_factory=list)
+    text_key: str = "text"
+    document_share: float = 0.5
+
+
+@dataclass
+class SelectConfig:
+    """Which documents of a pool are chosen by their likeness to a domain (docs/corpus.md). The default chooses all.
+
+    `target` defines the domain: sources of the experiment by name, or files, whose text is in `target_text_key`. The documents of `pool`
+    (empty: every source but the target's) compete for `max_documents` and `max_bytes` of UTF-8 text; what is not chosen is rejected.
+    Runs of up to `ngram` units are hashed into `num_buckets`; `prior_per_bucket` steadies a small target (0: as the paper has it).
+    `terms` is a UTF-8 file of terms, one a line: a document with fewer than `min_hits` of them is not chosen, and each hit adds
+    `hit_weight` to its log weight, in nats.
+    """
+
+    target: list[str] = field(default_factory=list)
+    target_text_key: str = "text"
+    pool: list[str] = field(default_factory=list)
+    max_documents: int | None = None
+    max_bytes: int | None = None
+    terms: str = ""
+    min_hits: int = 0
+    hit_weight: float = 0.0
+    ngram: int = 2  # both as in Xie et al. 2023, arXiv 2302.03169, section 3
+    num_buckets: int = 10_000
+    prior_per_bucket: float = 1.0
+
+
+@dataclass
+class CoverageConfig:
+    """What the chosen corpus is held against: the terms of `select.terms`, or `num_terms` drawn from the target, and `num_topics` of it."""
+
+    num_terms: int = 200
+    num_topics: int = 10
+
+
+@dataclass
+class CorpusConfig:
+    """How the sources become the corpus (docs/corpus.md)."""
+
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    filters: FilterConfig = field(default_factory=FilterConfig)
+    dedup: DedupConfig = field(default_factory=DedupConfig)
+    decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
+    coverage: CoverageConfig = field(default_factory=CoverageConfig)
 
 
 @dataclass
@@ -504,6 +628,7 @@ class ExperimentConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     source: dict[str, SourceConfig] = field(default_factory=dict)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
     bench: dict[str, BenchConfig] = field(default_factory=dict)
     blend: BlendConfig = field(default_factory=BlendConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -1,86 +1,230 @@
-"""The corpus stage's body: every record of every source is read once and ends in a train file, a test file or a reject file."""
+"""The corpus stage's body: every record of every source is read once and ends in a train file, a test file or a reject file.
+
+Three passes: the first over records, in tasks (`engine.py`, `blocks.py`); decisions over all survivors, on arrays (`decide.py`);
+and the writing in corpus order (`write.py`).
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import shutil
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from megatron_cpt.config.schema import SourceConfig
-from megatron_cpt.corpus.card import write_data_card
-from megatron_cpt.corpus.clean import clean_text, text_problem
-from megatron_cpt.corpus.readers import Row, Unreadable, read_records
-from megatron_cpt.corpus.sources import files_of
-from megatron_cpt.errors import DataError, raise_all
+import numpy as np
+
+from megatron_cpt.config.schema import CorpusConfig, SelectConfig, SourceConfig
+from megatron_cpt.corpus.card import Card, write_data_card
+from megatron_cpt.corpus.compare_block import GRAMS_NAME
+from megatron_cpt.corpus.contamination_report import ContaminationTally, write_contamination_report
+from megatron_cpt.corpus.coverage import Yardstick, count_files
+from megatron_cpt.corpus.coverage_report import coverage_report, write_coverage
+from megatron_cpt.corpus.decide import DUPLICATE, KEPT, NEAR_DUPLICATE, Decisions, decide
+from megatron_cpt.corpus.decontaminate import EvalGrams, decontaminate_problems
+from megatron_cpt.corpus.dedup.bands import dedup_problems
+from megatron_cpt.corpus.dedup.report import Shown, duplicates_report, write_duplicates_report
+from megatron_cpt.corpus.engine import LaunchArray, engine_problems, run_first_pass
+from megatron_cpt.corpus.filters import TextFilters
+from megatron_cpt.corpus.scratch import Shard
+from megatron_cpt.corpus.select.in_corpus import domain_samples
+from megatron_cpt.corpus.select.target import select_problems, terms_of
+from megatron_cpt.corpus.sources import other_files
+from megatron_cpt.corpus.split import SIDES
+from megatron_cpt.corpus.survivors import Survivors
+from megatron_cpt.corpus.tasks import TaskPlan, plan_tasks
+from megatron_cpt.corpus.worker import disk_error
+from megatron_cpt.corpus.write import KeptIds, SourceWriter, Tally
+from megatron_cpt.errors import ConfigError, DataError, printable, raise_all
 from megatron_cpt.record.manifest import StageResult
 
-MAX_ID_CHARS = 200
-NUM_EXAMPLES = 2
-SAY_EVERY = 100_000
 
-
-@dataclass
-class Tally:
-    """The balance sheet of one source."""
-
-    read: int = 0
-    train_documents: int = 0
-    test_documents: int = 0
-    train_bytes: int = 0
-    test_bytes: int = 0
-    train_chars: int = 0
-    test_chars: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-    repaired: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
-
-    @property
-    def kept(self) -> int:
-        return self.train_documents + self.test_documents
-
-
-@dataclass
-class Seen:
-    """Digests of kept texts and ids over all sources: 16 bytes a document, held in memory."""
-
-    texts: set[bytes] = field(default_factory=set)
-    ids: set[bytes] = field(default_factory=set)
-
-
-def build_corpus(result: StageResult, *, sources: dict[str, SourceConfig], say: Callable[[str], None]) -> None:
-    """Write `<source>.train.jsonl`, `<source>.test.jsonl`, `rejects/`, `repairs/` and the data card into the stage's folder.
+def build_corpus(
+    result: StageResult,
+    *,
+    sources: dict[str, SourceConfig],
+    say: Callable[[str], None],
+    settings: CorpusConfig | None = None,
+    launch_array: LaunchArray | None = None,
+    seed: int = 0,
+    benches: Mapping[str, Path] | None = None,
+    shares: Mapping[str, float] | None = None,
+) -> None:
+    """Write `<source>.train.jsonl`, `<source>.test.jsonl`, `rejects/`, `repairs/` and the data card into the stage's folder, and
+    `<source>.valid.jsonl` for sources with a `valid_fraction`.
 
     Each line of the train and test files is `{"id", "text", "source"}`. Sources go by name, files by path, records by order; the
     first of several equal texts is kept. The side of a document is decided by the digest of its text alone.
 
+    `coverage.json` and `.md` hold the training side against the target of the selection and the term list, where there is one.
+
+    `duplicates.json` and `.md` tell of the copies, `contamination.json` and `.md` of the items of `benches` (files by name) that stood
+    in training documents.
+
+    Finished tasks are kept in `.<stage>.scratch` beside the stage's folder until the stage is done: a rerun goes on from those whose
+    files and settings are the same by `result.inputs`.
+
+    Args:
+        seed: of the selection's noise.
+        shares: planned shares of training samples by source, for the data card.
+
     Raises:
         DataError: a file cannot be read, or a source keeps nothing, or one of its sides is empty although it should not be.
+        CptError: a worker died, or the disk is full.
     """
-    seen = Seen()
-    tallies: dict[str, Tally] = {}
-    for folder in ("rejects", "repairs"):
-        (result.folder / folder).mkdir()
+    settings = settings or CorpusConfig()
+    problems = [*engine_problems(settings.engine), *dedup_problems(settings.dedup), *decontaminate_problems(settings.decontaminate)]
+    raise_all(ConfigError, [*problems, *select_problems(settings.select, sources)], where="corpus")
     for name in sorted(sources):
-        tally = tallies[name] = Tally()
-        SourcePass(result.folder, name, sources[name], seen, tally, say).run()
-        assert tally.read == tally.kept + tally.rejected.total(), f"{name}: {tally}"
-        say(
-            f"corpus: {name}: {tally.read:,} read, {tally.train_documents:,} train, {tally.test_documents:,} test,"
-            f" {tally.rejected.total():,} rejected{reasons_in_words(tally.rejected)}"
-        )
+        TextFilters(settings.filters, language=sources[name].language)  # refuses what a worker would stumble over
+    terms = terms_of(settings.select)
+    for remark in terms.remarks if terms else ():
+        say(f"corpus: {remark}")
+    plan = plan_tasks(sources, settings, inputs=result.inputs)
+    for name in sorted(sources):
+        if others := other_files(sources[name].path):
+            say(f"corpus: {name}: {len(others)} files of other kinds are left alone (first: {printable(others[0].name)})")
+    scratch = prepare_scratch(result.folder, plan)
+    grams = prepare_grams(scratch, settings, benches or {})
+    run_first_pass(scratch, plan, say=say, launch_array=launch_array)
+    shards = [Shard.load(scratch, task) for task in plan.tasks]
+    try:
+        decisions = decide(shards, plan, scratch, seed=seed)
+        survivors = Survivors(shards, decisions.first)
+        tallies = write_sources(result.folder, plan, survivors, decisions, say=say)
+    except OSError as error:
+        raise disk_error(error, result.folder) from None
     raise_all(
         DataError,
         [problem for name in sorted(sources) for problem in split_problems(name, sources[name], tallies[name])],
         where="corpus",
         next_step="Correct the source, or its test_fraction or min_chars; the reasons say what happened to its records.",
     )
+    if decisions.choice is not None:
+        result.facts["selection"] = decisions.choice.facts
+        say(f"corpus: {selection_in_words(settings.select, decisions.choice.facts)}")
     result.facts["sources"] = {name: facts_of(sources[name], tallies[name]) for name in sorted(sources)}
-    write_data_card(result.folder, result.facts["sources"], {name: tally.examples for name, tally in tallies.items()})
+    result.facts["duplicates"] = report_duplicates(result.folder, plan, survivors, decisions)
+    if grams is not None:
+        result.facts["contamination"] = report_contamination(result.folder, plan, shards, grams, say=say)
+    coverage = report_coverage(result.folder, plan, survivors, decisions, terms.terms if terms else (), say=say)
+    if coverage is not None:
+        result.facts["coverage"] = write_coverage(result.folder, coverage)
+    card = Card(
+        facts=result.facts, examples={name: tally.examples for name, tally in tallies.items()},
+        lengths={name: tally.lengths for name, tally in tallies.items()}, shares=shares or {}, coverage=coverage,
+    )  # fmt: skip
+    write_data_card(result.folder, card)
+    shutil.rmtree(scratch)
+
+
+def prepare_scratch(folder: Path, plan: TaskPlan) -> Path:
+    """Return the folder of the tasks with this plan in it; tasks that are not in the plan are removed, the finished ones in it stay."""
+    stage = folder.name.removeprefix(".").partition("-")[0]  # a stage works in `.corpus-<random>.partial`
+    scratch = folder.parent / f".{stage}.scratch"
+    wanted = {task.identity for task in plan.tasks}
+    if (scratch / "tasks").is_dir():
+        for found in (scratch / "tasks").iterdir():
+            if found.name not in wanted:
+                shutil.rmtree(found)
+    plan.save(scratch)
+    return scratch
+
+
+def prepare_grams(scratch: Path, settings: CorpusConfig, benches: Mapping[str, Path]) -> EvalGrams | None:
+    """Write the runs of what is evaluated into the scratch folder, where the tasks find them; None where nothing is looked for."""
+    path, wanted = scratch / GRAMS_NAME, settings.decontaminate
+    if wanted.action == "off" or not (benches or wanted.texts):
+        path.unlink(missing_ok=True)
+        return None
+    grams = EvalGrams.of_files(benches, [Path(text) for text in wanted.texts], wanted)
+    grams.save(path)
+    return grams
+
+
+def report_duplicates(folder: Path, plan: TaskPlan, survivors: Survivors, decisions: Decisions) -> dict[str, Any]:
+    """Write the report on duplicates; return its numbers."""
+    kept_ids, names = KeptIds(survivors, decisions), sorted(plan.sources)
+    source_of = np.concatenate(
+        [np.full(shard.counts.kept, names.index(task.source)) for task, shard in zip(plan.tasks, survivors.shards, strict=True)]
+    )
+
+    def shown_of(rows: np.ndarray) -> list[Shown]:
+        records = survivors.records(rows)
+        return [Shown(kept_ids.id_of(row, record), record["source"], record["text"]) for row, record in zip(rows, records, strict=True)]
+
+    copies = np.where(np.isin(decisions.reason, (DUPLICATE, NEAR_DUPLICATE)), decisions.kept_of, np.arange(len(decisions.kept_of)))
+    report = duplicates_report(
+        copies, equal=decisions.reason == DUPLICATE, source_of=source_of, sources=names, shown_of=shown_of
+    )  # fmt: skip
+    write_duplicates_report(folder, report)
+    return {key: report[key] for key in ("dropped_equal", "dropped_near", "clusters", "between_sources")}
+
+
+def report_contamination(
+    folder: Path, plan: TaskPlan, shards: list[Shard], grams: EvalGrams, *, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Write the report on what of the evaluation was found; return its numbers."""
+    tally = ContaminationTally()
+    for task, shard in zip(plan.tasks, shards, strict=True):
+        tally.add(task.source, shard.json_rows("contaminated.jsonl"))
+    report = tally.report(action=plan.settings.decontaminate.action, num_items=grams.num_items, too_short=grams.too_short)
+    write_contamination_report(folder, report)
+    found = sum(tally.documents.values())
+    if found:
+        say(f"corpus: {found:,} training documents hold {len(tally.items):,} items of the evaluation (contamination.md)")
+    return {key: report[key] for key in ("action", "documents", "files")}
+
+
+def report_coverage(
+    folder: Path, plan: TaskPlan, survivors: Survivors, decisions: Decisions, terms: Sequence[str], *, say: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """Hold the training side against the target and the term list; None where there is neither."""
+    settings = plan.settings
+    if not (terms or settings.select.target):
+        return None
+    target, others = domain_samples(plan, survivors, decisions.reason == KEPT, decisions.choice)
+    yardstick = Yardstick.of(settings, terms=terms, target=target, others=others)
+    # a local process is as good as any: this pass reads what was kept, once
+    workers = settings.engine.workers if settings.engine.kind == "local" else None
+    paths = {name: folder / f"{name}.train.jsonl" for name in sorted(plan.sources)}
+    report = coverage_report(yardstick, count_files(paths, yardstick, workers=workers), target=settings.select.target)
+    if report["num_terms"]:
+        say(f"corpus: {report['terms_seen']:,} of {report['num_terms']:,} terms of the domain are seen in the training side (coverage.md)")
+    return report
+
+
+def write_sources(
+    folder: Path, plan: TaskPlan, survivors: Survivors, decisions: Decisions, *, say: Callable[[str], None]
+) -> dict[str, Tally]:
+    """Write each source's files from the survivors of all tasks; return the balance sheets."""
+    kept_ids = KeptIds(survivors, decisions)
+    for name in ("rejects", "repairs"):
+        (folder / name).mkdir()
+    tallies = {}
+    for name in sorted(plan.sources):
+        tasks = [(rank, task, survivors.shards[rank]) for rank, task in enumerate(plan.tasks) if task.source == name]
+        tallies[name] = tally = SourceWriter(folder, name, plan.sources[name], decisions, kept_ids).run(tasks)
+        say(
+            f"corpus: {name}: {tally.read:,} read, {sides_in_words(tally)},"
+            f" {tally.rejected.total():,} rejected{reasons_in_words(tally.rejected)}"
+        )
+    return tallies
+
+
+def selection_in_words(settings: SelectConfig, facts: dict[str, Any]) -> str:
+    """Say what the selection took, and whether the pool was smaller than what was asked for."""
+    is_short = facts["is_whole_pool"] and (settings.max_documents is not None or settings.max_bytes is not None)
+    return (
+        f"{facts['chosen_documents']:,} of the pool's {facts['pool_documents']:,} documents were chosen"
+        f" ({facts['chosen_bytes'] / 1e6:.2f} of {facts['pool_bytes'] / 1e6:.2f} MB)"
+        + ("; that is all of them: the pool holds no more than was asked for" if is_short else "")
+    )
+
+
+def sides_in_words(tally: Tally) -> str:
+    return ", ".join(f"{tally.documents[side]:,} {side}" for side in SIDES if side != "valid" or tally.documents[side])
 
 
 def reasons_in_words(reasons: Counter[str]) -> str:
@@ -88,126 +232,46 @@ def reasons_in_words(reasons: Counter[str]) -> str:
 
 
 def split_problems(name: str, source: SourceConfig, tally: Tally) -> list[str]:
-    """Return why a source cannot be used after reading, if it cannot."""
+    """Return why a source cannot be used after reading, if it cannot. A selection may leave little of a source, or nothing."""
+    if tally.rejected["not_selected"]:
+        return []
     if tally.kept == 0:
         return [f"source {name}: none of its {tally.read} records was kept{reasons_in_words(tally.rejected)}"]
-    if source.test_fraction > 0 and tally.test_documents == 0:
+    if source.test_fraction > 0 and tally.documents["test"] == 0:
         return [
             f"source {name}: no test document among {tally.kept} kept ones at test_fraction {source.test_fraction}; "
             "the side follows from each text's digest, so a few documents can all fall on one side: raise test_fraction or add documents"
         ]
-    if source.test_fraction < 1 and tally.train_documents == 0:
-        return [f"source {name}: all {tally.kept} kept documents fell on the test side at test_fraction {source.test_fraction}"]
+    if source.valid_fraction > 0 and tally.documents["valid"] == 0:
+        return [
+            f"source {name}: no validation document among {tally.kept} kept ones at valid_fraction {source.valid_fraction}; "
+            "raise it or add documents"
+        ]
+    if source.test_fraction + source.valid_fraction < 1 and tally.documents["train"] == 0:
+        return [
+            f"source {name}: all {tally.kept} kept documents were held out at test_fraction {source.test_fraction}"
+            f" and valid_fraction {source.valid_fraction}"
+        ]
     return []
 
 
 def facts_of(source: SourceConfig, tally: Tally) -> dict[str, Any]:
+    by_side = {
+        f"{side}_{what}": counts[side]
+        for what, counts in (("documents", tally.documents), ("bytes", tally.num_bytes), ("chars", tally.num_chars))
+        for side in SIDES
+    }
     return {
-        "role": source.role, "licence": source.licence, "language": source.language, "provenance": source.provenance,
+        "role": source.role, "licence": source.licence, "language": source.language, "provenance": asdict(source.provenance),
         "read": tally.read, "kept": tally.kept, "rejected": dict(sorted(tally.rejected.items())),
-        "repaired": dict(sorted(tally.repaired.items())), "train_documents": tally.train_documents, "test_documents": tally.test_documents,
-        "train_bytes": tally.train_bytes, "test_bytes": tally.test_bytes, "train_chars": tally.train_chars, "test_chars": tally.test_chars,
+        "repaired": dict(sorted(tally.repaired.items())), **noted_facts(tally), **by_side,
     }  # fmt: skip
 
 
-def test_side(text_sha256: str, test_fraction: float) -> bool:
-    """Say whether a text is held out: its digest, read as a fraction of 2**64, lies below `test_fraction`."""
-    return int(text_sha256[:16], 16) < test_fraction * 2.0**64
-
-
-@dataclass
-class SourcePass:
-    """One walk over a source's files."""
-
-    folder: Path
-    name: str
-    source: SourceConfig
-    seen: Seen
-    tally: Tally
-    say: Callable[[str], None]
-
-    def run(self) -> None:
-        with ExitStack() as stack:
-
-            def open_for(relative: str) -> TextIO:
-                return stack.enter_context((self.folder / relative).open("w", encoding="utf-8", newline="\n"))
-
-            self.train, self.test = open_for(f"{self.name}.train.jsonl"), open_for(f"{self.name}.test.jsonl")
-            self.rejects, self.repairs = open_for(f"rejects/{self.name}.jsonl"), open_for(f"repairs/{self.name}.jsonl")
-            for relative, path in files_of(self.name, self.source.path):
-                for record in read_records(path, text_key=self.source.text_key):
-                    self.tally.read += 1
-                    self.take(record, relative)
-                    if self.tally.read % SAY_EVERY == 0:
-                        self.say(f"corpus: {self.name}: {self.tally.read:,} records read")
-
-    def take(self, record: Row | Unreadable, file: str) -> None:
-        if isinstance(record, Unreadable):
-            self.reject(file, record.line, record.reason, record.detail)
-            return
-        if problem := text_problem(record.fields, self.source.text_key):
-            self.reject(file, record.line, *problem)
-            return
-        cleaned = clean_text(record.fields[self.source.text_key])
-        text, repairs = cleaned.text, dict(cleaned.repairs)
-        if record.had_bom:
-            repairs["byte_order_mark"] = repairs.get("byte_order_mark", 0) + 1
-        if not text.strip():
-            self.reject(file, record.line, "empty_text", "nothing but white space or control characters")
-            return
-        if len(text) < self.source.min_chars:
-            self.reject(file, record.line, "too_short", f"{len(text)} characters, min_chars {self.source.min_chars}")
-            return
-        encoded = text.encode("utf-8")
-        digest = hashlib.sha256(encoded)
-        if digest.digest()[:16] in self.seen.texts:
-            self.reject(file, record.line, "duplicate", f"text sha256 {digest.hexdigest()[:16]} was kept before")
-            return
-        self.seen.texts.add(digest.digest()[:16])
-        if repairs:
-            self.tally.repaired.update(dict.fromkeys(repairs, 1))
-            write_line(self.repairs, {"file": file, "line": record.line, "repairs": repairs})
-        self.keep(self.document_id(record.fields.get("id"), digest.hexdigest()), text, digest.hexdigest(), len(encoded))
-
-    def document_id(self, given: object, text_sha256: str) -> str:
-        """Return the user's id, or a prefix of the text's digest; made unique by that digest where two texts share an id."""
-        chosen = ""
-        if isinstance(given, str | int) and not isinstance(given, bool):
-            chosen = clean_text(str(given)[: MAX_ID_CHARS + 1]).text.strip()
-        if not chosen or len(chosen) > MAX_ID_CHARS:
-            chosen = text_sha256[:16]
-        if id_key(chosen) in self.seen.ids:
-            chosen = f"{chosen}#{text_sha256[:16]}"
-        self.seen.ids.add(id_key(chosen))
-        return chosen
-
-    def keep(self, document_id: str, text: str, text_sha256: str, num_bytes: int) -> None:
-        tally = self.tally
-        if test_side(text_sha256, self.source.test_fraction):
-            tally.test_documents += 1
-            tally.test_bytes += num_bytes
-            tally.test_chars += len(text)
-            file = self.test
-        else:
-            tally.train_documents += 1
-            tally.train_bytes += num_bytes
-            tally.train_chars += len(text)
-            file = self.train
-        write_line(file, {"id": document_id, "text": text, "source": self.name})
-        if len(tally.examples) < NUM_EXAMPLES:
-            tally.examples.append(text[:160])
-
-    def reject(self, file: str, line: int, reason: str, detail: str) -> None:
-        self.tally.rejected[reason] += 1
-        write_line(self.rejects, {"file": file, "line": line, "reason": reason, "detail": clean_text(detail).text})
-
-
-def id_key(document_id: str) -> bytes:
-    return hashlib.sha256(document_id.encode("utf-8")).digest()[:16]
-
-
-def write_line(file: TextIO, record: dict[str, Any]) -> None:
-    line = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
-    for separator in ("\u2028", "\u2029", "\x85"):  # many a reader takes these for ends of lines
-        line = line.replace(separator, f"\\u{ord(separator):04x}")
-    file.write(line + "\n")
+def noted_facts(tally: Tally) -> dict[str, dict[str, int]]:
+    """Return what the filters counted: `found` by kind, `languages` in documents; only what was looked for."""
+    facts: dict[str, dict[str, int]] = {}
+    for what, count in sorted(tally.noted.items()):
+        group, _, kind = what.partition(" ")
+        facts.setdefault({"found": "found", "language": "languages"}[group], {})[kind] = count
+    return facts

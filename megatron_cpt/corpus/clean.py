@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 # Tab, newline, carriage return, form feed (source code) and U+0085 (next line) are layout; the other C0 and C1 codes are not text.
 CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f]")
 SURROGATE = re.compile("[\ud800-\udfff]")
-BOM_CHARACTER = "\ufeff"
+BOM_CHARACTER = re.compile("\ufeff")
+REPAIRS = (("control_characters", CONTROL, ""), ("lone_surrogate", SURROGATE, "\ufffd"), ("byte_order_mark", BOM_CHARACTER, ""))
+ANY = re.compile(
+    "[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufeff]"
+)  # one search where nothing is to be done, as in most texts
 
 
 @dataclass(frozen=True)
@@ -24,26 +30,30 @@ def clean_text(text: str) -> Cleaned:
 
     JSON escapes of a proper surrogate pair were joined by the parser before; what is left in that range stands alone.
     """
+    if not ANY.search(text):
+        return Cleaned(text)
     repairs = {}
-    for reason, pattern, replacement in (
-        ("control_characters", CONTROL, ""),
-        ("lone_surrogate", SURROGATE, "\ufffd"),
-        ("byte_order_mark", re.compile(BOM_CHARACTER), ""),
-    ):
+    for reason, pattern, replacement in REPAIRS:
         text, count = pattern.subn(replacement, text)
         if count:
             repairs[reason] = count
     return Cleaned(text, repairs)
 
 
-def text_problem(fields: dict[str, object], text_key: str) -> tuple[str, str] | None:
-    """Return `(reason, detail)` when a record has no usable text, None when it has."""
-    value = fields.get(text_key)
-    if text_key not in fields:
-        keys = ", ".join(list(fields)[:20]) or "none"
-        return "missing_text", f"no key {text_key!r}; keys present: {keys}"[:400]
-    if value is None:
-        return "null_text", f"{text_key!r} is null"
-    if not isinstance(value, str):
-        return "text_not_a_string", f"{text_key!r} is {type(value).__name__}"
+def text_of(fields: dict[str, object], text_keys: Sequence[str]) -> str:
+    """Return the text of a record that has no `text_problem`; several texts are joined by a blank line."""
+    return "\n\n".join(cast(str, fields[key]) for key in text_keys)
+
+
+def text_problem(fields: dict[str, object], text_keys: Sequence[str]) -> tuple[str, str] | None:
+    """Return `(reason, detail)` when a record lacks a usable text under any of the keys, None when it has all."""
+    for key in text_keys:
+        if key not in fields:
+            keys = ", ".join(list(fields)[:20]) or "none"
+            return "missing_text", f"no key {key!r}; keys present: {keys}"[:400]
+        value = fields[key]
+        if value is None:
+            return "null_text", f"{key!r} is null"
+        if not isinstance(value, str):
+            return "text_not_a_string", f"{key!r} is {type(value).__name__}"
     return None

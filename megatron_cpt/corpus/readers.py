@@ -10,7 +10,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -44,20 +44,27 @@ def is_readable(path: Path) -> bool:
     return path.name.lower().endswith(READABLE_SUFFIXES)
 
 
-def read_records(path: Path, *, text_key: str) -> Iterator[Row | Unreadable]:
-    """Yield every record of a file in order.
+def is_one_text(path: Path) -> bool:
+    """Say whether a file is one document: it has no fields, and its text stands under the first text key."""
+    return path.name.lower().endswith((".txt", ".txt.gz", ".txt.zst"))
+
+
+def read_records(path: Path, *, text_keys: Sequence[str], start: int = 0, end: int | None = None) -> Iterator[Row | Unreadable]:
+    """Yield every record of a file in order; of a plain jsonl file those whose lines begin at bytes `start` to `end - 1`.
 
     Raises:
         DataError: the file cannot be opened, or its compressed stream is cut or damaged (says how many records came before).
     """
     name = path.name.lower()
     if name.endswith(".parquet"):
-        yield from read_parquet(path, text_key=text_key)
+        yield from read_parquet(path, text_keys=text_keys)
         return
     done = 0
     try:
+        if name.endswith((".gz", ".zst")) and path.stat().st_size == 0:
+            raise EOFError("no byte in it, where even empty texts leave some")  # the libraries take it for an empty text
         with open_stream(path) as stream:
-            for record in read_whole(stream, text_key=text_key) if ".txt" in name[-8:] else read_lines(stream):
+            for record in read_whole(stream, text_key=text_keys[0]) if is_one_text(path) else read_lines(stream, start=start, end=end):
                 yield record
                 done += 1
     except (EOFError, zlib.error, gzip.BadGzipFile, ZstdDamage) as error:
@@ -146,27 +153,44 @@ def open_stream(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def read_lines(stream: BinaryIO) -> Iterator[Row | Unreadable]:
-    """Yield one record for each line; only LF ends a line, so U+2028, U+0085 and form feeds stay inside texts."""
+def read_lines(stream: BinaryIO, *, start: int = 0, end: int | None = None) -> Iterator[Row | Unreadable]:
+    """Yield one record for each line; only LF ends a line, so U+2028, U+0085 and form feeds stay inside texts.
+
+    Lines count from 1 within the range; bytes in messages count from 0 within the file (decompressed, where it is compressed).
+    """
+    offset = start
+    if start:
+        stream.seek(start - 1)
+        offset += skip_line(stream) - 1
     number = 0
-    while line := stream.readline(MAX_RECORD_BYTES + 1):
+    while (end is None or offset < end) and (line := stream.readline(MAX_RECORD_BYTES + 1)):
         number += 1
+        line_start, offset = offset, offset + len(line)
         if len(line) > MAX_RECORD_BYTES and not line.endswith(b"\n"):
-            while (rest := stream.readline(1 << 20)) and not rest.endswith(b"\n"):
-                pass
-            yield Unreadable(number, "too_long", f"more than {MAX_RECORD_BYTES} bytes")
+            offset += skip_line(stream)
+            yield Unreadable(number, "too_long", f"more than {MAX_RECORD_BYTES} bytes, from byte {line_start} of the file")
             continue
         had_bom = line.startswith(BOM)  # at a line's start anywhere: shards with a mark each are often concatenated
-        yield parse_line(line.removeprefix(BOM).rstrip(b"\r\n"), number, had_bom=had_bom)
+        yield parse_line(line.rstrip(b"\r\n"), number, had_bom=had_bom, line_start=line_start)
 
 
-def parse_line(line: bytes, number: int, *, had_bom: bool) -> Row | Unreadable:
-    if not line.strip():
+def skip_line(stream: BinaryIO) -> int:
+    """Read to the next line in blocks; return the number of bytes read."""
+    skipped = 0
+    while rest := stream.readline(1 << 20):
+        skipped += len(rest)
+        if rest.endswith(b"\n"):
+            break
+    return skipped
+
+
+def parse_line(line: bytes, number: int, *, had_bom: bool, line_start: int) -> Row | Unreadable:
+    if not line.removeprefix(BOM).strip():
         return Unreadable(number, "blank_line", "nothing on this line")
     try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return Unreadable(number, "invalid_utf8", f"byte 0x{line[error.start]:02x} at byte {error.start} of the line")
+        text = line.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return Unreadable(number, "invalid_utf8", invalid_byte(line, line_start)[1])
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -176,23 +200,30 @@ def parse_line(line: bytes, number: int, *, had_bom: bool) -> Row | Unreadable:
     return Row(number, fields, had_bom)
 
 
+def invalid_byte(data: bytes, start: int) -> tuple[int, str]:
+    """Return the place in `data` of the first byte that is not UTF-8, and a sentence; `start` is the place of `data` in the file."""
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:  # utf-8-sig counts from behind the mark, plain utf-8 from the first byte
+        return error.start, f"byte 0x{data[error.start]:02x} at byte {start + error.start} of the file"
+    raise AssertionError("the data are UTF-8")
+
+
 def read_whole(stream: BinaryIO, *, text_key: str) -> Iterator[Row | Unreadable]:
     """Yield a text file as one record."""
     data = stream.read(MAX_RECORD_BYTES + 1)
     if len(data) > MAX_RECORD_BYTES:
         yield Unreadable(1, "too_long", f"more than {MAX_RECORD_BYTES} bytes")
         return
-    had_bom = data.startswith(BOM)
-    data = data.removeprefix(BOM)
     try:
-        yield Row(1, {text_key: data.decode("utf-8")}, had_bom)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        yield Unreadable(line, "invalid_utf8", f"byte 0x{data[error.start]:02x} at byte {error.start} of the file")
+        yield Row(1, {text_key: data.decode("utf-8-sig")}, data.startswith(BOM))
+    except UnicodeDecodeError:
+        place, shown = invalid_byte(data, 0)
+        yield Unreadable(data.count(b"\n", 0, place) + 1, "invalid_utf8", shown)
 
 
-def read_parquet(path: Path, *, text_key: str) -> Iterator[Row | Unreadable]:
-    """Yield the rows of a parquet file in batches of 256; only the text and `id` columns are read.
+def read_parquet(path: Path, *, text_keys: Sequence[str]) -> Iterator[Row | Unreadable]:
+    """Yield the rows of a parquet file in batches of 256; only the columns of text and `id` are read.
 
     Raises:
         DataError: pyarrow is not installed, or the file is not parquet.
@@ -205,12 +236,13 @@ def read_parquet(path: Path, *, text_key: str) -> Iterator[Row | Unreadable]:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            columns = [name for name in (text_key, "id") if name in file.schema_arrow.names]
-            if text_key not in columns:
-                raise DataError(
-                    "A parquet file has no text column.", where=path, value=f"columns: {', '.join(file.schema_arrow.names)}",
-                    rule=f"text_key {text_key!r}",
-                )  # fmt: skip
+            columns = [name for name in dict.fromkeys((*text_keys, "id")) if name in file.schema_arrow.names]
+            for key in text_keys:
+                if key not in columns:
+                    raise DataError(
+                        "A parquet file has no text column.", where=path, value=f"columns: {', '.join(file.schema_arrow.names)}",
+                        rule=f"text_key {key!r}",
+                    )  # fmt: skip
             for batch in file.iter_batches(batch_size=256, columns=columns):
                 for fields in batch.to_pylist():
                     number += 1

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megatron_cpt.config.schema import SourceConfig
+from megatron_cpt.config.schema import ProvenanceConfig, SourceConfig
 from megatron_cpt.corpus.readers import READABLE_SUFFIXES, is_readable
+from megatron_cpt.corpus.split import fraction_problems
 from megatron_cpt.errors import ConfigError, DataError, printable, raise_all
 from megatron_cpt.record.hashing import sha256_file
 
 ROLES = ("domain", "general")
-REQUIRED = ("path", "role", "licence", "provenance", "language")
+REQUIRED = ("path", "role", "licence", "language")
+PROVENANCE = {"origin": "who published it, under which name", "date": "when it was fetched or made", "obtained": "how"}
+DATE = re.compile(r"\d{4}(-(0[1-9]|1[0-2])(-(0[1-9]|[12]\d|3[01]))?)?")
+# The form of BCP 47 (RFC 5646, 2.1) that is in use: language, extended language, script, region, variants, extensions, private use
+LANGUAGE = re.compile(
+    r"([a-z]{2,3}(-[a-z]{3}){0,3}(-[a-z]{4})?(-([a-z]{2}|\d{3}))?(-([a-z0-9]{5,8}|\d[a-z0-9]{3}))*"
+    r"(-[0-9a-wyz](-[a-z0-9]{2,8})+)*(-x(-[a-z0-9]{1,8})+)?|x(-[a-z0-9]{1,8})+)",
+    re.IGNORECASE,
+)
+LICENCE_REF = re.compile(r"(DocumentRef-[A-Za-z0-9.-]+:)?LicenseRef-[A-Za-z0-9.-]+")
 NAME_RULE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
@@ -47,9 +61,11 @@ def source_inputs(sources: dict[str, SourceConfig]) -> dict[str, Any]:
         next_step="Correct conf/source/<name>.yaml or the source.<name>.<key>= overrides.",
     )
     plain = {}
-    for name in sorted(sources):
-        settings = {key: value for key, value in asdict(sources[name]).items() if key != "path"}
-        plain[name] = {"settings": settings, "files": {relative: digest_of(name, path) for relative, path in found[name]}}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # hashing lets go of the interpreter
+        for name in sorted(sources):
+            settings = {key: value for key, value in asdict(sources[name]).items() if key != "path"}
+            digests = threads.map(partial(digest_of, name), [path for _, path in found[name]])
+            plain[name] = {"settings": settings, "files": dict(zip([relative for relative, _ in found[name]], digests, strict=True))}
     return plain
 
 
@@ -66,16 +82,57 @@ def setting_problems_of(name: str, source: SourceConfig) -> list[str]:
             f"source name {shown!r} is not usable as a file name: letters, digits, '_', '-', '.', at most 64, no leading '.' or '-'"
         )
     problems += [f"source.{shown}.{key} is missing" for key in REQUIRED if not filled(getattr(source, key))]
+    problems += provenance_problems(shown, source.provenance)
     if filled(source.role) and source.role not in ROLES:
         problems.append(f"source.{shown}.role is {printable(source.role)!r}: use domain or general")
-    if not filled(source.text_key):
+    if filled(source.licence) and (problem := licence_problem(source.licence)):
+        problems.append(f"source.{shown}.licence is {printable(source.licence)!r}: {problem}")
+    if filled(source.language) and not LANGUAGE.fullmatch(source.language):
+        problems.append(f"source.{shown}.language is {printable(source.language)!r}: use a BCP 47 tag, e.g. en, zh-Hans or pt-BR")
+    if not text_keys_of(source) or not all(filled(key) for key in text_keys_of(source)):
         problems.append(f"source.{shown}.text_key is missing")
-    fraction = source.test_fraction
-    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0.0 <= fraction <= 1.0:
-        problems.append(f"source.{shown}.test_fraction is {fraction!r}: use a number from 0 to 1")
+    problems += fraction_problems(shown, valid_fraction=source.valid_fraction, test_fraction=source.test_fraction)
     if isinstance(source.min_chars, bool) or not isinstance(source.min_chars, int) or source.min_chars < 1:
         problems.append(f"source.{shown}.min_chars is {source.min_chars!r}: use 1 or more")
     return problems
+
+
+def text_keys_of(source: SourceConfig) -> tuple[str, ...]:
+    """Return the fields of a source's records that hold its text, in the order in which they are joined."""
+    return (source.text_key,) if isinstance(source.text_key, str) else tuple(source.text_key or ())
+
+
+def provenance_problems(shown: str, provenance: ProvenanceConfig) -> list[str]:
+    """Return one sentence for each part of the provenance that is missing."""
+    if not isinstance(provenance, ProvenanceConfig):
+        return [f"source.{shown}.provenance is one phrase: give origin, date and obtained, each under its own key"]
+    problems = [
+        f"source.{shown}.provenance.{key} is missing: {what}" for key, what in PROVENANCE.items() if not filled(getattr(provenance, key))
+    ]
+    if filled(provenance.date) and not DATE.fullmatch(provenance.date):
+        problems.append(f"source.{shown}.provenance.date is {printable(provenance.date)!r}: use 2026, 2026-11 or 2026-11-29")
+    return problems
+
+
+def licence_problem(licence: str) -> str | None:
+    """Say what keeps a licence from being an SPDX expression (ids of the SPDX list, LicenseRef-..., AND, OR, WITH), None when it is one."""
+    from boolean import ParseError  # noqa: PLC0415
+    from license_expression import ExpressionError, get_spdx_licensing  # noqa: PLC0415 - reads the list of licences
+
+    licensing = get_spdx_licensing()
+    try:
+        unknown = [key for key in licensing.unknown_license_keys(licence) if not LICENCE_REF.fullmatch(key)]
+        parsed = licensing.parse(licence, strict=not unknown)
+    except (ExpressionError, ParseError) as error:
+        return f"not an SPDX expression ({printable(str(error))})"
+    if parsed is None:
+        return "empty"
+    known = {key.lower(): key for key in licensing.known_symbols}
+    sentences = []
+    for key in unknown:
+        near = [known[each] for each in difflib.get_close_matches(key.lower(), known, n=3)]
+        sentences.append(f"{printable(key)} is no SPDX id" + (f"; near: {', '.join(near)}" if near else ""))
+    return "; ".join(sentences) + "; for others: LicenseRef-<name> (https://spdx.org/licenses)" if sentences else None
 
 
 def files_of(name: str, pattern: str) -> list[tuple[str, Path]]:
@@ -84,24 +141,38 @@ def files_of(name: str, pattern: str) -> list[tuple[str, Path]]:
     Raises:
         DataError: nothing matches, or nothing that matches is of a kind that can be read.
     """
+    candidates, root = candidates_of(pattern)
+    if not candidates:
+        raise DataError(f"source.{printable(name)}: no file at {printable(pattern)!r}")
+    readable = [candidate for candidate in candidates if is_readable(candidate)]
+    for candidate in readable:
+        if not candidate.is_file():  # a link to nothing, or a pipe: leaving it out would lose its text without a word
+            raise DataError(f"source.{printable(name)}: {printable(str(candidate))!r} is no file that can be read")
+    if not readable:
+        raise DataError(
+            f"source.{printable(name)}: no file of a known kind at {printable(pattern)!r} (first: {printable(candidates[0].name)!r});"
+            f" known: {', '.join(READABLE_SUFFIXES)}"
+        )
+    return [(file.relative_to(root).as_posix(), file) for file in readable]
+
+
+def candidates_of(pattern: str) -> tuple[list[Path], Path]:
+    """Return every file of a path, folder or glob in a fixed order, and the folder that their names are relative to."""
     path = Path(pattern).expanduser()
     if path.is_file():
         candidates, root = [path], path.parent
     elif path.is_dir():
-        candidates, root = sorted(entry for entry in path.rglob("*") if entry.is_file() and not entry.name.startswith(".")), path
+        candidates, root = sorted(entry for entry in path.rglob("*") if not entry.is_dir() and not entry.name.startswith(".")), path
     else:
-        candidates = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+        candidates = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if not Path(match).is_dir())
         root = Path(str(path)[: re.search(r"[*?\[]|$", str(path)).start()])  # type: ignore[union-attr]
         root = root if root.is_dir() else root.parent
-    if not candidates:
-        raise DataError(f"source.{printable(name)}: no file at {printable(str(path))!r}")
-    readable = [candidate for candidate in candidates if is_readable(candidate)]
-    if not readable:
-        raise DataError(
-            f"source.{printable(name)}: no file of a known kind at {printable(str(path))!r} (first: {printable(candidates[0].name)!r});"
-            f" known: {', '.join(READABLE_SUFFIXES)}"
-        )
-    return [(file.relative_to(root).as_posix(), file) for file in readable]
+    return candidates, root
+
+
+def other_files(pattern: str) -> list[Path]:
+    """Return the files of a folder or glob that are of no known kind and are therefore left alone."""
+    return [candidate for candidate in candidates_of(pattern)[0] if not is_readable(candidate)]
 
 
 def digest_of(name: str, path: Path) -> str:

@@ -12,13 +12,14 @@ import torch
 from tokenizers import Tokenizer
 from torch import distributed
 
-from megatron_cpt.eval.bits_per_byte import Texts, read_texts, score_texts
+from megatron_cpt.eval.bits_per_byte import Texts, read_texts, read_watched, score_texts
 from megatron_cpt.eval.cache import CacheEntry
 from megatron_cpt.eval.report import SubjectScore, TaskScore
 from megatron_cpt.eval.starts import NUM_DOCUMENTS, declared_bos_id, nats_by_start, warn_of_better_start
 from megatron_cpt.eval.subjects import Subject
 from megatron_cpt.eval.task_items import LoadedTask, read_tasks
 from megatron_cpt.eval.tasks import score_tasks
+from megatron_cpt.gate.pairs import BASE
 from megatron_cpt.plan.run_plan import RunPlan
 from megatron_cpt.record.hashing import sha256_file
 from megatron_cpt.record.tokenizer_file import load_tokenizer
@@ -30,9 +31,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AllItems:
-    """What was read before any rank started; `harness` is None where the plan names none of its tasks."""
+    """What was read before any rank started; `harness` is None where the plan names none of its tasks.
+
+    `watched` are the validation sides, which are scored for the frozen base alone.
+    """
 
     texts: Texts
+    watched: Texts
     tasks: Sequence[LoadedTask]
     harness: Any
 
@@ -48,7 +53,7 @@ class AllItems:
             from megatron_cpt.eval.harness import HarnessTasks  # noqa: PLC0415  -- the harness is an extra
 
             harness = HarnessTasks.load(plan.eval.harness)
-        return cls(read_texts(plan.eval, run_dir), read_tasks(plan.eval, run_dir), harness)
+        return cls(read_texts(plan.eval, run_dir), read_watched(plan.eval, run_dir), read_tasks(plan.eval, run_dir), harness)
 
 
 def score_or_take(
@@ -59,7 +64,7 @@ def score_or_take(
     Args:
         load: returns this rank's chunks with the subject's weights.
     """
-    if not (plan.eval.cache and subject.name == "base"):
+    if not (plan.eval.cache and subject.name == BASE):
         return score_subject(subject, load(), items, plan, device=device)
     entry = CacheEntry.of(subject, plan, run_dir)
     kept: list[Any] = [entry.read() if distributed.get_rank() == 0 else None]
@@ -98,6 +103,7 @@ def score_subject(subject: Subject, chunks: list[Any], items: AllItems, plan: Ru
         prefix_id=subject.vocab.end_of_document_id,
         texts=texts,
         tasks=tasks,
+        watched=score_texts(chunks, items.watched, **with_what) if subject.name == BASE else {},
         nats_by_start=_compare_starts(subject, chunks, items.texts, tokenizer, plan, device=device),
     )
 

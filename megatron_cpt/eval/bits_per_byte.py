@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,16 @@ def read_texts(plan: EvalPlan, run_dir: Path) -> Texts:
         DataError: a text is missing, damaged or empty.
     """
     return {text.name: (text.role, read_text(text, run_dir)) for text in plan.texts}
+
+
+def read_watched(plan: EvalPlan, run_dir: Path) -> Texts:
+    """Return role and documents of the validation sides by text name; a text whose source has none is left out.
+
+    Raises:
+        DataError: as `read_texts`.
+    """
+    watched = [replace(text, path=text.watch_path) for text in plan.texts if text.watch_path]
+    return read_texts(replace(plan, texts=tuple(watched)), run_dir)
 
 
 def score_texts(

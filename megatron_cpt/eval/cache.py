@@ -45,6 +45,7 @@ class CacheEntry:
             "prefix_id": subject.vocab.end_of_document_id,
             "eval": to_plain(dataclasses.replace(plan.eval, cache=True)),
             "texts": {text.name: sha256_file(run_dir / text.path) for text in plan.eval.texts},
+            "watched": {text.name: sha256_file(run_dir / text.watch_path) for text in plan.eval.texts if text.watch_path},
             "numbers": [plan.backend, layout.dtype, layout.fp8, layout.fp8_recipe],
             "seed": plan.seed if any(task.temperature > 0 for task in plan.eval.tasks) else None,  # of drawn programs
             "version": __version__,

@@ -6,10 +6,8 @@ training data are decoded and streamed past them, so that memory does not grow w
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,125 +17,49 @@ from tokenizers import Tokenizer
 
 from megatron_cpt.eval.subjects import extended_tokenizer
 from megatron_cpt.eval.texts import read_text
-from megatron_cpt.eval.units import is_spaceless, units_of
-from megatron_cpt.plan.run_plan import ContaminationPlan, EvalPlan, RunPlan
+from megatron_cpt.plan.run_plan import EvalPlan, RunPlan
 from megatron_cpt.record.bench import read_bench, split_examples
-from megatron_cpt.record.bench_item import Item
 from megatron_cpt.record.index_pair import open_pair
 from megatron_cpt.record.tokenizer_file import load_tokenizer
+from megatron_cpt.text.known_runs import KnownRuns, Probe, parts_of
+from megatron_cpt.text.runs import Hashes, Rows, TextHashes
+from megatron_cpt.text.units import is_spaceless, units_of
 
-Hashes = NDArray[np.uint64]
-
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no bit of a word is lost
-BETWEEN_DOCUMENTS = np.uint64(0xD1B54A32D192ED03)  # the hash of no word
-SHORTEST = 8 / 13  # of a run's length: shorter texts are like others by chance (Brown et al. 2020, appendix C: 8 words at least)
 SLICE_TOKENS = 1 << 17
 BATCH_TOKENS = 1 << 20
 TOKENS_PER_UNIT = 32  # more than a word ever takes; slices of a long document overlap by a run of such words
-MAX_CACHED_WORDS = 1 << 21
-FILTER_BITS = 22
 SECONDS_BETWEEN_REPORTS = 5.0
 EXAMPLE_CHARACTERS = 160
 
 
-@dataclass(frozen=True)
-class Probe:
-    """Something that is evaluated. `from_share` is the share of its runs above which it counts as seen (`or_equal`: at which)."""
+class SeenRuns:
+    """Which of the known runs have been seen."""
 
-    name: str
-    id: str
-    parts: tuple[str, ...]
-    from_share: float
-    or_equal: bool
+    def __init__(self, runs: KnownRuns) -> None:
+        self.runs = runs
+        self._seen = {length: np.zeros(len(mine.known), dtype=bool) for length, mine in runs.by_length.items()}
 
-
-@dataclass(frozen=True)
-class Run:
-    """A run of so many units, by its hash, and its beginning in the units of a part."""
-
-    length: int
-    hash: int
-    part: int
-    begin: int
-
-
-class WordHashes(dict[str, int]):
-    """Hashes of units, 64 bits of BLAKE2: the same in every process. Forgets everything when it has grown too large."""
-
-    def __missing__(self, unit: str) -> int:
-        if len(self) >= MAX_CACHED_WORDS:
-            self.clear()
-        found = int.from_bytes(hashlib.blake2b(unit.encode("utf-8"), digest_size=8).digest(), "little")
-        self[unit] = found
-        return found
-
-    def of(self, units: Sequence[str]) -> Hashes:
-        return np.fromiter(map(self.__getitem__, units), dtype=np.uint64, count=len(units))
-
-
-def run_hashes(words: Hashes, length: int) -> Hashes:
-    """Return the hash of each run of `length` units, by its beginning: a polynomial in the words' hashes modulo 2**64."""
-    count = len(words) - length + 1
-    if count <= 0:
-        return np.empty(0, dtype=np.uint64)
-    total = words[:count].copy()
-    for place in range(1, length):
-        total *= MULTIPLIER
-        total += words[place : place + count]
-    return total
-
-
-class Runs:
-    """The runs of all probes, and which of them have been seen."""
-
-    def __init__(self, probes: Sequence[Probe], plan: ContaminationPlan, words: WordHashes) -> None:
-        self._plan, self._words = plan, words
-        self.of_probe: list[list[Run]] = [self._runs(probe) for probe in probes]
-        by_length: dict[int, set[int]] = {}
-        for runs in self.of_probe:
-            for run in runs:
-                by_length.setdefault(run.length, set()).add(run.hash)
-        self._hashes = {length: np.array(sorted(found), dtype=np.uint64) for length, found in by_length.items()}
-        self._seen = {length: np.zeros(len(found), dtype=bool) for length, found in self._hashes.items()}
-        self._filters = {length: self._filter(found) for length, found in self._hashes.items()}
-
-    @property
-    def longest(self) -> int:
-        return max(self._hashes, default=0)
-
-    def look_at(self, words: Hashes) -> None:
+    def look_at(self, units: Hashes) -> None:
         """Mark the runs that stand in a row of units."""
-        for length, known in self._hashes.items():
-            found = run_hashes(words, length)
-            found = found[self._filters[length][found >> np.uint64(64 - FILTER_BITS)]]
-            if found.size:
-                places = np.searchsorted(known, found)
-                places[places == len(known)] = 0
-                self._seen[length][places[known[places] == found]] = True
+        for length, (_, places) in self.runs.find(units).items():
+            self._seen[length][places] = True
 
-    def is_seen(self, run: Run) -> bool:
-        place = int(np.searchsorted(self._hashes[run.length], np.uint64(run.hash)))
-        return bool(self._seen[run.length][place])
+    def shares(self) -> NDArray[np.float64]:
+        """Return for each probe the share of its runs that have been seen; NaN for one without runs."""
+        seen = np.zeros(len(self.runs.num_runs))
+        for length, mine in self.runs.by_length.items():
+            seen += np.bincount(mine.probe[self._seen[length][mine.key]], minlength=len(seen))
+        with np.errstate(invalid="ignore"):
+            return seen / self.runs.num_runs
 
-    def _runs(self, probe: Probe) -> list[Run]:
-        """Return the different runs of a probe; a part that is shorter than a run is one, unless it is too short to be told from others."""
-        runs: dict[tuple[int, int], Run] = {}
-        for number, part in enumerate(probe.parts):
-            units = units_of(part)
-            whole = self._plan.characters if is_spaceless(units) else self._plan.words
-            length = min(whole, len(units))
-            if length < max(2, int(whole * SHORTEST)):
-                continue
-            for begin, found in enumerate(run_hashes(self._words.of(units), length).tolist()):
-                runs.setdefault((length, found), Run(length, found, number, begin))
-        return list(runs.values())
-
-    @staticmethod
-    def _filter(hashes: Hashes) -> NDArray[np.bool_]:
-        """Return which first bits occur, so that most runs of the training data are passed over with one look."""
-        table = np.zeros(1 << FILTER_BITS, dtype=bool)
-        table[hashes >> np.uint64(64 - FILTER_BITS)] = True
-        return table
+    def first_of(self) -> dict[int, tuple[int, int, int]]:
+        """Return for each probe the first of its runs that has been seen: part, beginning and length."""
+        first: dict[int, tuple[int, int, int]] = {}
+        for length, mine in self.runs.by_length.items():
+            seen = self._seen[length][mine.key]
+            for probe, part, begin in zip(mine.probe[seen].tolist(), mine.part[seen].tolist(), mine.begin[seen].tolist(), strict=True):
+                first[probe] = min(first.get(probe, (part, begin, length)), (part, begin, length))
+        return first
 
 
 def find_contaminated(plan: RunPlan, run_dir: Path, *, say: Callable[[str], None]) -> dict[str, list[dict[str, Any]]]:
@@ -149,12 +71,12 @@ def find_contaminated(plan: RunPlan, run_dir: Path, *, say: Callable[[str], None
         DataError: a held-out text, a benchmark, the tokenizer or an index is missing or damaged.
     """
     probes = probes_of(plan.eval, run_dir)
-    words = WordHashes()
-    runs = Runs(probes, plan.eval.contamination, words)
-    if runs.longest:
+    hashes, lengths = TextHashes(), plan.eval.contamination
+    runs = SeenRuns(KnownRuns.of(probes, words=lengths.words, characters=lengths.characters, hashes=hashes))
+    if longest := runs.runs.longest:
         tokenizer = load_tokenizer(extended_tokenizer(plan, run_dir))
         prefixes = [run_dir / entry.prefix for entry in plan.blend]
-        for units in training_units(prefixes, tokenizer, words, longest=runs.longest, say=say):
+        for units in training_units(prefixes, tokenizer, hashes, longest=longest, say=say):
             runs.look_at(units)
     return _report(probes, runs, say)
 
@@ -173,16 +95,8 @@ def probes_of(plan: EvalPlan, run_dir: Path) -> list[Probe]:
     return probes
 
 
-def parts_of(item: Item, kind: str) -> tuple[str, ...]:
-    """Return the texts of an item whose sight in training would give its answer away: the question, and what is right; not the wrong."""
-    if kind == "pairs":
-        return item.choices
-    right = (item.choices[item.right],) if item.choices else item.answers
-    return (item.prompt, *right, *((item.tests,) if item.tests else ()))
-
-
 def training_units(
-    prefixes: Sequence[Path], tokenizer: Tokenizer, words: WordHashes, *, longest: int, say: Callable[[str], None]
+    prefixes: Sequence[Path], tokenizer: Tokenizer, hashes: TextHashes, *, longest: int, say: Callable[[str], None]
 ) -> Iterator[Hashes]:
     """Yield the hashes of the training data's units, many documents at a time with a mark between them; says rate and time left."""
     pairs = [open_pair(prefix) for prefix in prefixes]
@@ -191,8 +105,7 @@ def training_units(
     for pair in pairs:
         for slices in _batches(pair.lengths, overlap=longest * TOKENS_PER_UNIT):
             texts = tokenizer.decode_batch([pair.tokens[begin:end].tolist() for begin, end in slices], skip_special_tokens=True)
-            rows = [row for text in texts for row in (words.of(units_of(text)), np.array([BETWEEN_DOCUMENTS]))]
-            yield np.concatenate(rows)
+            yield Rows.of(texts, hashes).units
             done += sum(end - begin for begin, end in slices)
             if time.monotonic() - told > SECONDS_BETWEEN_REPORTS:
                 told = time.monotonic()
@@ -217,19 +130,16 @@ def _batches(lengths: NDArray[Any], *, overlap: int) -> Iterator[list[tuple[int,
         yield batch
 
 
-def _report(probes: Sequence[Probe], runs: Runs, say: Callable[[str], None]) -> dict[str, list[dict[str, Any]]]:
+def _report(probes: Sequence[Probe], runs: SeenRuns, say: Callable[[str], None]) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in dict.fromkeys(probe.name for probe in probes)}
     counts = dict.fromkeys(found, 0)
     short = dict.fromkeys(found, 0)
-    for probe, mine in zip(probes, runs.of_probe, strict=True):
+    first = runs.first_of()
+    for number, (probe, share) in enumerate(zip(probes, runs.shares().tolist(), strict=True)):
         counts[probe.name] += 1
-        if not mine:
-            short[probe.name] += 1
-            continue
-        seen = [run for run in mine if runs.is_seen(run)]
-        share = len(seen) / len(mine)
-        if seen and (share > probe.from_share or (probe.or_equal and share == probe.from_share)):
-            found[probe.name].append({"id": probe.id, "share": share, "example": _words_of(probe, seen[0])})
+        short[probe.name] += int(runs.runs.num_runs[number] == 0)
+        if probe.counts(share):
+            found[probe.name].append({"id": probe.id, "share": share, "example": _words_of(probe, *first[number])})
     for name, items in found.items():
         line = f"{name}: {len(items)} of {counts[name]} overlap with the training data"
         line += f", so the gate leaves {'it' if len(items) == 1 else 'them'} out" if items else ""
@@ -237,6 +147,6 @@ def _report(probes: Sequence[Probe], runs: Runs, say: Callable[[str], None]) -> 
     return {name: items for name, items in found.items() if items}
 
 
-def _words_of(probe: Probe, run: Run) -> str:
-    units = units_of(probe.parts[run.part])[run.begin : run.begin + run.length]
+def _words_of(probe: Probe, part: int, begin: int, length: int) -> str:
+    units = units_of(probe.parts[part])[begin : begin + length]
     return ("" if is_spaceless(units) else " ").join(units)[:EXAMPLE_CHARACTERS]

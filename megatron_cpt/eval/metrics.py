@@ -11,7 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from megatron_cpt.eval.units import units_of
+from megatron_cpt.text.units import units_of
 
 PATTERN_SECONDS = 1.0
 NUMBER_SIGNS = "%‰"

@@ -69,7 +69,8 @@ class TaskScore:
 class SubjectScore:
     """One model's scores; the digests say which weights and tokenizer they belong to, `prefix_id` what every window starts with.
 
-    `nats_by_start` compares that start with others on a few windows, in nats per token; empty where no other is known.
+    `nats_by_start` compares that start with others on a few windows, in nats per token; empty where no other is known. `watched` are the
+    base's scores on the validation sides, which in-loop evaluations are held against; empty where there are none, and for other models.
     """
 
     checkpoint: str
@@ -80,6 +81,7 @@ class SubjectScore:
     texts: dict[str, TextScore]
     tasks: dict[str, TaskScore]
     nats_by_start: dict[str, float] = field(default_factory=dict)
+    watched: dict[str, TextScore] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from megatron_cpt.gate.act import GoodCheckpoint
 from megatron_cpt.gate.verdict import Verdict
 from megatron_cpt.meter.totals import StageTotals, Total
 from megatron_cpt.plan.run_plan import RunPlan
+from megatron_cpt.record.provenance import provenance_in_words
 from megatron_cpt.record.unknown import Figure, Unavailable, combine, show
 
 JOULES_PER_KWH = 3.6e6
@@ -115,7 +116,7 @@ def _texts(plan: RunPlan, facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     consumed, sources = facts["train"]["sources"], facts["corpus"]["sources"]
     rows = [
         (cell(entry.source), entry.role, cell(entry.licence), f"{consumed[entry.source]['tokens']:,}", f"{entry.num_epochs:.3f}",
-         cell(sources[entry.source].get("provenance", "unknown: not recorded")))
+         cell(provenance_in_words(sources[entry.source].get("provenance", "unknown: not recorded"))))
         for entry in plan.blend
     ]  # fmt: skip
     by_licence = ", ".join(f"{cell(licence)} {tokens:,}" for licence, tokens in facts["train"].get("licences", {}).items())

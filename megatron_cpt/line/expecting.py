@@ -45,7 +45,11 @@ def expected_plan(config: ExperimentConfig) -> RunPlan:
         config,
         init_facts={},
         index_facts={"sources": sources},
-        corpus_facts={"sources": {name: {"test_documents": 1} for name in config.source}},
+        corpus_facts={
+            "sources": {
+                name: {"test_documents": 1, "valid_documents": int(source.valid_fraction > 0)} for name, source in config.source.items()
+            }
+        },
         shape=shape,
         vocab=expected_vocab(config, shape),
         identity={},

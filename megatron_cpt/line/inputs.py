@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from megatron_cpt.config.schema import AllowanceConfig, CompareConfig, ExperimentConfig
+from megatron_cpt.config.schema import AllowanceConfig, CompareConfig, CorpusConfig, ExperimentConfig, SelectConfig
 from megatron_cpt.errors import DataError
 from megatron_cpt.line.run import Run
 from megatron_cpt.plan.benches import bench_inputs
@@ -36,9 +36,42 @@ _CAME_LATER = {
 
 
 def corpus_inputs(run: Run) -> dict[str, Any]:
+    from megatron_cpt.corpus.select.target import chooses, select_inputs  # noqa: PLC0415
     from megatron_cpt.corpus.sources import source_inputs  # noqa: PLC0415
 
-    return {"sources": source_inputs(run.config.source)}
+    inputs = {"sources": source_inputs(run.config.source), **corpus_settings(run.config.corpus), **looked_for(run.config)}
+    if run.config.corpus.dedup.near.enabled:
+        from megatron_cpt.corpus.dedup.bands import SIGNATURE_VERSION  # noqa: PLC0415
+
+        inputs["minhash"] = SIGNATURE_VERSION
+    select = run.config.corpus.select
+    if select != SelectConfig():
+        inputs["select"] = select_inputs(select, run.config.source)
+        if chooses(select):
+            inputs["seed"] = run.config.seed
+    return inputs
+
+
+def looked_for(config: ExperimentConfig) -> dict[str, Any]:
+    """Return the digests of the files whose items the corpus must not hold."""
+    wanted = config.corpus.decontaminate
+    files = {f"bench {name}": bench.path for name, bench in config.bench.items()} | {f"text {path}": path for path in wanted.texts}
+    if wanted.action == "off" or not files:
+        return {}
+    return {"looked_for": {name: sha256_file(Path(path)) if Path(path).is_file() else "missing" for name, path in sorted(files.items())}}
+
+
+def corpus_settings(settings: CorpusConfig) -> dict[str, Any]:
+    """Return the settings that decide the corpus: what is not at its default, so that a setting that comes later changes no older run.
+
+    The engine is left out: where the work is done changes no byte.
+    """
+    chosen, default = asdict(settings), asdict(CorpusConfig())
+    changed = {
+        group: {key: value for key, value in chosen[group].items() if value != default[group][key]} for group in chosen if group != "engine"
+    }
+    changed = {group: values for group, values in changed.items() if values}
+    return {"corpus": changed} if changed else {}
 
 
 def vocab_inputs(run: Run) -> dict[str, Any]:

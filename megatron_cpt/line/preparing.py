@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,25 @@ from megatron_cpt.record.tokenizer_file import load_tokenizer
 from megatron_cpt.record.vocab_contract import check_vocab, read_layout
 
 BASE_RECORD = "base.json"
+SLURM_DIR = Path(__file__).resolve().parents[2] / "slurm"
 
 
 def corpus_body(run: Run, result: StageResult, _: Attempt) -> None:
     from megatron_cpt.corpus.build import build_corpus  # noqa: PLC0415
+    from megatron_cpt.submit.array import array_argv, submit_and_wait  # noqa: PLC0415
 
-    build_corpus(result, sources=run.config.source, say=indented)
+    def launch_array(command: Sequence[str], num_elements: int, environment: dict[str, str], logs: Path) -> None:
+        argv = array_argv(
+            f"{run.config.run_name}-corpus-tasks", cluster=run.config.cluster, body=SLURM_DIR / "element.sbatch", logs=logs,
+            num_elements=num_elements, command=command,
+        )  # fmt: skip
+        submit_and_wait(argv, environment=environment)
+
+    benches = {name: Path(bench.path) for name, bench in run.config.bench.items()}
+    build_corpus(
+        result, sources=run.config.source, settings=run.config.corpus, seed=run.config.seed, benches=benches,
+        shares=run.config.blend.shares, say=indented, launch_array=launch_array,
+    )  # fmt: skip
 
 
 def vocab_body(run: Run, result: StageResult, _: Attempt) -> None:

@@ -82,7 +82,7 @@ def derive(
     Args:
         init_facts: facts of the init stage; its `num_params`, when present, must equal the count of the plan.
         index_facts: `{"sources": {name: {"documents", "tokens", "role", "licence"}}}`, of the train splits.
-        corpus_facts: `{"sources": {name: {"test_documents", ...}}}`.
+        corpus_facts: `{"sources": {name: {"test_documents", "valid_documents" where there are any, ...}}}`.
         shape: the base model's shape; `vocab` gives the rows after extension.
         identity: fingerprints of the stages that the plan is derived from.
         host: figures of this host, used by CPU clusters only.
@@ -156,7 +156,7 @@ def derive(
         eval_every_steps=config.monitor.eval_every_steps,
         wandb_mode=cast(WandbMode, config.monitor.wandb_mode),
         wandb_project=config.monitor.wandb_project,
-        eval=eval_plan_of(config, benches),
+        eval=eval_plan_of(config, benches, corpus_facts=corpus_facts),
         gate=gate_plan_of(config, tasks),
         stop=stop,
         tariff=tariff,
@@ -274,7 +274,8 @@ def layout_of(config: ExperimentConfig) -> Layout:
     )
 
 
-def eval_plan_of(config: ExperimentConfig, benches: Benches) -> EvalPlan:
+def eval_plan_of(config: ExperimentConfig, benches: Benches, *, corpus_facts: Mapping[str, Any]) -> EvalPlan:
+    """Return what is scored; of a source with validation documents these are watched while training."""
     return EvalPlan(
         texts=tuple(
             EvalText(
@@ -283,6 +284,7 @@ def eval_plan_of(config: ExperimentConfig, benches: Benches) -> EvalPlan:
                 path=f"corpus/{name}.test.jsonl",
                 max_bytes=config.eval.max_bytes,
                 max_document_bytes=config.eval.max_document_bytes,
+                watch_path=f"corpus/{name}.valid.jsonl" if corpus_facts["sources"][name].get("valid_documents") else None,
             )
             for name in config.eval.texts
         ),

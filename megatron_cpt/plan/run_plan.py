@@ -176,13 +176,18 @@ class CheckpointPlan:
 
 @dataclass(frozen=True)
 class EvalText:
-    """A held-out text: `path` is a jsonl of the corpus stage, relative to the run folder; a document limit of None is none."""
+    """A held-out text: `path` is a jsonl of the corpus stage, relative to the run folder; a document limit of None is none.
+
+    `watch_path` is the source's validation side, which is scored while training so that the test side is left to the gate; without
+    one the test side serves for both.
+    """
 
     name: str
     role: Literal["domain", "general"]
     path: str
     max_bytes: int
     max_document_bytes: int | None = None
+    watch_path: str | None = None
 
 
 @dataclass(frozen=True)

@@ -104,10 +104,11 @@ class Manifest:
 
 @dataclass
 class StageResult:
-    """What a stage's body fills while it works in its folder."""
+    """What a stage's body fills while it works in its folder. `inputs` is what decides the outputs, for work that goes on after a stop."""
 
     folder: Path
     facts: dict[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
 
 def versions_in_use() -> dict[str, str]:
@@ -201,7 +202,7 @@ def build_stage(folder: Path, inputs: Mapping[str, Any], body: Callable[[StageRe
     aside = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}.partial"
     aside.mkdir(parents=True)
     try:
-        result = StageResult(aside)
+        result = StageResult(aside, inputs=inputs)
         body(result)
         manifest = write_manifest(aside, folder.name, inputs, result.facts)
         publish_folder(aside, folder)

@@ -109,7 +109,10 @@ def _texts(records: RunRecords) -> str:
         for entry in records.plan.blend
     ]
     head = ("source", "role", "licence", "planned share", "planned epochs", "tokens consumed")
-    return f"<h2>Texts</h2>{table(head, rows, numbers=(3, 4, 5))}"
+    licences = records.facts("train").get("licences", {})
+    by_licence = ", ".join(f"{licence} {tokens:,}" for licence, tokens in licences.items())
+    note = f'<p class="soft">Tokens consumed by licence: {escape(by_licence)}.</p>' if by_licence else ""
+    return f"<h2>Texts</h2>{table(head, rows, numbers=(3, 4, 5))}{note}"
 
 
 def _completions(records: RunRecords) -> str:

@@ -38,10 +38,16 @@ def forgetting_record(plan: RunPlan, baseline: Mapping[str, Any], scores: Scores
     }
 
 
+def _watched(baseline: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the baseline with the base's scores on validation sides in the place of those on test sides, as the loop scores them."""
+    base = baseline.get("subjects", {}).get(BASE, {})
+    return {"subjects": {BASE: {"texts": {**base.get("texts", {}), **base.get("watched", {})}}}}
+
+
 def _compare(plan: RunPlan, baseline: Mapping[str, Any], name: str, score: Mapping[str, Any]) -> dict[str, Any]:
     try:
         candidate = {"subjects": {CANDIDATE: {"texts": {name: score}}}}
-        pairs = pair_up(documents_by_id(baseline, BASE, name), documents_by_id(candidate, CANDIDATE, name))
+        pairs = pair_up(documents_by_id(_watched(baseline), BASE, name), documents_by_id(candidate, CANDIDATE, name))
     except NotComparableError as error:
         return {"role": score["role"], "unknown": str(error)}
     size = float(pairs.bytes_N.sum())

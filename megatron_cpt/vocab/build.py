@@ -16,6 +16,7 @@ from megatron_cpt.errors import ConfigError, DataError
 from megatron_cpt.record.hashing import sha256_file
 from megatron_cpt.record.manifest import StageResult
 from megatron_cpt.record.store import write_json, write_text
+from megatron_cpt.record.term_list import Terms, read_terms
 from megatron_cpt.record.typed import to_plain
 from megatron_cpt.record.vocab_contract import (
     BASE_TOKENIZER,
@@ -43,7 +44,6 @@ from megatron_cpt.vocab.measure import vocabulary_of
 from megatron_cpt.vocab.merges import Merge, learn_merges
 from megatron_cpt.vocab.report import report_markdown
 from megatron_cpt.vocab.report_page import report_page
-from megatron_cpt.vocab.terms import Terms, read_terms
 
 CHECK_BYTES = 2_000_000  # round trips and held-out figures are taken on at most this much of each role
 GAIN_BEYOND = 2  # the gain curve goes on to this multiple of the size asked for

@@ -11,12 +11,12 @@ from tokenizers import Tokenizer
 from megatron_cpt.config.schema import CompareConfig
 from megatron_cpt.errors import ConfigError, DataError
 from megatron_cpt.record.store import write_json, write_text
+from megatron_cpt.record.term_list import Terms
 from megatron_cpt.vocab.candidates import KINDS, Candidate, refuse_rewriting, save_candidate, train_candidate
 from megatron_cpt.vocab.measure import Vocabulary, measure, measure_terms, vocabulary_of
 from megatron_cpt.vocab.report import report_markdown
 from megatron_cpt.vocab.report_page import report_page
 from megatron_cpt.vocab.sample import write_sample
-from megatron_cpt.vocab.terms import Terms
 
 Texts = Callable[[], Iterator[str]]
 

@@ -30,15 +30,22 @@ runs_dir: {runs}
 model: {{path: {base}, licence: Apache-2.0, provenance: random weights of the tests}}
 tokenizer: {{num_new_pieces: 32, document_separator: "<|endoftext|>", row_init: mean}}
 source:
-  code: {{path: {text}/code.jsonl, role: domain, licence: PSF-2.0, provenance: the standard library, language: en, test_fraction: 0.2}}
-  replay: {{path: {text}/replay.jsonl, role: general, licence: PSF-2.0, provenance: pydoc_data, language: en, test_fraction: 0.1}}
-  other: {{path: {text}/other.jsonl, role: general, licence: PSF-2.0, provenance: pydoc_data, language: en, test_fraction: 1.0}}
+  code:
+    {{path: {text}/code.jsonl, role: domain, licence: PSF-2.0, language: en, test_fraction: 0.2,
+     provenance: {{origin: the standard library, date: 2026-11, obtained: read from this machine}}}}
+  replay:
+    {{path: {text}/replay.jsonl, role: general, licence: PSF-2.0, language: en, test_fraction: 0.1,
+     provenance: {{origin: pydoc_data, date: 2026-11, obtained: read from this machine}}}}
+  other:
+    {{path: {text}/other.jsonl, role: general, licence: PSF-2.0, language: en, test_fraction: 1.0,
+     provenance: {{origin: pydoc_data, date: 2026-11, obtained: read from this machine}}}}
 blend: {{num_tokens: 10240, shares: {{code: 0.7, replay: 0.3}}}}
 schedule: {{peak_lr: 5.0e-3, min_lr: 5.0e-4, warmup_fraction: 0.1}}
 parallel: {{tensor: 2, pipeline: 1, micro_batch_size: 4, global_batch_size: 8, sequence_length: 128, dtype: fp32}}
 checkpoint: {{every_steps: 4}}
 bench:
   quiz: {{path: {text}/quiz.jsonl, group: domain, licence: PSF-2.0, source: questions of the tests}}
+corpus: {{decontaminate: {{action: report}}}}   # three questions quote what is trained on: the evaluation names them too
 eval: {{texts: [code, other], max_bytes: 12000, window_tokens: 128, tasks: [quiz]}}
 export: {{instruct_model: {base}-instruct, completion_tokens: 8}}
 gate:

@@ -18,10 +18,10 @@ from megatron_cpt.config.schema import BenchConfig
 from megatron_cpt.errors import DataError
 from megatron_cpt.eval.contamination import find_contaminated
 from megatron_cpt.eval.sandbox import why_not_confined
-from megatron_cpt.eval.units import units_of
 from megatron_cpt.plan.benches import task_of
 from megatron_cpt.plan.run_plan import EvalPlan, EvalTask, EvalText, RunPlan
 from megatron_cpt.record.bench import read_bench
+from megatron_cpt.text.units import units_of
 
 pytestmark = pytest.mark.slow
 

@@ -44,6 +44,8 @@ def test_a_benchmark_goes_through_the_line_and_what_was_trained_on_is_named(work
     seen = {item["id"] for item in baseline["contaminated"]["quiz"]}
     assert len(seen) >= 2
     assert seen <= {"q4", "q5", "q6"}
+    before = json.loads((run_dir / "corpus" / "contamination.json").read_text())
+    assert seen <= {item["id"] for item in before["items"]} <= {"q4", "q5", "q6"}  # found in documents before, in the index after
     assert "quiz accuracy" in (run_dir / "report" / "summary.txt").read_text()
 
 

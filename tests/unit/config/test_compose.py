@@ -82,6 +82,15 @@ def test_a_wrong_key_value_or_grammar_is_a_config_error_that_names_it(overrides:
     assert "Traceback" not in str(raised.value)
 
 
+@pytest.mark.parametrize("where", ["file", "override"])
+def test_a_provenance_in_one_phrase_is_answered_with_its_three_parts(tmp_path: Path, where: str) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/mine.yaml").write_text("path: x.jsonl\nrole: domain\nlicence: MIT\nprovenance: a court\nlanguage: en\n")
+    wrong = "+source@source.mine=mine" if where == "file" else "source.china_law.provenance=a court"
+    with pytest.raises(ConfigError, match=r"three parts: \{origin: \.\.\., date: \.\.\., obtained"):
+        compose(["experiment=tiny", wrong], config_dir=tmp_path)
+
+
 def test_all_missing_values_are_listed_at_once(tmp_path: Path) -> None:
     folder = tmp_path / "experiment"
     folder.mkdir()

@@ -7,10 +7,12 @@ import json
 
 import pytest
 
-from megatron_cpt.config.schema import SourceConfig
+from megatron_cpt.config.schema import ProvenanceConfig, SourceConfig
 from megatron_cpt.corpus.build import build_corpus
 from megatron_cpt.errors import DataError
 from megatron_cpt.record.manifest import StageResult
+
+MADE_HERE = ProvenanceConfig("made here", "2026-11", "by this test")
 
 
 def write_records(path, records):
@@ -23,7 +25,13 @@ def build(tmp_path, files, name="out", **changed):
     sources = {}
     for source, records in files.items():
         path = records if not isinstance(records, list) else write_records(tmp_path / f"{source}.jsonl", records)
-        settings = {"role": "domain", "licence": "MIT", "provenance": "made here", "language": "en", "test_fraction": 0.0} | changed
+        settings = {
+            "role": "domain",
+            "licence": "MIT",
+            "provenance": MADE_HERE,
+            "language": "en",
+            "test_fraction": 0.0,
+        } | changed
         sources[source] = SourceConfig(path=str(path), **settings)
     result = StageResult(tmp_path / name)
     result.folder.mkdir()
@@ -108,7 +116,7 @@ def test_a_source_that_keeps_nothing_or_holds_nothing_out_is_refused_with_its_re
         build(tmp_path, {"law": [{"text": None}, {"text": None}]})
     with pytest.raises(DataError, match="no test document among 1 kept"):
         build(tmp_path, {"law": [{"text": "a"}]}, name="out2", test_fraction=1e-9)
-    with pytest.raises(DataError, match="fell on the test side"):
+    with pytest.raises(DataError, match="all 1 kept documents were held out"):
         build(tmp_path, {"law": [{"text": "a"}]}, name="out3", test_fraction=1 - 1e-9)
 
 
@@ -135,5 +143,5 @@ def test_the_data_card_shows_licence_counts_and_escaped_examples(tmp_path):
     folder, _ = build(tmp_path, {"law": [{"text": "an | example\u202e<b>\nend"}]})
     card = (folder / "data_card.md").read_text()
     assert "MIT" in card
-    assert r"an \| example\u202e&lt;b>\nend" in card
+    assert r"an \| example\\u202e&lt;b\>\\nend" in card
     assert json.loads((folder / "data_card.json").read_text())["sources"]["law"]["examples"] == ["an | example\\u202e<b>\\nend"]

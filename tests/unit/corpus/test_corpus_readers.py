@@ -14,7 +14,7 @@ from megatron_cpt.errors import DataError
 
 
 def records_of(path):
-    return list(read_records(path, text_key="text"))
+    return list(read_records(path, text_keys=["text"]))
 
 
 def texts_of(path):
@@ -37,7 +37,7 @@ def test_only_the_line_that_is_not_utf8_is_lost_and_its_byte_is_named(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines("one") + b'{"text": "\xff"}\n' + lines("three"))
     _, bad, _ = records_of(path)
-    assert bad == Unreadable(2, "invalid_utf8", "byte 0xff at byte 10 of the line")
+    assert bad == Unreadable(2, "invalid_utf8", "byte 0xff at byte 26 of the file")
     assert texts_of(path) == ["one", "three"]
 
 
@@ -124,4 +124,4 @@ def test_parquet_is_read_or_the_missing_package_is_named(tmp_path):
         {"text": "one", "id": 7}, {"text": None, "id": 8}, {"text": "three", "id": 9},
     ]  # fmt: skip
     with pytest.raises(DataError, match="no text column"):
-        list(read_records(path, text_key="body"))
+        list(read_records(path, text_keys=["body"]))

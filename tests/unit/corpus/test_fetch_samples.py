@@ -7,12 +7,13 @@ import json
 import sqlite3
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from megatron_cpt.config.schema import SourceConfig
+from megatron_cpt.config.schema import ProvenanceConfig, SourceConfig
 from megatron_cpt.corpus.build import build_corpus
 from megatron_cpt.corpus.sources import setting_problems_of
 from megatron_cpt.record.manifest import StageResult
@@ -82,10 +83,10 @@ def test_every_sample_has_a_source_file_that_passes_its_checks(fetch):
     files = {path.stem: path for path in (ROOT / "conf" / "source").glob("*.yaml")}
     assert set(fetch.SAMPLES) <= set(files)
     for name in fetch.SAMPLES:
-        source = SourceConfig(**yaml.safe_load(files[name].read_text(encoding="utf-8")))
+        source = source_in(files[name])
         assert setting_problems_of(name, source) == []
         assert source.path == f"data/samples/{name}.jsonl"
-        assert source.provenance.startswith(fetch.SAMPLES[name].package.pin)
+        assert source.provenance.origin.startswith(fetch.SAMPLES[name].package.pin)
 
 
 def test_every_bench_has_a_file_in_conf_that_names_its_package_and_its_place(fetch):
@@ -149,8 +150,8 @@ def test_the_cloze_holds_only_laws_that_the_corpus_stage_keeps_from_training(fet
         ]
         laws.append((f"law-{number:02d}", "\n".join([f"法{number}", "第一章", *articles, "第五条　太短。"])))
     (tmp_path / "laws.jsonl").write_text("".join(json.dumps({"id": name, "text": text}) + "\n" for name, text in laws))
-    source = yaml.safe_load((ROOT / "conf" / "source" / "china_law.yaml").read_text(encoding="utf-8"))
-    held_out = corpus_test_ids(tmp_path, SourceConfig(**{**source, "path": str(tmp_path / "laws.jsonl")}))
+    source = source_in(ROOT / "conf" / "source" / "china_law.yaml")
+    held_out = corpus_test_ids(tmp_path, replace(source, path=str(tmp_path / "laws.jsonl")))
     rows = list(fetch.sample_benches.china_law_cloze(laws))
     assert {row["id"].rpartition("-")[0] for row in rows} == held_out
     assert len(rows) == 4 * len(held_out)
@@ -162,6 +163,11 @@ def test_the_cloze_holds_only_laws_that_the_corpus_stage_keeps_from_training(fet
         assert f"{beginning}{row['choices']['ABCD'.index(row['answer'])]}" in texts[row["id"].rpartition("-")[0]]
         assert law == texts[row["id"].rpartition("-")[0]].splitlines()[0]
     assert rows == list(fetch.sample_benches.china_law_cloze(laws))
+
+
+def source_in(path):
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return SourceConfig(**{**data, "provenance": ProvenanceConfig(**data["provenance"])})
 
 
 def corpus_test_ids(folder, source):

@@ -10,12 +10,13 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from megatron_cpt.eval import contamination
-from megatron_cpt.eval.contamination import Probe, Runs, WordHashes, run_hashes, training_units
-from megatron_cpt.eval.units import units_of
+from megatron_cpt.eval.contamination import SeenRuns, training_units
 from megatron_cpt.index.format import IndexWriter
-from megatron_cpt.plan.run_plan import ContaminationPlan
+from megatron_cpt.text import runs as runs_module
+from megatron_cpt.text.known_runs import KnownRuns, Probe
+from megatron_cpt.text.runs import RunHashes, TextHashes, UnitHashes, run_hashes
+from megatron_cpt.text.units import units_of
 
-PLAN = ContaminationPlan()
 WORDS = [f"w{number}" for number in range(300)]
 
 
@@ -23,12 +24,12 @@ def sentence(rng: random.Random, count: int) -> str:
     return " ".join(rng.choice(WORDS) for _ in range(count))
 
 
-def seen(probes: list[Probe], documents: list[str], plan: ContaminationPlan = PLAN) -> list[float]:
-    words = WordHashes()
-    runs = Runs(probes, plan, words)
+def seen(probes: list[Probe], documents: list[str]) -> list[float]:
+    hashes = TextHashes()
+    runs = SeenRuns(KnownRuns.of(probes, words=13, characters=24, hashes=hashes))
     for document in documents:
-        runs.look_at(words.of(units_of(document)))
-    return [sum(map(runs.is_seen, mine)) / len(mine) if mine else -1.0 for mine in runs.of_probe]
+        runs.look_at(hashes.of(document)[0])
+    return [-1.0 if np.isnan(share) else share for share in runs.shares().tolist()]
 
 
 def probe(*parts: str) -> Probe:
@@ -78,10 +79,11 @@ def test_chinese_is_compared_by_characters() -> None:
 
 def test_run_hashes_are_a_polynomial_modulo_2_to_the_64() -> None:
     words = np.array([3, 2**63 + 5, 7, 11], dtype=np.uint64)
-    base, exact = int(contamination.MULTIPLIER), [3, 2**63 + 5, 7, 11]
+    base, exact = int(runs_module.MULTIPLIER), [3, 2**63 + 5, 7, 11]
     expected = [(exact[i] * base**2 + exact[i + 1] * base + exact[i + 2]) % 2**64 for i in range(2)]
     assert run_hashes(words, 3).tolist() == expected
     assert run_hashes(words, 5).size == 0
+    assert RunHashes(words).at(np.array([0, 2]), np.array([3, 1])).tolist() == [expected[0], 7]
 
 
 @pytest.mark.parametrize(("slice_tokens", "batch_tokens"), [(1 << 17, 1 << 20), (700, 900), (1, 50)])
@@ -104,18 +106,18 @@ def test_documents_are_streamed_in_slices_without_losing_a_run(
     across = " ".join([*documents[0].split()[-6:], *documents[1].split(), *documents[2].split()[:6]])
     inside = [probe(" ".join(documents[0].split()[begin : begin + 13])) for begin in range(0, 388, 7)]
     probes = [*inside, probe(documents[2]), probe(across)]
-    words = WordHashes()
-    runs = Runs(probes, PLAN, words)
-    for units in training_units([tmp_path / "x"], tokenizer, words, longest=13, say=lambda _: None):
+    hashes = TextHashes()
+    runs = SeenRuns(KnownRuns.of(probes, words=13, characters=24, hashes=hashes))
+    for units in training_units([tmp_path / "x"], tokenizer, hashes, longest=13, say=lambda _: None):
         runs.look_at(units)
-    found = [all(map(runs.is_seen, mine)) for mine in runs.of_probe]
+    found = [share == 1 for share in runs.shares().tolist()]
     assert found == [True] * (len(inside) + 1) + [False]  # a run across two documents is none
 
 
 def test_words_forgotten_by_the_cache_have_the_same_hash(monkeypatch: pytest.MonkeyPatch) -> None:
-    small, large = WordHashes(), WordHashes()
-    monkeypatch.setattr(contamination, "MAX_CACHED_WORDS", 3)
+    small, large = UnitHashes(), UnitHashes()
+    monkeypatch.setattr(runs_module, "MAX_CACHED_UNITS", 3)
     units = [random.Random(6).choice(WORDS) for _ in range(50)]
     first = small.of(units)
-    monkeypatch.setattr(contamination, "MAX_CACHED_WORDS", 1000)
+    monkeypatch.setattr(runs_module, "MAX_CACHED_UNITS", 1000)
     assert first.tolist() == large.of(units).tolist()

@@ -11,8 +11,8 @@ from itertools import combinations
 import pytest
 
 from megatron_cpt.eval.metrics import cut_at_stop, exact_match, f1, normalise_answer, pass_at_k, pattern_found
-from megatron_cpt.eval.units import is_spaceless, units_of
 from megatron_cpt.gate.groups import group_gap
+from megatron_cpt.text.units import is_spaceless, units_of
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from megatron_cpt.config.schema import (
     ModelConfig,
     OptimConfig,
     ParallelConfig,
+    ProvenanceConfig,
     ScheduleConfig,
     SourceConfig,
     TariffConfig,
@@ -75,7 +76,7 @@ NO_HOST = HostFacts(matrix_tflops=Unavailable("not measured"), memory_available_
 
 
 def source(role: str) -> SourceConfig:
-    return SourceConfig(path="x.jsonl", role=role, licence="CC0-1.0", provenance="a test", language="en")
+    return SourceConfig(path="x.jsonl", role=role, licence="CC0-1.0", provenance=ProvenanceConfig("a test", "2026", "made"), language="en")
 
 
 def experiment() -> ExperimentConfig:

@@ -42,6 +42,13 @@ def test_steps_samples_and_epochs_follow_from_tokens_and_shares() -> None:
     assert plan.blend[0].num_epochs == pytest.approx(960 * 8192 / 4e6)
     assert (plan.schedule.warmup_samples, plan.schedule.decay_samples) == (128, 1280)
     assert [text.path for text in plan.eval.texts] == ["corpus/law.test.jsonl", "corpus/news.test.jsonl"]
+    assert [text.watch_path for text in plan.eval.texts] == [None, None]
+
+
+def test_a_source_with_validation_documents_is_watched_on_them() -> None:
+    given = facts()
+    given["corpus_facts"]["sources"]["law"]["valid_documents"] = 3
+    assert [text.watch_path for text in derive(experiment(), **given).eval.texts] == ["corpus/law.valid.jsonl", None]
 
 
 def test_a_step_that_is_only_begun_counts_whole() -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from plan_examples import experiment, facts
 
-from megatron_cpt.config.schema import BlendStageConfig, SourceConfig
+from megatron_cpt.config.schema import BlendStageConfig, ProvenanceConfig, SourceConfig
 from megatron_cpt.errors import ConfigError
 from megatron_cpt.plan.blend import samples_per_source
 from megatron_cpt.plan.derive import derive
@@ -125,7 +125,9 @@ def two_sources(weights: tuple[float, float]) -> RunPlan:
     config.parallel.global_batch_size, config.parallel.sequence_length, config.eval.window_tokens = 2, 8192, 8192
     config.blend.num_tokens = 30 * 8192
     for name, num in (("small", 10), ("large", 20)):
-        config.source[name] = SourceConfig(path="x", role="domain", licence="CC0-1.0", provenance="a test", language="en")
+        config.source[name] = SourceConfig(
+            path="x", role="domain", licence="CC0-1.0", provenance=ProvenanceConfig("a test", "2026", "made"), language="en"
+        )
         known["index_facts"]["sources"][name] = {"documents": 9, "tokens": num * 8192, "role": "domain", "licence": "CC0-1.0"}
     config.blend.shares = {"small": weights[0], "large": weights[1]}
     return derive(config, **known)

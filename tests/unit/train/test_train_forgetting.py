@@ -90,3 +90,12 @@ def test_one_document_gives_a_difference_and_no_interval() -> None:
     assert found["difference"] == pytest.approx(0.51)
     assert "low" not in found
     assert forgotten(plan(), {"texts": {"web": found}}) == {}
+
+
+def test_a_text_with_a_validation_side_is_held_against_the_bases_score_of_that_side() -> None:
+    base = baseline()
+    watched = [{"id": f"d{number}", "bytes": 100, "nats": 150 * BIT} for number in range(8)]
+    base["subjects"]["base"]["watched"] = {"web": {"documents": watched}}
+    record = forgetting_record(plan(), base, {**scores(0.75), "law": scores(0.25)["web"]}, step=1)
+    assert (record["texts"]["web"]["base"], record["texts"]["web"]["difference"]) == pytest.approx((1.5, 0.25))
+    assert record["texts"]["law"]["base"] == pytest.approx(1.0)  # no validation side: its test side

@@ -10,11 +10,11 @@ import sentencepiece
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from megatron_cpt.errors import ConfigError
+from megatron_cpt.record.term_list import read_terms
 from megatron_cpt.vocab.advice import advice, economy_rows
 from megatron_cpt.vocab.measure import measure, measure_terms, vocabulary, vocabulary_of
 from megatron_cpt.vocab.report import report_markdown
 from megatron_cpt.vocab.report_page import report_page
-from megatron_cpt.vocab.terms import read_terms
 
 
 def byte_level(*merges):

@@ -19,8 +19,11 @@ class Terms:
     remarks: tuple[str, ...]
 
 
-def read_terms(path: Path) -> Terms:
+def read_terms(path: Path, *, key: str = "tokenizer.terms") -> Terms:
     """Return the terms of a UTF-8 file, one a line; blank lines and repeated terms are passed over and told.
+
+    Args:
+        key: the setting that names the file, for messages.
 
     Raises:
         ConfigError: the file cannot be read, is no UTF-8, is too large or holds no term.
@@ -31,7 +34,7 @@ def read_terms(path: Path) -> Terms:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(
-            "The list of terms cannot be read.", where=path, value=error.strerror, next_step="Set tokenizer.terms to a text file."
+            "The list of terms cannot be read.", where=path, value=error.strerror, next_step=f"Set {key} to a text file."
         ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(
@@ -42,7 +45,7 @@ def read_terms(path: Path) -> Terms:
         lines.pop()  # what follows the last newline
     named = [line for line in lines if line]
     if not named:
-        raise ConfigError("The list of terms holds no term.", where=path, next_step="Write one term a line, or unset tokenizer.terms.")
+        raise ConfigError("The list of terms holds no term.", where=path, next_step=f"Write one term a line, or unset {key}.")
     distinct = dict.fromkeys(named)
     remarks = []
     if len(named) < len(lines):
