@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from megatron_cpt.errors import CptError, printable
-from megatron_cpt.index.format import open_index
+from megatron_cpt.record.index_pair import open_pair
 from megatron_cpt.index.verify import verify_index
 from megatron_cpt.record.tokenizer_file import load_tokenizer
 
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     prefix = chosen.prefix.with_suffix("") if chosen.prefix.suffix in (".bin", ".idx") else chosen.prefix
     try:
-        index = open_index(prefix)
+        index = open_pair(prefix)
         tokenizer = load_tokenizer(chosen.tokenizer / "tokenizer.json") if chosen.tokenizer else None
         lengths, tokens = index.lengths, index.tokens
         print(f"{prefix}: {index.num_documents:,} documents, {lengths.size:,} sequences, {tokens.size:,} tokens, {tokens.dtype}")
