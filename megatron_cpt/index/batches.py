@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -15,7 +15,7 @@ BATCH_RECORDS = 100_000
 BOM = "\ufeff"
 LABELS = ("source", "licence")  # what travels from the corpus stage with each document
 Labels = tuple[str | None, ...]
-Usable = Callable[[bytes, int], "dict[str, Any] | str"]  # a line and its number to its record, or to the reason why there is none
+MAX_LINE_BYTES = 1 << 28  # longer ones are left out instead of filling the memory
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,13 @@ class Batch:
     left_out: list[tuple[int, str]] = field(default_factory=list)
 
 
-def read_batches(stream: BinaryIO, *, key: str, usable: Usable, max_line_bytes: int) -> Iterator[Batch]:
+def read_batches(stream: BinaryIO, *, key: str, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Batch]:
     """Yield a file's lines in batches of about `BATCH_BYTES`; memory is bounded by a batch and by the longest line.
 
     Only LF ends a line, so U+2028 and U+0085 stay inside texts.
 
     Args:
         key: the field of the text.
-        usable: called for each line of a block that holds something unusual.
         max_line_bytes: a longer line is left out without being held in memory.
     """
     number = 1
@@ -61,12 +60,12 @@ def read_batches(stream: BinaryIO, *, key: str, usable: Usable, max_line_bytes: 
                     pass
                 block = block[:begin]
                 if block:
-                    yield from _cut(batch := _batch(block, number, key=key, usable=usable))
+                    yield from _cut(batch := _batch(block, number, key=key))
                     number += batch.num_read
                 yield Batch([], np.zeros(0, np.int64), [], [], [], 1, [(number, "too_long")])
                 number += 1
                 continue
-        yield from _cut(batch := _batch(block, number, key=key, usable=usable))
+        yield from _cut(batch := _batch(block, number, key=key))
         number += batch.num_read
 
 
@@ -103,8 +102,8 @@ def _size_or_reason(record: dict[str, Any], key: str) -> int | str:
         return "lone_surrogate"
 
 
-def _batch(block: bytes, first: int, *, key: str, usable: Usable) -> Batch:
-    return _batch_at_once(block, first, key=key) or _batch_line_by_line(block, first, key=key, usable=usable)
+def _batch(block: bytes, first: int, *, key: str) -> Batch:
+    return _batch_at_once(block, first, key=key) or _batch_line_by_line(block, first, key=key)
 
 
 def _batch_at_once(block: bytes, first: int, *, key: str) -> Batch | None:
@@ -121,9 +120,24 @@ def _batch_at_once(block: bytes, first: int, *, key: str) -> Batch | None:
     return Batch(texts, sizes, range(first, first + len(texts)), list(map(_labels, records)), [r.get("id") for r in records], len(records))
 
 
-def _batch_line_by_line(block: bytes, first: int, *, key: str, usable: Usable) -> Batch:
+def _batch_line_by_line(block: bytes, first: int, *, key: str) -> Batch:
     lines = block.removesuffix(b"\n").split(b"\n")
-    return batch_of([(number, usable(line, number)) for number, line in enumerate(lines, first)], key=key)
+    return batch_of([(number, parse_line(line)) for number, line in enumerate(lines, first)], key=key)
+
+
+def parse_line(line: bytes) -> dict[str, Any] | str:
+    """Return the record of a line, or the reason why there is none; a byte-order mark before it is dropped."""
+    try:
+        text = line.decode("utf-8").removeprefix(BOM).strip()
+    except UnicodeDecodeError:
+        return "invalid_utf8"
+    if not text:
+        return "blank_line"
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return "invalid_json"
+    return record if isinstance(record, dict) else "invalid_json"
 
 
 def _labels(record: dict[str, Any]) -> Labels:

@@ -10,7 +10,7 @@ from megatron_cpt.errors import DataError
 from megatron_cpt.index.codec import HfCodec
 from megatron_cpt.index.shards import shard_batches, spread_samples
 from megatron_cpt.index.sidecar import finished_with
-from megatron_cpt.index.write import HOLDS_END_MARK, NOT_ENCODABLE, Job, RejectFile, write_index
+from megatron_cpt.index.write import Job, RejectFile, write_index
 from megatron_cpt.record.hashing import sha256_file
 from megatron_cpt.record.manifest import StageResult
 from megatron_cpt.record.vocab_contract import TOKENIZER_NAME, check_vocab
@@ -71,10 +71,5 @@ def index_source(
         )  # fmt: skip
         record = write_index(job, say=say)
     kept = ("documents", "tokens", "longest_document_tokens", "dtype", "documents_decoded_and_compared", "by_source", "by_licence")
-    unusable = {reason: count for reason, count in record["left_out"].items() if reason not in (NOT_ENCODABLE, HOLDS_END_MARK)}
-    if unusable:
-        raise DataError(
-            "A shard holds records that are no documents.", where=shard, value=unusable, next_step="Run the corpus stage again."
-        )
     facts = {key: record[key] for key in kept}
     return {**facts, "unencodable_documents": sum(record["left_out"].values()), "encoder": record["encoder"]["name"]}, was_done

@@ -60,6 +60,10 @@ class Codec(Protocol):
         """Return the names of special tokens: texts that an encoder could take for more than text."""
         ...
 
+    def id_of(self, token: str) -> int | None:
+        """Return the id of one piece, None where the tokenizer has no such piece."""
+        ...
+
     def holds_whole(self, texts: Sequence[str], sizes: Lengths, ids: Ids, lengths: Lengths) -> npt.NDArray[np.bool_]:
         """Say for each text whether its ids hold all of it; `sizes` are its bytes in UTF-8."""
         ...
@@ -151,10 +155,10 @@ class SentencePieceCodec:
         self.exact: Encoder = _SentencePiece(self._processor)
 
     @property
-    def end_id(self) -> int | None:
+    def end_token(self) -> str | None:
         """The model's own end mark."""
         end_id = self._processor.eos_id()
-        return end_id if end_id >= 0 else None
+        return str(self._processor.id_to_piece(end_id)) if end_id >= 0 else None
 
     def fast(self) -> Encoder:
         from gigatoken._load.sentencepiece import sentencepiece_to_tokenizer_json  # noqa: PLC0415

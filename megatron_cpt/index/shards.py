@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from megatron_cpt.errors import DataError
 from megatron_cpt.index.batches import Batch, read_batches
@@ -13,7 +12,6 @@ from megatron_cpt.index.batches import Batch, read_batches
 NUM_SAMPLES = 32
 SAMPLE_BYTES = 65_536  # read at each place; longer lines there give no sample
 SAMPLE_CHARS = 4_096
-MAX_LINE_BYTES = 1 << 30
 
 
 def shard_batches(shard: Path) -> Iterator[Batch]:
@@ -23,17 +21,14 @@ def shard_batches(shard: Path) -> Iterator[Batch]:
         DataError: a line is not what the corpus stage writes.
     """
 
-    def usable(line: bytes, number: int) -> dict[str, Any]:
-        try:
-            record = json.loads(line)
-            if isinstance(record["text"], str):
-                return dict(record)
-        except (ValueError, KeyError, TypeError):
-            pass
-        raise DataError("A shard holds a line that is no document.", where=f"{shard}:{number}", next_step="Run the corpus stage again.")
-
     with shard.open("rb") as stream:
-        yield from read_batches(stream, key="text", usable=usable, max_line_bytes=MAX_LINE_BYTES)
+        for batch in read_batches(stream, key="text"):
+            for number, reason in batch.left_out:
+                raise DataError(
+                    "A shard holds a line that is no document.", where=f"{shard}:{number}", value=reason,
+                    next_step="Run the corpus stage again.",
+                )  # fmt: skip
+            yield batch
 
 
 def spread_samples(path: Path, *, key: str) -> list[str]:

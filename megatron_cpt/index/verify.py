@@ -39,12 +39,12 @@ def verify_index(prefix: Path, *, num_ids: int, end_id: int | None, num_document
         raise DataError(
             "An index holds an id outside the vocabulary.", where=prefix, value=high if low >= 0 else low, rule=f"0 to {num_ids - 1}"
         )
+    place = "" if misplaced is None else f"; document {misplaced} ends otherwise"
     if end_id is not None and (misplaced is not None or num_ends != num_documents):
         raise DataError(
             "Documents do not end in exactly one end-of-document id.",
             where=prefix,
-            value=f"{num_ends} such ids in {num_documents} documents"
-            + ("" if misplaced is None else f"; document {misplaced} ends otherwise"),
+            value=f"{num_ends} such ids in {num_documents} documents{place}",
             rule=f"id {end_id} once, at each document's end",
         )
     return pair
@@ -62,11 +62,16 @@ def blocks_of(pair: IndexPair) -> Iterator[tuple[int, npt.NDArray[Any]]]:
 def compare_texts(pair: IndexPair, back: Callable[[list[int]], str], digests: Mapping[int, bytes], *, has_end: bool) -> int:
     """Decode documents and compare them with the digests of their texts; return how many were compared.
 
+    The ids are read, not mapped: pages that a map touches count as this process's memory.
+
     Raises:
         DataError: a decoded document differs.
     """
+    item = pair.tokens.dtype.itemsize
+    begins = np.concatenate([np.zeros(1, np.int64), pair.document_ends[:-1]])
     for number, digest in digests.items():
-        ids = pair.document(number)
+        count = int(pair.document_ends[number] - begins[number])
+        ids = np.fromfile(bin_path(pair.prefix), dtype=pair.tokens.dtype, count=count, offset=int(begins[number]) * item)
         if digest_of(back((ids[:-1] if has_end else ids).tolist())) != digest:
             raise DataError("A document does not decode to its text.", where=f"{pair.prefix}, document {number}")
     return len(digests)

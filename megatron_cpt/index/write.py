@@ -68,6 +68,7 @@ class Job:
         inputs: what decides the bytes, for the sidecar; called when the texts have been read.
         tokenizer: what the sidecar says of the tokenizer beside its digest and its sizes.
         rejects: takes the documents that are left out.
+        progress: told the records and the bytes of text that were read so far, after each batch.
         fast: try the fast encoder.
     """
 
@@ -80,6 +81,7 @@ class Job:
     samples: Sequence[str] = ()
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     rejects: RejectFile | None = None
+    progress: Callable[[int, int], None] = lambda records, num_bytes: None
     fast: bool = True
 
 
@@ -119,6 +121,7 @@ class _Pass:
 
     def run(self) -> dict[str, Any]:
         job = self.job
+        num_records = num_bytes = 0
         if job.rejects:
             job.rejects.restart()
         with IndexWriter(job.prefix, num_ids=job.codec.num_ids) as writer:
@@ -133,6 +136,8 @@ class _Pass:
                         if written is not None:
                             written.result()
                         written = writing.submit(self._take, writer, batch, ids, lengths)
+                        num_records, num_bytes = num_records + batch.num_read, num_bytes + int(batch.sizes.sum())
+                        job.progress(num_records, num_bytes)
                     if written is not None:
                         written.result()
                 finally:
