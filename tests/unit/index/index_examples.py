@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import json
+import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -62,8 +67,27 @@ def write_lines(path: Path, texts: list[str], **fields: str) -> Path:
     return path
 
 
-def run_tool(name: str, *arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+@dataclass(frozen=True)
+class Answer:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_tool(name: str, *arguments: object) -> Answer:
+    """Run a tool of tools/ in this process; its settings of threads are taken back."""
+    tool = importlib.import_module(f"tools.{name.removesuffix('.py')}")
+    before, out, err = dict(os.environ), io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = tool.main([str(argument) for argument in arguments])
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return Answer(code, out.getvalue(), err.getvalue())
+
+
+def run_alone(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a tool of tools/ as a user does."""
     command = [sys.executable, str(ROOT / "tools" / name), *map(str, arguments)]
-    return subprocess.run(
-        command, check=False, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}, timeout=timeout
-    )
+    return subprocess.run(command, check=False, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"})
