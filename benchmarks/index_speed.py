@@ -19,13 +19,21 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CHUNK_LINES = 32  # as Megatron-LM's tool hands lines to its workers
+
+# run in a small process of its own, so that the peak memory is the command's
+MEASURE = """
+import resource, subprocess, sys, time
+begun = time.perf_counter()
+run = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(run.returncode, time.perf_counter() - begun, used.ru_utime + used.ru_stime, used.ru_maxrss / 1e3, run.stderr[-500:])
+"""
 
 _encode: Any = None
 
@@ -84,28 +92,24 @@ def peer(source: str, target: str, *, kind: str, model: str, end_id: int, num_id
     from megatron_cpt.record.index_pair import DTYPES  # noqa: PLC0415
 
     code, lengths = dtype_code_for(num_ids), []
-    with multiprocessing.Pool(workers, start_worker, (kind, model)) as pool, open(source, encoding="utf-8") as lines:
-        with open(target + ".bin", "wb") as out:
-            for ids in pool.imap(encode_line, lines, CHUNK_LINES):
-                if ids:
-                    ids.append(end_id)
-                    out.write(np.array(ids, dtype=DTYPES[code]).tobytes())
-                    lengths.append(len(ids))
+    pool = multiprocessing.Pool(workers, start_worker, (kind, model))
+    with pool, open(source, encoding="utf-8") as lines, open(target + ".bin", "wb") as out:
+        for ids in pool.imap(encode_line, lines, CHUNK_LINES):
+            if ids:
+                ids.append(end_id)
+                out.write(np.array(ids, dtype=DTYPES[code]).tobytes())
+                lengths.append(len(ids))
     with open(target + ".idx", "wb") as out:
         write_idx(out, np.array(lengths, dtype=np.int32), code)
 
 
 def timed(command: list[str]) -> Run:
     """Run a command in a process that measures it: peak memory is of that command's own processes."""
-    measure = "import resource,subprocess,sys;r=subprocess.run(sys.argv[1:],stdout=subprocess.DEVNULL,stderr=subprocess.PIPE,text=True);" \
-        "u=resource.getrusage(resource.RUSAGE_CHILDREN);print(r.returncode,u.ru_utime+u.ru_stime,u.ru_maxrss/1e3,r.stderr[-500:])"  # fmt: skip
-    begun = time.perf_counter()
-    answer = subprocess.run([sys.executable, "-c", measure, *command], check=True, capture_output=True, text=True, env=environment())
-    seconds = time.perf_counter() - begun
-    code, cpu, peak, *rest = answer.stdout.split(maxsplit=3)
+    answer = subprocess.run([sys.executable, "-c", MEASURE, *command], check=True, capture_output=True, text=True, env=environment())
+    code, seconds, cpu, peak, *rest = answer.stdout.split(maxsplit=4)
     if int(code):
         raise SystemExit(f"{' '.join(command)} failed:\n{rest}")
-    return Run(seconds, float(cpu), float(peak))
+    return Run(float(seconds), float(cpu), float(peak))
 
 
 def environment() -> dict[str, str]:

@@ -179,10 +179,10 @@ class _Pass:
         if not batch.texts:
             return
         job = self.job
-        held = np.repeat(np.arange(lengths.size), lengths)[ids == job.end_id] if job.end_id is not None else np.zeros(0, np.int64)
+        places = np.flatnonzero(ids == job.end_id) if job.end_id is not None else np.zeros(0, np.int64)
         whole = job.codec.holds_whole(batch.texts, batch.sizes, ids, lengths) & (lengths > 0)
         with_end = np.zeros(lengths.size, dtype=bool)
-        with_end[held] = True
+        with_end[np.searchsorted(np.cumsum(lengths), places, side="right")] = True
         keep = whole & ~with_end
         texts, labels, sizes = batch.texts, batch.labels, batch.sizes
         if not keep.all():
