@@ -32,7 +32,10 @@ EXTRAS = {
         "nvidia-ml-py>=12.535,<14",  # 12.535: energy counter by UUID
         # apex has no wheel: build NVIDIA/apex from source; the package of that name on PyPI is another project
     ],
-    "data": ["pyarrow>=15,<27"],  # parquet sources; 15: wheels for Python 3.12
+    "data": [
+        "pyarrow>=15,<27",  # parquet sources; 15: wheels for Python 3.12
+        "gigatoken>=0.10,<0.11",  # fast encoding, proven against the reference in each run; abi3 wheels for x86_64 and aarch64
+    ],
     # gguf dequantises the sample model, newer ones untested; transformers asks for accelerate to read a GGUF file
     "samples": ["gguf>=0.17,<0.20", "accelerate>=1.1,<2"],
     "tensorboard": ["tensorboard>=2.15,<3"],  # monitor.tensorboard; 2.15: what torch 2.6 was released beside
