@@ -13,8 +13,8 @@ from megatron_cpt.drill.promises import Checklist, Promise
 from megatron_cpt.drill.share import changes, only_grew, share_folder, snapshot
 from megatron_cpt.errors import DataError
 from megatron_cpt.index.format import IndexWriter
-from megatron_cpt.record.index_pair import open_pair
 from megatron_cpt.record.hashing import sha256_file
+from megatron_cpt.record.index_pair import open_pair
 from megatron_cpt.record.store import append_line, write_text
 
 NUM_IDS, END = 300, 256
