@@ -87,9 +87,9 @@ class HfCodec:
         self.sha256 = hashlib.sha256(data).hexdigest()
         self._vocab = tokenizer.get_vocab(with_added_tokens=True)
         self.num_ids = num_ids or 1 + max(self._vocab.values())
-        self.unknown_id = None
+        self.unknown_id: int | None = None
         self.exact: Encoder = _Tokenizers(tokenizer)
-        self.expected_back: Callable[[str], str] = normal_form(tokenizer)  # type: ignore[misc]
+        self.expected_back: Callable[[str], str] = normal_form(tokenizer)
         kinds = {type(tokenizer.normalizer).__name__} if tokenizer.normalizer else set()
         self._same_when_ascii = marks_spaces(tokenizer) or kinds <= {"NFC", "NFKC", "NFD", "NFKD"}
         self._prefix_bytes = 1 if dummy_prefix(tokenizer) else 0  # of each text, and gone again when it is decoded
@@ -157,7 +157,7 @@ class SentencePieceCodec:
             raise DataError("This is no SentencePiece model.", where=path, value=str(error)[:300]) from None
         self.sha256 = hashlib.sha256(self._data).hexdigest()
         self.num_ids = self._processor.get_piece_size()
-        self.unknown_id = self._processor.unk_id()
+        self.unknown_id: int | None = self._processor.unk_id()
         self.exact: Encoder = _SentencePiece(self._processor)
 
     @property

@@ -24,7 +24,8 @@ def verify_index(prefix: Path, *, num_ids: int, end_id: int | None, num_document
     pair = open_pair(prefix)
     if pair.num_documents != num_documents:
         raise DataError("An index does not hold every document.", where=prefix, value=pair.num_documents, rule=f"{num_documents} documents")
-    low, high, num_ends, misplaced = 0, 0, 0, None
+    low, high, num_ends = 0, 0, 0
+    misplaced: int | None = None
     last_places = pair.document_ends - 1
     for start, block in blocks_of(pair):
         low, high = min(low, int(block.min())), max(high, int(block.max()))

@@ -104,7 +104,7 @@ def open_pair(prefix: Path) -> IndexPair:
     documents = np.frombuffer(raw, dtype="<i8", count=num_marks, offset=HEADER_BYTES + 12 * num_sequences)
     dtype = DTYPES[dtype_code]
     ends = np.cumsum(lengths, dtype=np.int64) * dtype.itemsize
-    begins = ends - lengths * np.int64(dtype.itemsize)
+    begins = ends - lengths.astype(np.int64) * dtype.itemsize
     if not _sound(lengths, offsets, begins, documents):
         raise DataError("The lengths, offsets and documents of a .idx file contradict each other.", where=index_path, next_step=REBUILD)
     size, wanted = tokens_path.stat().st_size, int(ends[-1]) if ends.size else 0
@@ -131,10 +131,14 @@ def _sound(
 
 
 def _check_sidecar(prefix: Path) -> None:
-    """Refuse a pair whose sidecar speaks of files of other sizes."""
-    if not sidecar_path(prefix).is_file():
+    """Refuse a pair whose sidecar speaks of files of other sizes; a strange file of that name says nothing."""
+    try:
+        record = read_json(sidecar_path(prefix))
+    except (DataError, OSError):
         return
-    files = read_json(sidecar_path(prefix)).get("files", {})
+    files = record.get("files") if isinstance(record, dict) and "schema_version" in record else None
+    if not isinstance(files, dict):
+        return
     for path in (bin_path(prefix), idx_path(prefix)):
         recorded = files.get(path.suffix, {}).get("size_bytes")
         if recorded is not None and recorded != path.stat().st_size:

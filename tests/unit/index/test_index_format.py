@@ -127,3 +127,14 @@ def test_damage_inside_the_idx_is_refused(tmp_path, place):
     (tmp_path / "x.idx").write_bytes(data)
     with pytest.raises(DataError):
         open_pair(tmp_path / "x")
+
+
+def test_a_record_of_other_files_is_refused_and_a_strange_file_of_its_name_is_not(tmp_path):
+    write(tmp_path / "x", DOCUMENTS, 10)
+    record = tmp_path / "x.json"
+    for text in ("", "[1, 2]\n[3]", '{"text": "a line of a corpus"}'):
+        record.write_text(text)
+        assert open_pair(tmp_path / "x").num_documents == 3
+    record.write_text('{"schema_version": 1, "files": {".bin": {"size_bytes": 99}}}')
+    with pytest.raises(DataError, match="not the one that its sidecar describes"):
+        open_pair(tmp_path / "x")
