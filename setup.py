@@ -38,7 +38,10 @@ EXTRAS = {
         # apex has no wheel: build NVIDIA/apex from source; the package of that name on PyPI is another project
     ],
     "mojibake": ["ftfy>=6.1,<7"],  # corpus.filters.unicode.mojibake; 6.1: fix_encoding as used
-    "data": ["pyarrow>=15,<27"],  # parquet sources; 15: wheels for Python 3.12
+    "data": [
+        "pyarrow>=15,<27",  # parquet sources; 15: wheels for Python 3.12
+        "gigatoken>=0.10,<0.11",  # fast encoding, proven against the reference in each run; abi3 wheels for x86_64 and aarch64
+    ],
     "ray": ["ray>=2.31,<3"],  # corpus.engine.kind=ray; 2.31: numpy 2; no other part needs it
     # gguf dequantises the sample model, newer ones untested; transformers asks for accelerate to read a GGUF file
     "samples": ["gguf>=0.17,<0.20", "accelerate>=1.1,<2"],

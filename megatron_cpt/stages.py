@@ -130,7 +130,8 @@ def _walk_one(run: Run, stage: StageInfo) -> None:
                 facts = train_body(run, run.of(stage.name), entry)
                 write_manifest(run.of(stage.name), stage.name, inputs, facts, only=("outcome.json",))
             else:
-                build_stage(run.of(stage.name), inputs, lambda result: body(run, result, entry))
+                resumes = stage.name == "index"  # source by source
+                build_stage(run.of(stage.name), inputs, lambda result: body(run, result, entry), is_resumed=resumes)
         say(f"{'':>18}done in {entry.seconds:.1f} s")
     if stage.name == "gate":
         do_verdict(run)

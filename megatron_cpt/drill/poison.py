@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_cpt.index.format import IndexWriter, open_index
+from megatron_cpt.index.format import IndexWriter
+from megatron_cpt.record.index_pair import open_pair
 
 SEED = 20261128
 NUM_GARBAGE_IDS = 8  # few, so that a model that learns them soon expects nothing else
@@ -28,7 +29,7 @@ def poison_index(source: Path, target: Path, *, num_ids: int, end_id: int, num_t
     Raises:
         DataError: the source is damaged.
     """
-    index, random = open_index(source), np.random.default_rng(SEED)
+    index, random = open_pair(source), np.random.default_rng(SEED)
     garbage = random.choice(np.delete(np.arange(num_ids), end_id), size=min(NUM_GARBAGE_IDS, num_ids - 1), replace=False)
     written = 0
     with IndexWriter(target, num_ids=num_ids) as writer:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tokenizers import Tokenizer
-
 from megatron_cpt.errors import DataError
-from megatron_cpt.index.encode import Document, Faithful, encode
-from megatron_cpt.index.format import IndexWriter
-from megatron_cpt.index.verify import compare_texts, verify_index
+from megatron_cpt.index.codec import HfCodec
+from megatron_cpt.index.shards import shard_batches, spread_samples
+from megatron_cpt.index.sidecar import finished_with
+from megatron_cpt.index.write import Job, RejectFile, write_index
+from megatron_cpt.record.hashing import sha256_file
 from megatron_cpt.record.manifest import StageResult
-from megatron_cpt.record.store import write_text
-from megatron_cpt.record.tokenizer_file import load_tokenizer
 from megatron_cpt.record.vocab_contract import TOKENIZER_NAME, check_vocab
 from megatron_cpt.record.vocab_layout import VocabLayout
 
@@ -24,26 +20,27 @@ from megatron_cpt.record.vocab_layout import VocabLayout
 def build_index(
     result: StageResult, *, corpus_folder: Path, vocab_folder: Path, corpus_facts: dict[str, Any], say: Callable[[str], None]
 ) -> None:
-    """Write `<source>.train.bin` and `.idx` for every source that has train documents.
+    """Write `<source>.train.bin`, `.idx` and `.json` for every source that has train documents.
 
     The bytes are those that Megatron-LM's own tool writes with `--append-eod` for the same ids: one sequence a document, the
     end-of-document id once at its end. A document that holds bytes which the tokenizer has no piece for is left out and listed in
-    `rejects/<source>.jsonl`.
+    `rejects/<source>.jsonl`. A source whose pair stands finished in the folder, made of the same shard and tokenizer, is not done again.
 
     Raises:
         DataError: the vocabulary is not what its contract says, no source has a train document, or an index fails its checks.
     """
     layout = check_vocab(vocab_folder)
-    tokenizer = load_tokenizer(vocab_folder / TOKENIZER_NAME)
+    codec = HfCodec.from_file(vocab_folder / TOKENIZER_NAME, num_ids=layout.num_ids)
     names = [name for name, facts in sorted(corpus_facts["sources"].items()) if facts["train_documents"]]
     if not names:
         raise DataError("No source has a train document.", where="corpus", next_step="Lower test_fraction of a source that is trained on.")
-    (result.folder / "rejects").mkdir()
+    (result.folder / "rejects").mkdir(exist_ok=True)
     result.facts["tokenizer_fingerprint"] = layout.fingerprint
     result.facts["sources"] = {}
     for name in names:
         source = corpus_facts["sources"][name]
-        facts = index_source(result.folder, name, corpus_folder / f"{name}.train.jsonl", tokenizer, layout)
+        shard = corpus_folder / f"{name}.train.jsonl"
+        facts, was_done = index_source(result.folder, name, shard, codec, layout, licence=source["licence"], say=say)
         read = facts["documents"] + facts["unencodable_documents"]
         if read != source["train_documents"]:
             raise DataError(
@@ -51,36 +48,28 @@ def build_index(
             )
         result.facts["sources"][name] = {"role": source["role"], "licence": source["licence"], **facts}
         left_out = f", {facts['unencodable_documents']:,} left out" if facts["unencodable_documents"] else ""
-        say(f"index: {name}: {facts['documents']:,} documents, {facts['tokens']:,} tokens, {facts['dtype']}{left_out}")
+        done = ", finished before" if was_done else f", by {facts['encoder']}"
+        say(f"index: {name}: {facts['documents']:,} documents, {facts['tokens']:,} tokens, {facts['dtype']}{left_out}{done}")
 
 
-def documents_of(shard: Path) -> Iterator[Document]:
-    """Yield the documents of a corpus shard, one at a time."""
-    with shard.open(encoding="utf-8", newline="\n") as lines:
-        for number, line in enumerate(lines, 1):
-            record = json.loads(line)
-            yield Document(number, record["id"], record["text"])
-
-
-def index_source(folder: Path, name: str, shard: Path, tokenizer: Tokenizer, layout: VocabLayout) -> dict[str, Any]:
-    """Write and verify one source's index; return its figures."""
-    faithful = Faithful(tokenizer, layout.num_ids)
+def index_source(
+    folder: Path, name: str, shard: Path, codec: HfCodec, layout: VocabLayout, *, licence: str, say: Callable[[str], None]
+) -> tuple[dict[str, Any], bool]:
+    """Write and verify one source's index, unless it stands there whole; return its figures, and whether it stood there."""
     prefix = folder / f"{name}.train"
-    left_out: dict[int, dict[str, Any]] = {}
-    with IndexWriter(prefix, num_ids=layout.num_ids) as writer:
-        for document, ids in encode(tokenizer, documents_of(shard)):
-            if ids.size and faithful(document.text, ids):
-                writer.add(np.append(ids, layout.end_of_document_id))
-            else:
-                reason = "holds bytes that the tokenizer has no piece for"
-                left_out[document.number] = {"id": document.name, "line": document.number, "reason": reason}
-        writer.finish()
-        lengths, dtype = writer.lengths, writer.dtype.name
-    index = verify_index(prefix, num_ids=layout.num_ids, end_id=layout.end_of_document_id, num_documents=len(lengths))
-    compared = compare_texts(index, tokenizer, (document for document in documents_of(shard) if document.number not in left_out))
-    rejects = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in left_out.values())
-    write_text(folder / "rejects" / f"{name}.jsonl", rejects)
-    return {
-        "documents": len(lengths), "tokens": sum(lengths), "longest_document_tokens": max(lengths), "dtype": dtype,
-        "unencodable_documents": len(left_out), "documents_decoded_and_compared": compared,
+    inputs = {
+        "texts": {shard.name: sha256_file(shard)}, "key": "text", "tokenizer_fingerprint": layout.fingerprint,
+        "end_of_document_id": layout.end_of_document_id,
     }  # fmt: skip
+    record = finished_with(prefix, inputs)
+    was_done = record is not None
+    if record is None:
+        job = Job(
+            prefix, codec, lambda: shard_batches(shard), layout.end_of_document_id, lambda: inputs,
+            labels={"source": name, "licence": licence}, samples=spread_samples(shard, key="text"),
+            tokenizer={"fingerprint": layout.fingerprint}, rejects=RejectFile(folder / "rejects" / f"{name}.jsonl"),
+        )  # fmt: skip
+        record = write_index(job, say=say)
+    kept = ("documents", "tokens", "longest_document_tokens", "dtype", "documents_decoded_and_compared", "by_source", "by_licence")
+    facts = {key: record[key] for key in kept}
+    return {**facts, "unencodable_documents": sum(record["left_out"].values()), "encoder": record["encoder"]["name"]}, was_done

@@ -193,21 +193,29 @@ def write_manifest(
     return manifest
 
 
-def build_stage(folder: Path, inputs: Mapping[str, Any], body: Callable[[StageResult], None]) -> Manifest:
-    """Run a stage's body in a folder aside, then publish it whole; leave nothing behind when it fails."""
+def build_stage(folder: Path, inputs: Mapping[str, Any], body: Callable[[StageResult], None], *, is_resumed: bool = False) -> Manifest:
+    """Run a stage's body in a folder aside, then publish it whole; leave nothing behind when it fails.
+
+    Args:
+        is_resumed: the body knows what it finished before it was killed: it begins in the folder that an earlier try with equal inputs
+            left, where there is one; so that folder stays when it fails.
+    """
+    identity = sha256_plain([dict(inputs), megatron_cpt.__version__])[:8] if is_resumed else uuid.uuid4().hex[:8]
+    aside = folder.parent / f".{folder.name}-{identity}.partial"
     for stale in folder.parent.glob(f".{folder.name}-*.partial"):
-        shutil.rmtree(stale)
+        if not is_resumed or stale != aside:
+            shutil.rmtree(stale)
     if folder.exists():
         shutil.rmtree(folder)  # without a manifest it is the torso of a killed rename of an older version
-    aside = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}.partial"
-    aside.mkdir(parents=True)
+    aside.mkdir(parents=True, exist_ok=is_resumed)
     try:
         result = StageResult(aside, inputs=inputs)
         body(result)
         manifest = write_manifest(aside, folder.name, inputs, result.facts)
         publish_folder(aside, folder)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        if not is_resumed:
+            shutil.rmtree(aside, ignore_errors=True)
         raise
     return manifest
 

@@ -93,18 +93,28 @@ def continuing(tokenizer: Tokenizer) -> Tokenizer:
     return for_plain_text(Tokenizer.from_str(json.dumps(data, ensure_ascii=False)))
 
 
-def text_sizes(tokenizer: Tokenizer, num_ids: int) -> npt.NDArray[np.int64]:
-    """Return per id how many bytes of text it stands for."""
-    sizes = np.zeros(num_ids, dtype=np.int64)
+def text_sizes(tokenizer: Tokenizer, num_ids: int, *, vocab: dict[str, int] | None = None) -> npt.NDArray[np.int64]:
+    """Return per id how many bytes of text it stands for.
+
+    Args:
+        vocab: the tokenizer's pieces with the added ones, for a caller that has asked for them before.
+    """
+    vocab = vocab or tokenizer.get_vocab(with_added_tokens=True)
     spaces = marks_spaces(tokenizer)
-    for piece, number in tokenizer.get_vocab(with_added_tokens=True).items():
-        if number < num_ids:
-            # byte-level pieces have one character for each byte
-            sizes[number] = len(piece) if not spaces else 1 if BYTE_PIECE.fullmatch(piece) else len(piece.replace(SPACE_MARK, " ").encode())
+    numbers = np.fromiter(vocab.values(), dtype=np.int64, count=len(vocab))
+    # byte-level pieces have one character for each byte
+    counts = map(_piece_size, vocab) if spaces else map(len, vocab)
+    sizes = np.zeros(max(num_ids, int(numbers.max()) + 1), dtype=np.int64)
+    sizes[numbers] = np.fromiter(counts, dtype=np.int64, count=len(vocab))
+    sizes = sizes[:num_ids].copy()
     for number, token in tokenizer.get_added_tokens_decoder().items():
         if number < num_ids:
             sizes[number] = len(token.content.encode("utf-8"))
     return sizes
+
+
+def _piece_size(piece: str) -> int:
+    return 1 if BYTE_PIECE.fullmatch(piece) else len(piece.replace(SPACE_MARK, " ").encode())
 
 
 def parts_of(component: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -83,10 +83,10 @@ def test_base_and_candidate_are_scored_over_the_same_bytes_with_their_own_tokeni
 
 
 def test_a_document_of_the_index_is_sentencepieces_ids_and_the_end_mark(finished: Path) -> None:
-    from megatron_cpt.index.format import open_index  # noqa: PLC0415
+    from megatron_cpt.record.index_pair import open_pair  # noqa: PLC0415
 
     run_dir = finished / "runs" / "good"
-    index = open_index(run_dir / "index" / "code.train")
+    index = open_pair(run_dir / "index" / "code.train")
     reference = sentencepiece.SentencePieceProcessor(model_file=str(run_dir / "vocab" / "tokenizer" / "tokenizer.model"))
     shard = (run_dir / "corpus" / "code.train.jsonl").read_text(encoding="utf-8").split("\n")
     for number in range(5):

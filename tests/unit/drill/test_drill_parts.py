@@ -12,8 +12,9 @@ from megatron_cpt.drill.poison import poison_index
 from megatron_cpt.drill.promises import Checklist, Promise
 from megatron_cpt.drill.share import changes, only_grew, share_folder, snapshot
 from megatron_cpt.errors import DataError
-from megatron_cpt.index.format import IndexWriter, open_index
+from megatron_cpt.index.format import IndexWriter
 from megatron_cpt.record.hashing import sha256_file
+from megatron_cpt.record.index_pair import open_pair
 from megatron_cpt.record.store import append_line, write_text
 
 NUM_IDS, END = 300, 256
@@ -34,7 +35,7 @@ def test_a_poisoned_index_keeps_lengths_and_end_marks_and_nothing_else(tmp_path:
     poison_index(tmp_path / "sound", tmp_path / "again", num_ids=NUM_IDS, end_id=END, num_tokens=400)
     assert sha256_file(tmp_path / "bad.bin") == sha256_file(tmp_path / "again.bin")
     assert sha256_file(tmp_path / "sound.bin") == before
-    index = open_index(tmp_path / "bad")
+    index = open_pair(tmp_path / "bad")
     assert index.num_documents == 10
     seen = set()
     for number in range(10):

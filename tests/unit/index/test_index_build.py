@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +19,6 @@ from megatron_cpt.record.tokenizer_file import load_tokenizer
 from megatron_cpt.record.vocab_contract import Check, Drift, probe_of, write_contract
 from megatron_cpt.record.vocab_layout import VocabLayout
 
-ROOT = Path(__file__).parents[3]
 SEPARATOR = "<|end|>"
 TEXTS = ["one two", "第一条　民法", f"a quoted {SEPARATOR} stays text", "  spaces\n\n\tand tabs", "x"] + [
     f"document {n}" for n in range(300)
@@ -145,39 +140,41 @@ def test_a_missing_doubled_or_misplaced_end_mark_is_found(tmp_path, documents):
         verify_index(tmp_path / "x", num_ids=10, end_id=0, num_documents=len(documents))
 
 
-def run_tool(name, *arguments):
-    command = [sys.executable, str(ROOT / "tools" / name), *map(str, arguments)]
-    return subprocess.run(command, check=False, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
+def test_a_source_that_stands_finished_is_not_done_again_and_a_damaged_one_is(tmp_path, vocab_folder):
+    first = build(tmp_path, vocab_folder, {"law": TEXTS, "tales": ["once", "upon"]})
+    bytes_before = {path.name: path.read_bytes() for path in first.folder.glob("*.*")}
+    times = {path.name: path.stat().st_mtime_ns for path in first.folder.glob("*.bin")}
+    (first.folder / "tales.train.idx").unlink()
+    said: list[str] = []
+    again = StageResult(first.folder)
+    facts = {name: {"role": "domain", "licence": "MIT", "train_documents": number} for name, number in (("law", 305), ("tales", 2))}
+    build_index(again, corpus_folder=tmp_path / "corpus", vocab_folder=vocab_folder, corpus_facts={"sources": facts}, say=said.append)
+    assert again.facts == first.facts
+    assert {path.name: path.read_bytes() for path in first.folder.glob("*.*")} == bytes_before
+    assert (first.folder / "law.train.bin").stat().st_mtime_ns == times["law.train.bin"]
+    assert (first.folder / "tales.train.bin").stat().st_mtime_ns != times["tales.train.bin"]
+    assert said[0].endswith("finished before")
+    assert "finished before" not in said[1]
 
 
-def test_the_preprocess_tool_takes_megatrons_flags_and_counts_what_it_leaves_out(tmp_path, vocab_folder):
-    records = [{"text": "one"}, {"text": ""}, {"content": "two"}, {"text": None}, {"text": "第三"}]
-    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(record) + "\n" for record in records).encode()))
-    answer = run_tool(
-        "preprocess_data.py", "--input", tmp_path / "in.jsonl.gz", "--output-prefix", tmp_path / "out" / "my", "--tokenizer-type",
-        "HuggingFaceTokenizer", "--tokenizer-model", vocab_folder / "tokenizer", "--append-eod", "--eod-token", SEPARATOR, "--workers", "2",
-    )  # fmt: skip
-    assert answer.returncode == 0, answer.stderr
-    for part in ("2 documents", "empty_text 1", "missing_text 1", "null_text 1"):
-        assert part in answer.stdout
-    dataset = IndexedDataset(str(tmp_path / "out" / "my_text_document"))
-    assert [dataset[0].tolist(), dataset[1].tolist()] == [[*ids_of(vocab_folder, text), 256] for text in ("one", "第三")]
-    shown = run_tool(
-        "inspect_index.py", tmp_path / "out" / "my_text_document", "--tokenizer", vocab_folder / "tokenizer", "--append-eod-id", "256"
-    )
-    assert shown.returncode == 0, shown.stderr
-    assert "2 documents" in shown.stdout
-    assert "第三" in shown.stdout
+def test_another_corpus_is_not_taken_for_the_finished_one(tmp_path, vocab_folder):
+    build(tmp_path, vocab_folder, {"law": ["one", "two"]})
+    result = StageResult(tmp_path / "index")
+    (tmp_path / "corpus" / "law.train.jsonl").write_text('{"id": "a", "text": "six", "source": "law"}\n')
+    facts = {"sources": {"law": {"role": "domain", "licence": "MIT", "train_documents": 1}}}
+    build_index(result, corpus_folder=tmp_path / "corpus", vocab_folder=vocab_folder, corpus_facts=facts, say=lambda line: None)
+    dataset = IndexedDataset(str(result.folder / "law.train"))
+    assert [ids.tolist() for ids in dataset[0:1]] == [[*ids_of(vocab_folder, "six"), 256]]
 
 
-def test_the_tools_refuse_bad_input_with_one_message_and_exit_code_3(tmp_path, vocab_folder):
-    (tmp_path / "in.jsonl").write_text('{"text": "one"}\n')
-    common = ["--output-prefix", tmp_path / "out", "--tokenizer-model", vocab_folder / "tokenizer", "--append-eod"]
-    wrong_end = run_tool("preprocess_data.py", "--input", tmp_path / "in.jsonl", *common)
-    assert wrong_end.returncode == 3
-    assert SEPARATOR in wrong_end.stderr  # the special tokens that there are
-    absent = run_tool("preprocess_data.py", "--input", tmp_path / "absent.jsonl", *common, "--eod-token", SEPARATOR)
-    assert absent.returncode == 3
-    assert "Traceback" not in wrong_end.stderr + absent.stderr
-    assert list(tmp_path.glob("out*")) == []
-    assert run_tool("inspect_index.py", tmp_path / "absent").returncode == 3
+def test_a_shard_with_a_broken_line_is_refused_by_its_number(tmp_path, vocab_folder):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "law.train.jsonl").write_text('{"id": "a", "text": "one"}\n{"id": "b", "te\n')
+    (tmp_path / "index").mkdir()
+    facts = {"sources": {"law": {"role": "domain", "licence": "MIT", "train_documents": 2}}}
+    with pytest.raises(DataError, match=r"law\.train\.jsonl:2"):
+        build_index(
+            StageResult(tmp_path / "index"), corpus_folder=corpus, vocab_folder=vocab_folder, corpus_facts=facts, say=lambda line: None
+        )
+    assert list((tmp_path / "index").glob("*.bin*")) == []

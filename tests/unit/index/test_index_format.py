@@ -11,7 +11,8 @@ import torch
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
 from megatron_cpt.errors import DataError
-from megatron_cpt.index.format import IndexWriter, dtype_code_for, open_index, write_idx
+from megatron_cpt.index.format import IndexWriter, dtype_code_for, write_idx
+from megatron_cpt.record.index_pair import open_pair
 
 DOCUMENTS = [[5, 1, 0], [7, 0], [3, 3, 3, 3, 0]]
 
@@ -42,7 +43,7 @@ def test_both_files_equal_those_of_megatrons_own_builder(tmp_path, num_ids):
 
 def test_megatrons_reader_and_ours_give_the_documents_back(tmp_path):
     write(tmp_path / "x", DOCUMENTS, 10)
-    theirs, ours = IndexedDataset(str(tmp_path / "x")), open_index(tmp_path / "x")
+    theirs, ours = IndexedDataset(str(tmp_path / "x")), open_pair(tmp_path / "x")
     assert len(theirs) == ours.num_documents == 3
     for number, ids in enumerate(DOCUMENTS):
         assert theirs[number].tolist() == ours.document(number).tolist() == ids
@@ -52,7 +53,7 @@ def test_megatrons_reader_and_ours_give_the_documents_back(tmp_path):
 def test_ids_around_16_bits_are_kept_exactly(tmp_path):
     ids = [65_535, 65_536, 69_999, 0]
     write(tmp_path / "x", [ids], 70_000)
-    assert open_index(tmp_path / "x").tokens.dtype == np.int32
+    assert open_pair(tmp_path / "x").tokens.dtype == np.int32
     dataset = IndexedDataset(str(tmp_path / "x"))  # named: a dropped dataset unmaps the arrays that it gave out
     assert dataset[0].tolist() == ids
 
@@ -76,7 +77,7 @@ def test_an_index_without_documents_is_refused(tmp_path):
 
 def test_a_document_of_65537_tokens_keeps_its_length(tmp_path):
     write(tmp_path / "x", [[1, 0], [2] * 65_536 + [0], [3, 0]], 10)
-    index = open_index(tmp_path / "x")
+    index = open_pair(tmp_path / "x")
     assert index.lengths.tolist() == [2, 65_537, 2]
     assert (tmp_path / "x.bin").stat().st_size == 2 * (2 + 65_537 + 2)
     dataset = IndexedDataset(str(tmp_path / "x"))
@@ -98,7 +99,7 @@ def test_half_an_index_is_refused_by_name(tmp_path, half):
     write(tmp_path / "x", DOCUMENTS, 10)
     (tmp_path / f"x{half}").unlink()
     with pytest.raises(DataError, match="Half of an index") as caught:
-        open_index(tmp_path / "x")
+        open_pair(tmp_path / "x")
     assert f"x{half}" in str(caught.value)
 
 
@@ -108,14 +109,14 @@ def test_a_cut_idx_is_refused(tmp_path, size):
     data = (tmp_path / "x.idx").read_bytes()
     (tmp_path / "x.idx").write_bytes(data[:size])
     with pytest.raises(DataError):
-        open_index(tmp_path / "x")
+        open_pair(tmp_path / "x")
 
 
 def test_a_cut_or_foreign_bin_is_refused(tmp_path):
     write(tmp_path / "x", DOCUMENTS, 10)
     (tmp_path / "x.bin").write_bytes((tmp_path / "x.bin").read_bytes()[:-2])
-    with pytest.raises(DataError, match="do not belong together"):
-        open_index(tmp_path / "x")
+    with pytest.raises(DataError, match="does not belong to its"):
+        open_pair(tmp_path / "x")
 
 
 @pytest.mark.parametrize("place", range(34, 34 + 12 + 24 + 32, 8))
@@ -125,4 +126,15 @@ def test_damage_inside_the_idx_is_refused(tmp_path, place):
     data[place] ^= 0x55
     (tmp_path / "x.idx").write_bytes(data)
     with pytest.raises(DataError):
-        open_index(tmp_path / "x")
+        open_pair(tmp_path / "x")
+
+
+def test_a_record_of_other_files_is_refused_and_a_strange_file_of_its_name_is_not(tmp_path):
+    write(tmp_path / "x", DOCUMENTS, 10)
+    record = tmp_path / "x.json"
+    for text in ("", "[1, 2]\n[3]", '{"text": "a line of a corpus"}'):
+        record.write_text(text)
+        assert open_pair(tmp_path / "x").num_documents == 3
+    record.write_text('{"schema_version": 1, "files": {".bin": {"size_bytes": 99}}}')
+    with pytest.raises(DataError, match="not the one that its sidecar describes"):
+        open_pair(tmp_path / "x")

@@ -16,7 +16,7 @@ from test_vocab_build import build, plain
 from tokenizers import Tokenizer
 
 from megatron_cpt.errors import DataError
-from megatron_cpt.index.encode import Faithful
+from megatron_cpt.index.codec import HfCodec
 from megatron_cpt.record.store import read_json
 from megatron_cpt.record.tokenizer_file import continuing, for_plain_text, normal_form
 from megatron_cpt.record.vocab_contract import check_vocab
@@ -242,10 +242,11 @@ def test_a_text_that_goes_on_has_no_dummy_prefix(built):
 @pytest.mark.parametrize("text", ["the parser", "   x", " ", "第一条　龘\n\t1", "a\u2581b"])
 def test_a_whole_text_is_known_by_its_bytes(built, text):
     tokenizer = plain(built.folder / "tokenizer")
-    faithful = Faithful(tokenizer, NUM_BASE + NUM_NEW)
-    ids = np.array(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
-    assert faithful(text, ids)
-    assert not faithful(text, ids[:-1])
+    codec = HfCodec(tokenizer, tokenizer.to_str().encode(), num_ids=NUM_BASE + NUM_NEW)
+    ids, lengths = codec.exact.encode([text, text])
+    sizes = np.array([len(text.encode())] * 2)
+    assert codec.holds_whole([text, text], sizes, ids, lengths).tolist() == [True, True]
+    assert codec.holds_whole([text, text], sizes, ids[:-1], lengths - [0, 1]).tolist() == [True, False]
 
 
 def test_a_prefix_that_spares_leading_spaces_says_what_is_lost(spm_base):
