@@ -1,4 +1,4 @@
-"""Bits per byte from each rule for new rows, at step 0 and after the probe's steps: `python benchmarks/row_rules.py RUN_FOLDER --rule mean`.
+"""Bits per byte from each rule for new rows, before and after the probe's steps: `python benchmarks/row_rules.py RUN_FOLDER --rule mean`.
 
 RUN_FOLDER is a run that has finished its index stage. What `tokenizer.row_init: probe` does is done here rule by rule, with the same
 functions: the same windows of indexed domain text in the same order, the same documents held back from them. A general text that the
@@ -95,7 +95,8 @@ def measure(arguments: argparse.Namespace, rule: str) -> dict[str, Any]:
     found = try_added(added, ground, backend=backend)
     return {
         **found, "general_over_old_ids": over_old_ids / general.num_bytes, "steps": len(ground.training) // settings.sequences,
-        "tokens_per_step": settings.sequences * settings.sequence_length, "learning_rate": arguments.rate, "num_new_pieces": len(ground.parts),
+        "tokens_per_step": settings.sequences * settings.sequence_length, "learning_rate": arguments.rate,
+        "num_new_pieces": len(ground.parts),
         "bytes": {role: text.num_bytes for role, text in ground.texts.items()},
         "tokens": {role: sum(map(len, text.documents)) for role, text in ground.texts.items()}, "seconds": time.perf_counter() - started,
     }  # fmt: skip
@@ -136,7 +137,10 @@ def table(figures: dict[str, Any]) -> str:
         cells = [start["domain"], after.get("domain"), start["general"], after.get("general"), found["general_over_old_ids"]]
         lines.append(f"| {rule} | " + " | ".join("-" if cell is None else f"{cell:.4f}" for cell in cells) + " |")
     over_old_ids = {found["general_over_old_ids"] for found in figures.values()}
-    lines += ["", f"Over old ids alone: {'equal bit for bit in all rows' if len(over_old_ids) == 1 else 'NOT EQUAL: ' + repr(over_old_ids)}."]
+    lines += [
+        "",
+        f"Over old ids alone: {'equal bit for bit in all rows' if len(over_old_ids) == 1 else 'NOT EQUAL: ' + repr(over_old_ids)}.",
+    ]
     tried = {rule: found["bits_per_byte"]["domain"] for rule, found in figures.items() if found["steps"] and found["failure"] is None}
     if tried:
         lines.append(f"The probe takes {min(tried, key=lambda rule: tried[rule])}.")

@@ -61,7 +61,7 @@ class Sample:
             yield from file if self.kept is None else compress(file, self.kept.tobytes())
 
     def for_sentencepiece(self, path: Path) -> Path:
-        """Return a file of the lines as SentencePiece is to see them: the scratch file itself, or the part of it that is written to `path`."""
+        """Return a file of the lines as SentencePiece is to see them: the scratch file, or the part of it that is written to `path`."""
         has_returns = bool(self.characters[ord("\r")])
         if self.kept is None and not has_returns:
             return self.path

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer
 
 from megatron_cpt.errors import DataError, printable
 from megatron_cpt.record.tokenizer_file import SPACE_MARK, parts_of
-from megatron_cpt.vocab.sentencepiece_bpe import splits
 from megatron_cpt.vocab.sentencepiece_file import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, SentencePieceModel
+from megatron_cpt.vocab.sentencepiece_terms import splits
 
 ROUTES = (
     "byte-level BPE in a tokenizer.json (GPT-2, Llama-3, Qwen, SmolLM style), or SentencePiece BPE with byte fallback and no normaliser "

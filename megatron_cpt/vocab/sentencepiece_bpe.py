@@ -27,7 +27,7 @@ from megatron_cpt.vocab.family import Barred
 from megatron_cpt.vocab.forced import Outcome
 from megatron_cpt.vocab.merges import END, FIRST_CHARACTER, Character, Merge, WordTable, batches, neighbour_pairs, word_table
 from megatron_cpt.vocab.sentencepiece_file import NORMAL, UNUSED, Piece, SentencePieceModel, extended_model
-from megatron_cpt.vocab.sentencepiece_terms import force_terms
+from megatron_cpt.vocab.sentencepiece_terms import force_terms, splits
 
 MODEL_NAME = "tokenizer.model"
 CONFIG_NAME = "tokenizer_config.json"
@@ -203,15 +203,18 @@ class SentencePieceBpe:
         general: Callable[[], Iterator[str]],
         max_share: float,
     ) -> tuple[list[Merge], list[Outcome]]:
-        """Return the pieces for a user's terms; none that stands in general text is taken, whatever `max_share` allows."""
+        """Return the pieces for a user's terms, and what became of each term."""
         return force_terms(
             tokenizer,
             terms,
             vocab=self._vocab,
             first_new_id=first_new_id,
-            refuses=lambda piece, taken: piece in barred.strings or self._builds_an_old_piece(piece, taken),
+            in_general=barred.strings,
+            refuses=self._builds_an_old_piece,
             may_hold_space=not self._rules.one_word,
-            domain=domain(),
+            domain=domain,
+            general=general,
+            max_share=max_share,
         )
 
     def refuses(self, barred: Barred) -> Callable[[str, set[str]], bool]:
@@ -279,12 +282,6 @@ def falling_scores(above: float, count: int) -> list[float]:
         last = min(np.float32(last - np.float32(1)), np.nextafter(last, np.float32(-np.inf)))
         scores.append(float(last))
     return scores
-
-
-def splits(piece: str, vocab: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Return every split of a piece into two pieces, by their ids: the pairs that SentencePiece would join to it."""
-    found = [(piece[:place], piece[place:]) for place in range(1, len(piece)) if piece[:place] in vocab and piece[place:] in vocab]
-    return sorted(found, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
 
 
 def _beginning_with(start: str, words: Sequence[str]) -> Iterable[str]:

@@ -170,8 +170,11 @@ def without_paths(data: bytes) -> bytes:
     """Return a model's file without the names of the files that it was trained on, which trainer settings hold."""
     parts = []
     for field in _fields(data):
-        kept = [_bytes(field)[each.start : each.end] for each in _fields(_bytes(field)) if each.number != INPUT] if field.number == TRAINER else None
-        parts.append(data[field.start : field.end] if kept is None else _message(TRAINER, b"".join(kept)))
+        whole = data[field.start : field.end]
+        if field.number == TRAINER:
+            trainer = _bytes(field)
+            whole = _message(TRAINER, b"".join(trainer[each.start : each.end] for each in _fields(trainer) if each.number != INPUT))
+        parts.append(whole)
     return b"".join(parts)
 
 

@@ -56,7 +56,9 @@ def test_the_library_counts_exactly_the_characters_of_the_account(tmp_path):
         " model_type='bpe', character_coverage=1.0, byte_fallback=True, normalization_rule_name='identity', add_dummy_prefix=False,"
         f" remove_extra_whitespaces=False, hard_vocab_limit=False, max_sentence_length={MAX_LINE_BYTES})"
     )
-    log = subprocess.run([sys.executable, "-c", code, str(sample.for_sentencepiece(tmp_path / "part"))], capture_output=True, text=True, check=True).stderr
+    log = subprocess.run(
+        [sys.executable, "-c", code, str(sample.for_sentencepiece(tmp_path / "part"))], capture_output=True, text=True, check=True
+    ).stderr
     assert int(re.search(r"all chars count=(\d+)", log)[1]) == sample.chars_trained
     assert "Skipped" not in log
     assert "Too long" not in log

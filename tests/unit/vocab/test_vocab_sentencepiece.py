@@ -228,6 +228,32 @@ def test_terms_are_forced_in_as_single_pieces(tmp_path, spm_base, sources):
         assert len(after.encode(term, add_special_tokens=False).ids) == 1
 
 
+@pytest.mark.parametrize("max_drift", [0.5, 1e-6])
+def test_a_bound_lets_terms_change_so_many_general_documents_as_on_byte_level_bases(tmp_path, spm_base, sources, english, max_drift):
+    """The word and the accented letter stand in general text: the one in several pieces, the other in bytes."""
+    general = ("general", [*english[:-5], "a single caf\u00e9"], english[-5:])
+    assert len(processor(spm_base).encode(" configuration")) > 2
+    terms = tmp_path / "terms.txt"
+    terms.write_text("configuration\ncaf\u00e9\n善意取得\n", encoding="utf-8")
+    given = {**sources, "english": general, "law": ("domain", [*sources["law"][1], " the configuration " * 9], sources["law"][2])}
+    result = build(tmp_path, spm_base, given, num_new_pieces=NUM_NEW, document_separator="</s>", terms=str(terms), max_drift=max_drift)
+    outcomes = {line["term"]: line for line in map(json.loads, (result.folder / "terms.jsonl").read_text().splitlines())}
+    taken = "forced" if max_drift == 0.5 else "changes general text"
+    assert [outcomes[term]["outcome"] for term in ("configuration", "caf\u00e9", "善意取得")] == [taken, taken, "forced"]
+    old, new = processor(spm_base), processor(result.folder / "tokenizer")
+    changed = {text for text in [*general[1], *general[2]] if old.encode(text) != new.encode(text)}
+    drift = read_json(result.folder / "contract.json")["drift"]
+    assert drift == {"num_documents": len(english) + 1, "num_changed": len(changed), "max_share": max_drift}
+    if max_drift == 0.5:
+        after = continuing(plain(result.folder / "tokenizer"))
+        assert len(after.encode(" configuration", add_special_tokens=False).ids) == 1
+        assert len(after.encode("caf\u00e9", add_special_tokens=False).ids) == 1
+        assert "a single caf\u00e9" in changed
+        assert len(changed) <= outcomes["configuration"]["num_general_documents"] + outcomes["caf\u00e9"]["num_general_documents"]
+    else:
+        assert not changed
+
+
 def test_a_text_that_goes_on_has_no_dummy_prefix(built):
     tokenizer = plain(built.folder / "tokenizer")
     after = continuing(tokenizer)
