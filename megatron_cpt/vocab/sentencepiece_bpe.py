@@ -26,7 +26,7 @@ from megatron_cpt.record.tokenizer_file import BYTE_PIECE, SPACE_MARK
 from megatron_cpt.vocab.family import Barred
 from megatron_cpt.vocab.forced import Outcome
 from megatron_cpt.vocab.merges import END, FIRST_CHARACTER, Character, Merge, WordTable, batches, neighbour_pairs, word_table
-from megatron_cpt.vocab.sentencepiece_file import NORMAL, UNUSED, Piece, SentencePieceModel, extended_model
+from megatron_cpt.vocab.sentencepiece_file import NORMAL, UNUSED, USER_DEFINED, Piece, SentencePieceModel, extended_model
 from megatron_cpt.vocab.sentencepiece_terms import force_terms, splits
 
 MODEL_NAME = "tokenizer.model"
@@ -86,6 +86,7 @@ class SentencePieceBpe:
         self._vocab = vocab
         self._prefix = prefix
         self._rules = PieceRules.of(model, vocab)
+        self._user_defined = frozenset(piece.text for piece in model.pieces if piece.kind == USER_DEFINED) if model else frozenset()
 
     @property
     def remark(self) -> str:
@@ -132,7 +133,11 @@ class SentencePieceBpe:
         return table
 
     def _stands_alone(self, piece: str) -> bool:
-        """Nothing is joined to line ends, which SentencePiece's trainer never sees, to runs of spaces, and to digits that stand apart."""
+        """Nothing is joined to line ends, which SentencePiece's trainer never sees, to runs of spaces, to digits that stand apart, and to
+        user-defined pieces.
+        """
+        if piece in self._user_defined:
+            return True
         text = piece.removeprefix(SPACE_MARK)
         return "\n" in piece or SPACE_MARK in text or (self._rules.digits_apart and any(map(is_digit, text)))
 
@@ -211,7 +216,9 @@ class SentencePieceBpe:
             first_new_id=first_new_id,
             in_general=barred.strings,
             refuses=self._builds_an_old_piece,
-            may_hold_space=not self._rules.one_word,
+            crosses=lambda term, parts: (
+                (" " in term and self._rules.one_word) or (len(parts) > 1 and not self._user_defined.isdisjoint(parts))
+            ),
             domain=domain,
             general=general,
             max_share=max_share,

@@ -105,7 +105,7 @@ def force_terms(
     first_new_id: int,
     in_general: frozenset[str],
     refuses: Refuses,
-    may_hold_space: bool,
+    crosses: Callable[[str, Sequence[str]], bool],
     domain: Texts,
     general: Texts,
     max_share: float,
@@ -115,7 +115,7 @@ def force_terms(
     Args:
         in_general: what two neighbours in general text make, and its characters without a piece.
         refuses: says of a piece, and the pieces there are by then, whether it may not be added at all.
-        may_hold_space: whether the base's own pieces cross spaces.
+        crosses: says of a term and its parts whether it reaches over what the base never joins.
         max_share: share of general documents that the terms together may change.
     """
     forcing = Terms(tokenizer, vocab, first_new_id=first_new_id, in_general=in_general, refuses=refuses)
@@ -126,7 +126,7 @@ def force_terms(
         alone, spaced = counts[term]
         form = f" {term}" if spaced > alone else term
         strings = forcing.strings_of(form)
-        if " " in term and not may_hold_space:
+        if crosses(term, strings):
             outcomes[term] = Outcome(term, form, CROSSES)
         elif len(strings) == 1 and strings[0] in vocab:
             outcomes[term] = Outcome(term, form, ALREADY)

@@ -174,7 +174,7 @@ def test_a_completion_keeps_its_first_space_where_the_tokenizer_takes_one_for_a_
         sentence_iterator=iter("\n".join(TEXT).split("\n")), model_writer=written, model_type="bpe", vocab_size=512, byte_fallback=True,
         normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2, num_threads=1,
     )  # fmt: skip
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(folder, parse_model(written.getvalue()))))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(parse_model(written.getvalue()))))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     prompts = ["The", "def main", "if a", "A list of", "return the", "or", "import", "Python is", "see also", "class of"]
     made = complete(folder, prompts, start_id=1, num_tokens=6)
