@@ -134,13 +134,14 @@ def table(figures: dict[str, Any]) -> str:
     for rule, found in figures.items():
         start, end = found["bits_per_byte_at_start"], found["bits_per_byte"]
         after = end if found["steps"] and found["failure"] is None else {}
-        cells = [start["domain"], after.get("domain"), start["general"], after.get("general"), found["general_over_old_ids"]]
+        cells = [start["domain"], after.get("domain"), start["general"], after.get("general"), found.get("general_over_old_ids")]
         lines.append(f"| {rule} | " + " | ".join("-" if cell is None else f"{cell:.4f}" for cell in cells) + " |")
-    over_old_ids = {found["general_over_old_ids"] for found in figures.values()}
-    lines += [
-        "",
-        f"Over old ids alone: {'equal bit for bit in all rows' if len(over_old_ids) == 1 else 'NOT EQUAL: ' + repr(over_old_ids)}.",
-    ]
+    over_old_ids = {found.get("general_over_old_ids") for found in figures.values()}
+    if over_old_ids != {None}:
+        lines += [
+            "",
+            "Over old ids alone: " + ("equal bit for bit in all rows." if len(over_old_ids) == 1 else f"NOT EQUAL: {over_old_ids}."),
+        ]
     tried = {rule: found["bits_per_byte"]["domain"] for rule, found in figures.items() if found["steps"] and found["failure"] is None}
     if tried:
         lines.append(f"The probe takes {min(tried, key=lambda rule: tried[rule])}.")
