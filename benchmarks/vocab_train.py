@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -80,8 +81,11 @@ def ours(kind: str, folder: Path, num_pieces: int, keep: bool) -> None:
     sample = write_sample(sampled(folder, facts, sorted(facts["sources"]), sides=["train"], max_bytes=size), scratch)
     if keep:
         bounded = sample.bounded(candidates.bound_of(kind, sample))
-        with (folder / f"{kind}.txt").open("wb") as text:
-            text.writelines(bounded.lines())
+        if kind == "byte_level":
+            with (folder / f"{kind}.txt").open("wb") as text:
+                text.writelines(bounded.lines())
+        else:
+            shutil.copyfile(bounded.for_sentencepiece(folder / "part.txt"), folder / f"{kind}.txt")
         pieces, coverage = candidates.plan_size(bounded.characters, num_pieces)
         kept = {"bytes": bounded.num_bytes, "pieces": pieces, "coverage": coverage}
         (folder / f"{kind}.json").write_text(json.dumps(kept))

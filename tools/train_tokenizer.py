@@ -15,12 +15,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from megatron_cpt.config.schema import CompareConfig, ProvenanceConfig, SourceConfig
 from megatron_cpt.corpus.build import build_corpus
 from megatron_cpt.errors import ConfigError, CptError
 from megatron_cpt.record.manifest import StageResult, build_stage
 from megatron_cpt.record.term_list import read_terms
 from megatron_cpt.record.tokenizer_file import load_tokenizer
+from megatron_cpt.vocab.base import load_base
 from megatron_cpt.vocab.candidates import KINDS, NORMALISERS
 from megatron_cpt.vocab.compare import Texts, check_compare, write_comparison
 from megatron_cpt.vocab.documents import sampled
@@ -35,13 +38,19 @@ def source(path: str, role: str, test_fraction: float) -> SourceConfig:
     )
 
 
+def base_tokenizer(folder: Path) -> Tokenizer:
+    """Return the tokenizer of a base: any tokenizer.json, or an older form that can be extended."""
+    path = folder / "tokenizer.json"
+    return load_tokenizer(path) if path.is_file() else load_base(folder).tokenizer
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--domain", required=True, help="file, folder or glob of the text to train on")
     parser.add_argument("--general", help="file, folder or glob of other text, to measure on only")
     parser.add_argument("--sizes", type=int, nargs="+", required=True, help="pieces beside single bytes and marks")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
-    parser.add_argument("--base", type=Path, help="Hugging Face folder whose tokenizer.json is measured beside the candidates")
+    parser.add_argument("--base", type=Path, help="Hugging Face folder whose tokenizer is measured beside the candidates")
     parser.add_argument("--terms", type=Path, help="UTF-8 file of terms, one a line, whose coverage is measured")
     parser.add_argument("--normaliser", choices=NORMALISERS, default="identity")
     parser.add_argument("--sample-bytes", type=int, default=8_000_000, help="how much of the text is trained on")
@@ -55,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ConfigError("The output folder exists already.", where=chosen.output, next_step="Name another one, or remove it.")
         check_compare(settings)
         terms = read_terms(chosen.terms) if chosen.terms else None
-        base = load_tokenizer(chosen.base / "tokenizer.json") if chosen.base else None
+        base = base_tokenizer(chosen.base) if chosen.base else None
         with tempfile.TemporaryDirectory() as scratch:
             corpus = StageResult(Path(scratch))
             roles = [role for role in ROLES if getattr(chosen, role)]

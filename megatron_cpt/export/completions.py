@@ -38,7 +38,9 @@ def complete(folder: Path, prompts: Sequence[str], *, start_id: int, num_tokens:
             eos_token_id=start_id,
             pad_token_id=start_id,
         )
-        completions.append(tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True))
+        # decoded on its own the answer would lose its first space where a tokenizer takes that for a dummy prefix
+        head, whole = (tokenizer.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False) for part in (ids, made[0]))
+        completions.append(whole[len(head) :])
     return completions
 
 

@@ -92,9 +92,45 @@ def choose_rows(
         DataError: too little domain text to hold some back.
         CptError: no rule came through its steps.
     """
+    pairs = candidates(settings.rules, tied=ModelShape.from_hf_folder(base_folder).tied_embeddings)
+    ground = lay_ground(
+        prefixes, base_folder=base_folder, vocab=vocab, vocab_folder=vocab_folder, tokenizer=tokenizer, settings=settings,
+        optimizer=optimizer, rate=rate, seed=seed, backend=backend, threads=threads,
+    )  # fmt: skip
+    tried: dict[str, Any] = {}
+    for pair in pairs:
+        tried[pair.name] = try_rows(pair, ground, seed=seed, backend=backend)
+        start, end = (tried[pair.name][place]["domain"] for place in ("bits_per_byte_at_start", "bits_per_byte"))
+        say(f"probe of new rows: {pair.name}: {start:.4f} -> " + (f"{end:.4f} bits per byte" if end else str(tried[pair.name]["failure"])))
+    finished = {name: figures["bits_per_byte"]["domain"] for name, figures in tried.items() if figures["failure"] is None}
+    if not finished:
+        raise CptError("No rule for new rows came through the probe's steps.", where="tokenizer.row_probe", value="; ".join(tried))
+    chosen = min(finished, key=lambda name: finished[name])
+    return {
+        "chosen": chosen,
+        "settings": asdict(settings) | {"sequence_length": ground.plan.layout.sequence_length, "learning_rate": rate},
+        "held_out_bytes": ground.texts["domain"].num_bytes,
+        "rules": tried,
+    }
+
+
+def lay_ground(
+    prefixes: Sequence[Path],
+    *,
+    base_folder: Path,
+    vocab: VocabLayout,
+    vocab_folder: Path,
+    tokenizer: Tokenizer,
+    settings: RowProbeConfig,
+    optimizer: OptimizerPlan,
+    rate: float,
+    seed: int,
+    backend: Backend,
+    threads: int,
+) -> Ground:
+    """Return what a probe tries every rule on; arguments and errors as `choose_rows`."""
     check_settings(settings, rate=rate)
     shape = ModelShape.from_hf_folder(base_folder)
-    pairs = candidates(settings.rules, tied=shape.tied_embeddings)
     held = hold_back(prefixes, num_tokens=settings.held_out_tokens, document_tokens=DOCUMENT_TOKENS)
     sequence = min(settings.sequence_length, shape.max_position)
     training = sample_windows(
@@ -113,7 +149,7 @@ def choose_rows(
         )
     base = HfFolder.open(base_folder)
     num_new = vocab.num_ids - vocab.num_base_ids
-    ground = Ground(
+    return Ground(
         base=base,
         shape=shape,
         vocab=vocab,
@@ -128,21 +164,6 @@ def choose_rows(
         ),
         texts={"domain": text_of(held.documents, tokenizer)},
     )  # fmt: skip
-    tried: dict[str, Any] = {}
-    for pair in pairs:
-        tried[pair.name] = try_rows(pair, ground, seed=seed, backend=backend)
-        start, end = (tried[pair.name][place]["domain"] for place in ("bits_per_byte_at_start", "bits_per_byte"))
-        say(f"probe of new rows: {pair.name}: {start:.4f} -> " + (f"{end:.4f} bits per byte" if end else str(tried[pair.name]["failure"])))
-    finished = {name: figures["bits_per_byte"]["domain"] for name, figures in tried.items() if figures["failure"] is None}
-    if not finished:
-        raise CptError("No rule for new rows came through the probe's steps.", where="tokenizer.row_probe", value="; ".join(tried))
-    chosen = min(finished, key=lambda name: finished[name])
-    return {
-        "chosen": chosen,
-        "settings": asdict(settings) | {"sequence_length": sequence, "learning_rate": rate},
-        "held_out_bytes": ground.texts["domain"].num_bytes,
-        "rules": tried,
-    }
 
 
 def check_settings(settings: RowProbeConfig, *, rate: float) -> None:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from megatron_cpt.record.unknown import Figure, Unavailable, combine
 
-# Kim et al. 2024, arXiv 2402.14714 (EEVE): 8,960 Korean pieces appended to an English base and learned within 2 billion tokens.
+# Kim et al. 2024, arXiv 2402.14714 (EEVE), abstract: Korean learned within 2 billion tokens. EEVE-Korean-10.8B-v1.0 has 40,960 rows
+# (vocab_size in the config.json of models made from it), of which 32,000 are its base's (its model card): 8,960 pieces were appended.
 STATED_RELEARN_TOKENS, STATED_NEW_ROWS = 2e9, 8960
 FORMULA = "N = L c1 / (c0 - R c1)"
 SCALED = (

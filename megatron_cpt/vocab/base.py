@@ -19,6 +19,7 @@ from megatron_cpt.vocab.sentencepiece_base import (
     refuse_other_ids,
     refuse_other_models,
     refuse_other_pieces,
+    texts_on_pieces,
     tokenizer_json,
     unsupported,
 )
@@ -106,12 +107,13 @@ def load_base(folder: Path) -> BaseTokenizer:
     path, model = folder / "tokenizer.json", None
     if not path.exists() and (folder / MODEL_NAME).exists():
         model = model_of(folder)
-        data = tokenizer_json(folder / MODEL_NAME, model)
+        data = tokenizer_json(model)
     else:
         data = read_object(path) if path.exists() else older_form(folder)
-        refuse_other_kinds(path, data)
-        if data["model"].get("byte_fallback") and (folder / MODEL_NAME).exists():
+        if (folder / MODEL_NAME).exists() and has_byte_fallback(data):
             model = model_of(folder)
+        refuse_other_kinds(path, data, model)
+        if model is not None:
             refuse_other_pieces(folder, model, data["model"]["vocab"])
     num_rows = read_object(folder / "config.json").get("vocab_size")
     if isinstance(num_rows, bool) or not isinstance(num_rows, int) or num_rows < 1:
@@ -129,7 +131,7 @@ def load_base(folder: Path) -> BaseTokenizer:
             next_step="Use the tokenizer that belongs to this model.",
         )
     if model is not None:
-        refuse_other_ids(folder, model, tokenizer, FORM_TEXTS)
+        refuse_other_ids(folder, model, tokenizer, [*FORM_TEXTS, *texts_on_pieces(model)])
     return BaseTokenizer(folder, data, tokenizer, num_rows, added, special, family_of(data, tokenizer, model))
 
 
@@ -197,7 +199,11 @@ def older_form(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def refuse_other_kinds(path: Path, data: dict[str, Any]) -> None:
+def has_byte_fallback(data: dict[str, Any]) -> bool:
+    return isinstance(data.get("model"), dict) and bool(data["model"].get("byte_fallback"))
+
+
+def refuse_other_kinds(path: Path, data: dict[str, Any], sentencepiece: SentencePieceModel | None = None) -> None:
     """Raise for every tokenizer that is not a plain BPE with all of its bytes: byte-level, or SentencePiece's with byte fallback."""
     model = data.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict | list):
@@ -218,7 +224,7 @@ def refuse_other_kinds(path: Path, data: dict[str, Any]) -> None:
     if model.get("dropout"):
         raise unsupported(path, "a BPE tokenizer with dropout (its encoding is random)")
     if model.get("byte_fallback"):
-        refuse_other_files(path, data)
+        refuse_other_files(path, data, sentencepiece)
         return
     if '"ByteLevel"' not in json.dumps([data.get("pre_tokenizer"), data.get("decoder")]):
         raise unsupported(path, "a BPE tokenizer that is neither byte-level nor has byte fallback")

@@ -37,7 +37,7 @@ from megatron_cpt.vocab.byte_level import readable
 from megatron_cpt.vocab.compare import check_compare, gain_curve, side_by_side, tokens_against, train_candidates
 from megatron_cpt.vocab.documents import SIDES, names_with_role, num_bytes, sampled
 from megatron_cpt.vocab.extend import extended_data, write_tokenizer
-from megatron_cpt.vocab.facts import Economy, economy_of, facts_of, say_result
+from megatron_cpt.vocab.facts import Economy, economy_of, facts_of, say_result, say_wrapped
 from megatron_cpt.vocab.family import Family
 from megatron_cpt.vocab.forced import Outcome, check_room, remarks
 from megatron_cpt.vocab.measure import vocabulary_of
@@ -180,9 +180,9 @@ def choose_merges(
     """
     barred = base.family.barred(base.tokenizer, general())
     of_size = f"{barred.num_documents:,} general documents ({barred.num_bytes / 1e6:.1f} MB)"
-    say(f"vocab: {barred.num_barred:,} neighbour pairs of {of_size} are barred from merging")
+    say_wrapped(say, f"{barred.num_barred:,} neighbour pairs of {of_size} are barred from merging")
     table = base.family.words(base.tokenizer, domain())
-    say(f"vocab: learning {settings.num_new_pieces:,} merges from {table.num_tokens:,} base tokens of domain text")
+    say_wrapped(say, f"learning {settings.num_new_pieces:,} merges from {table.num_tokens:,} base tokens of domain text")
     names = {number: piece for piece, number in base.tokenizer.get_vocab(with_added_tokens=True).items()}
     chains: list[Merge] = []
     outcomes: list[Outcome] = []
@@ -193,7 +193,7 @@ def choose_merges(
         )  # fmt: skip
         check_room(chains, outcomes, settings.num_new_pieces)
         for line in (*terms.remarks, *remarks(outcomes)):
-            say(f"vocab: {line}")
+            say_wrapped(say, line)
     learned = learn_merges(
         table,
         num_pieces=GAIN_BEYOND * settings.num_new_pieces,

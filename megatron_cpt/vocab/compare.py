@@ -73,7 +73,7 @@ def train_candidates(
         refuse_rewriting(sample, settings.normaliser)
         for kind in settings.kinds:
             for size in sizes:
-                say(f"vocab: training a {KINDS[kind]} vocabulary of {size:,} pieces for comparison")
+                say(f"vocab: training {KINDS[kind]} of {size:,} pieces for comparison")
                 try:
                     candidate = train_candidate(kind, sample, num_pieces=size, like=like)
                 except DataError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from megatron_cpt.vocab.base import BaseTokenizer
 from megatron_cpt.vocab.byte_level import is_utf8
 from megatron_cpt.vocab.compare import tokens_against
 from megatron_cpt.vocab.merges import Merge
+
+LINE_CHARS = 62  # what the line leaves of 80 columns
 
 Economy = Callable[..., dict[str, Any]]  # num_new_rows, num_base_rows, num_padded_rows, domain_ratio, general_ratio
 
@@ -67,9 +70,15 @@ def facts_of(
 
 def say_result(facts: dict[str, Any], say: Callable[[str], None]) -> None:
     layout = facts["layout"]
-    say(f"vocab: {layout['num_base_ids']:,} base ids, {layout['num_ids']:,} with new ones, {layout['num_padded_rows']:,} padded rows")
+    say_wrapped(say, f"{layout['num_base_ids']:,} base ids, {layout['num_ids']:,} with new ones, {layout['num_padded_rows']:,} padded rows")
     before, after = facts["domain"]["base"], facts["domain"]["extended"]
     if before and after:
         old, new = before["tokens_per_char"], after["tokens_per_char"]
-        say(f"vocab: held-out domain text needs {old:.3f} tokens per character with the base, {new:.3f} with the new pieces")
-    say(f"vocab: all {facts['contract_clauses']} clauses of the contract hold; advice: {facts['advice']['why']}")
+        say_wrapped(say, f"held-out domain text needs {old:.3f} tokens per character with the base, {new:.3f} with the new pieces")
+    say_wrapped(say, f"all {facts['contract_clauses']} clauses of the contract hold; advice: {facts['advice']['why']}")
+
+
+def say_wrapped(say: Callable[[str], None], text: str) -> None:
+    """Say a text of this stage in lines that fit a terminal."""
+    for line in textwrap.wrap(text, LINE_CHARS, break_long_words=False, break_on_hyphens=False):
+        say(f"vocab: {line}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import compress
+from itertools import compress, pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +22,11 @@ RESERVED = ("\u2581", "\u2585", "\x00")
 NEWLINE, CUT, END = 0, 1, 2  # how a line of the scratch file ends: at a newline of the text, at the line limit, with its document
 NUM_CODE_POINTS = 0x110000
 
+FLUSHED_BYTES = 1 << 22
+RETURNS = re.compile(rb"\r+\n")
+
 Counts = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -54,18 +60,66 @@ class Sample:
         with self.path.open("rb") as file:
             yield from file if self.kept is None else compress(file, self.kept.tobytes())
 
+    def for_sentencepiece(self, path: Path) -> Path:
+        """Return a file of the lines as SentencePiece is to see them: the scratch file, or the part of it that is written to `path`."""
+        has_returns = bool(self.characters[ord("\r")])
+        if self.kept is None and not has_returns:
+            return self.path
+        with self.path.open("rb") as file, path.open("wb") as part:
+            for data in self._kept_bytes(file):
+                part.write(RETURNS.sub(b"\n", data) if has_returns and b"\r" in data else data)
+        return path
+
+    def _kept_bytes(self, file: BinaryIO) -> Iterator[bytes]:
+        """Yield what is kept of the scratch file, whole lines, some megabytes at a time."""
+        kept = np.ones(1, dtype=bool) if self.kept is None else self.kept
+        begins = np.flatnonzero(np.diff(kept, prepend=~kept[:1]))
+        stops = np.append(self._line_starts()[begins[1:]], self.path.stat().st_size).tolist()
+        for first, end in zip(begins.tolist(), stops, strict=True):
+            while kept[first] and file.tell() < end:
+                data = file.read(min(FLUSHED_BYTES, end - file.tell()))
+                rest = 0 if file.tell() == end else len(data) - 1 - data.rindex(b"\n")
+                file.seek(-rest, 1)
+                yield data[: len(data) - rest]
+            file.seek(end)
+
+    def _line_starts(self) -> Counts:
+        """Return the byte at which each line begins, and the end of the last."""
+        return np.concatenate([[0], np.cumsum(self.line_bytes + np.int64(1))])
+
     def blocks(self) -> Iterator[str]:
         """Yield parts of documents of about `BLOCK_CHARS` characters, as they stood in the text."""
-        ends = self.line_ends if self.kept is None else self.line_ends[self.kept]
-        lines: list[str] = []
-        chars = 0
-        for data, end in zip(self.lines(), ends.tobytes(), strict=True):
-            line = data.decode("utf-8")
-            lines.append(line if end == NEWLINE else line[:-1])
-            chars += len(line)
-            if end == END or chars > BLOCK_CHARS:
-                yield "".join(lines)
-                lines, chars = [], 0
+        spans, added = self._block_spans()
+        held, place = np.searchsorted(added, spans), 0
+        with self.path.open("rb") as file:
+            for (start, stop), (low, high) in zip(spans.tolist(), held.tolist(), strict=True):
+                if start != place:
+                    file.seek(start)
+                data, place = file.read(stop - start), stop
+                if high == low + 1 and added[low] == stop - 1:
+                    data = data[:-1]
+                elif low < high:
+                    newlines = (added[low:high] - start).tolist()
+                    data = b"".join(data[before + 1 : after] for before, after in pairwise([-1, *newlines, len(data)]))
+                yield data.decode("utf-8")
+
+    def _block_spans(self) -> tuple[Counts, Counts]:
+        """Return the first byte and the end of each block, and the places of the newlines that the texts did not have."""
+        kept = np.ones(self.line_ends.size, dtype=bool) if self.kept is None else self.kept
+        begins = np.flatnonzero(np.concatenate([[True], (self.line_ends[:-1] == END) | (kept[1:] != kept[:-1])]))
+        stops = np.append(begins[1:], kept.size)
+        chars = np.concatenate([[0], np.cumsum(self.line_chars + np.int64(1))])
+        lines: list[tuple[int, int]] = []
+        for start, stop in zip(begins[kept[begins]].tolist(), stops[kept[begins]].tolist(), strict=True):
+            first = start
+            while chars[stop] - chars[first] > BLOCK_CHARS:
+                after = min(stop, int(np.searchsorted(chars, chars[first] + BLOCK_CHARS, side="right")))
+                lines.append((first, after))
+                first = after
+            if first < stop:
+                lines.append((first, stop))
+        starts = self._line_starts()
+        return starts[np.array(lines, dtype=np.int64).reshape(-1, 2)], starts[1:][self.line_ends != NEWLINE] - 1
 
     def bounded(self, max_bytes: int) -> Sample:
         """Return a sample of at most `max_bytes`, of blocks taken evenly over this one, or this one when it is no larger."""
@@ -81,7 +135,10 @@ class Sample:
         torn = chosen & ~np.append(chosen[1:], False)  # what follows is left out: the line ends as if its document did
         ends[np.append(starts[1:], sizes.size)[torn] - 1] = END
         smaller = replace(self, kept=kept, line_ends=ends, num_bytes=int(sizes[kept].sum()))
-        returns = 0 if self.characters[ord("\r")] == 0 else sum(len(each) - 1 - len(each.rstrip(b"\r\n")) for each in smaller.lines())
+        returns = 0
+        if self.characters[ord("\r")]:
+            with self.path.open("rb") as file:
+                returns = sum(map(num_returns, smaller._kept_bytes(file)))
         trained = int(self.line_chars[kept].sum(dtype=np.int64)) - returns
         line_breaks = int(np.count_nonzero(self.line_ends[kept] == NEWLINE)) + returns
         left_out = self.chars_in - self.reserved - trained - line_breaks
@@ -129,48 +186,52 @@ class _Writer:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file = path.open("wb")
-        self.ends = bytearray()
+        self.ends: list[npt.NDArray[np.uint8]] = []
         self.line_bytes: list[npt.NDArray[np.uint16]] = []
         self.line_chars: list[npt.NDArray[np.uint16]] = []
         self.characters = np.zeros(NUM_CODE_POINTS, dtype=np.int64)
-        self.waiting: list[str] = []
-        self.waiting_chars = 0
+        self.waiting: list[bytes] = []
+        self.waiting_bytes = 0
         self.num_bytes = self.chars_in = self.newlines = self.returns = self.reserved = 0
 
     def add(self, text: str) -> None:
-        """Write one text as lines."""
+        """Take one text."""
         self.chars_in += len(text)
         for mark in RESERVED:
             if mark in text:
                 self.reserved += text.count(mark)
                 text = text.replace(mark, "")
-        lines = text.split("\n")
-        self.newlines += len(lines) - 1
-        ends = bytearray(len(lines))
-        ends[-1] = END
-        if max(map(len, lines)) > MAX_LINE_CHARS:
-            lines, ends = cut_lines(lines)
-            text = "\n".join(lines)
-        if "\r" in text:
-            self.returns += sum(len(line) - len(line.rstrip("\r")) for line in lines)
-        self.ends += ends
-        self.waiting.append(text)
-        self.waiting_chars += len(text)
-        if self.waiting_chars > 1 << 22:
+        data = text.encode("utf-8")
+        self.waiting.append(data)
+        self.waiting_bytes += len(data)
+        if self.waiting_bytes > FLUSHED_BYTES:
             self.flush()
 
     def flush(self) -> None:
         """Count and write what is waiting: some megabytes at a time, so that counting costs little for each text."""
         if not self.waiting:
             return
-        text = "\n".join(self.waiting) + "\n"
-        points, data = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32), text.encode("utf-8")
-        self.characters += np.bincount(points, minlength=NUM_CODE_POINTS)
-        self.line_chars.append(line_sizes(points))
-        self.line_bytes.append(line_sizes(np.frombuffer(data, dtype=np.uint8)))
+        data = b"\n".join([*self.waiting, b""])
+        document_ends = np.cumsum([len(text) + 1 for text in self.waiting]) - 1
+        values = np.frombuffer(data, dtype=np.uint8)
+        newlines = np.flatnonzero(values == ord("\n"))
+        ends = np.full(newlines.size, NEWLINE, dtype=np.uint8)
+        ends[np.searchsorted(newlines, document_ends)] = END
+        self.newlines += newlines.size - len(self.waiting)
+        sizes = np.diff(newlines, prepend=-1) - 1
+        if sizes.max() > MAX_LINE_BYTES:
+            data, ends = cut_lines(data, newlines, sizes, ends)
+            values = np.frombuffer(data, dtype=np.uint8)
+            newlines = np.flatnonzero(values == ord("\n"))
+            sizes = np.diff(newlines, prepend=-1) - 1
+        self.line_bytes.append(sizes.astype(np.uint16))
+        self.line_chars.append(sizes_in_characters(values, newlines))
+        self.ends.append(ends)
+        self.characters += count_characters(values)
+        self.returns += num_returns(data)
         self.num_bytes += len(data)
         self.file.write(data)
-        self.waiting, self.waiting_chars = [], 0
+        self.waiting, self.waiting_bytes = [], 0
 
     def close(self) -> Sample:
         self.flush()
@@ -181,7 +242,7 @@ class _Writer:
         assert self.chars_in == trained + line_breaks + self.reserved, "a character was lost on the way to the trainer"
         return Sample(
             path=self.path,
-            line_ends=np.frombuffer(self.ends, dtype=np.uint8),
+            line_ends=np.concatenate([*self.ends, np.zeros(0, dtype=np.uint8)]),
             line_bytes=np.concatenate([*self.line_bytes, np.zeros(0, dtype=np.uint16)]),
             line_chars=np.concatenate([*self.line_chars, np.zeros(0, dtype=np.uint16)]),
             characters=self.characters,
@@ -193,23 +254,42 @@ class _Writer:
         )
 
 
-def line_sizes(values: npt.NDArray[np.uint8] | npt.NDArray[np.uint32]) -> npt.NDArray[np.uint16]:
-    """Return how many values stand in each line, its newline left out; no line is beyond `MAX_LINE_BYTES`."""
-    newlines = np.flatnonzero(values == ord("\n"))
-    return (np.diff(newlines, prepend=-1) - 1).astype(np.uint16)
+def sizes_in_characters(values: Bytes, newlines: npt.NDArray[np.intp]) -> npt.NDArray[np.uint16]:
+    """Return the characters of each line of UTF-8 text, its newline left out: its bytes but for those that continue a character."""
+    continuing = np.flatnonzero((values & 0xC0) == 0x80)
+    before = np.searchsorted(continuing, newlines)
+    return (np.diff(newlines, prepend=-1) - 1 - np.diff(before, prepend=0)).astype(np.uint16)
 
 
-def cut_lines(lines: list[str]) -> tuple[list[str], bytearray]:
-    """Return the lines of one text in parts of at most `MAX_LINE_BYTES` bytes, and how each part ends."""
-    parts: list[str] = []
-    ends = bytearray()
-    for line in lines:
-        rest = line
+def count_characters(values: Bytes) -> Counts:
+    """Return how often each code point stands in UTF-8 text: ASCII by pairs of bytes, which halves the work, the others decoded."""
+    even = values.size // 2 * 2
+    pairs = np.bincount(values[:even].view(np.uint16), minlength=1 << 16).reshape(256, 256)
+    others = values[values >= 0x80].tobytes().decode("utf-8")
+    counts = np.bincount(np.frombuffer(others.encode("utf-32-le"), dtype=np.uint32), minlength=NUM_CODE_POINTS)
+    counts[:0x80] = (pairs.sum(axis=0) + pairs.sum(axis=1) + np.bincount(values[even:], minlength=256))[:0x80]
+    return counts
+
+
+def num_returns(data: bytes) -> int:
+    """Return how many carriage returns stand at line ends."""
+    return sum(len(found[0]) - 1 for found in RETURNS.finditer(data)) if b"\r" in data else 0
+
+
+def cut_lines(data: bytes, newlines: npt.NDArray[np.intp], sizes: npt.NDArray[np.intp], ends: Bytes) -> tuple[bytes, Bytes]:
+    """Return lines with those beyond `MAX_LINE_BYTES` in parts, and how each line ends."""
+    parts, done = [], 0
+    long = np.flatnonzero(sizes > MAX_LINE_BYTES)
+    num_cuts = []
+    for number in long.tolist():
+        start, end = newlines[number] - sizes[number], newlines[number]
+        rest = data[start:end].decode("utf-8")
+        parts.append(data[done:start])
+        cut = []
         while len(rest) > MAX_LINE_CHARS and len(rest.encode("utf-8")) > MAX_LINE_BYTES:
-            parts.append(rest[:MAX_LINE_CHARS])
-            ends.append(CUT)
+            cut.append(rest[:MAX_LINE_CHARS])
             rest = rest[MAX_LINE_CHARS:]
-        parts.append(rest)
-        ends.append(NEWLINE)
-    ends[-1] = END
-    return parts, ends
+        parts.append("\n".join([*cut, rest]).encode("utf-8"))
+        num_cuts.append(len(cut))
+        done = end
+    return b"".join([*parts, data[done:]]), np.insert(ends, np.repeat(long, num_cuts), CUT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from tokenizers import Tokenizer
 
 from megatron_cpt.errors import DataError, printable
 from megatron_cpt.record.tokenizer_file import SPACE_MARK, parts_of
-from megatron_cpt.vocab.sentencepiece_bpe import splits
 from megatron_cpt.vocab.sentencepiece_file import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, SentencePieceModel
+from megatron_cpt.vocab.sentencepiece_terms import splits
 
 ROUTES = (
     "byte-level BPE in a tokenizer.json (GPT-2, Llama-3, Qwen, SmolLM style), or SentencePiece BPE with byte fallback and no normaliser "
@@ -55,14 +56,15 @@ def refuse_other_models(path: Path, model: SentencePieceModel) -> None:
         )
 
 
-def refuse_other_files(path: Path, data: dict[str, Any]) -> None:
+def refuse_other_files(path: Path, data: dict[str, Any], model: SentencePieceModel | None = None) -> None:
     """Raise for a tokenizer.json with byte fallback that rewrites text or cuts it otherwise than SentencePiece does."""
+    whole = user_defined_rule(model) if model is not None else None
     for part in parts_of(data.get("normalizer")):
         if part not in (SPACE_RULE, PREFIX_RULE):
             raise unsupported(path, f"a SentencePiece-style BPE that rewrites text (normaliser {printable(str(part.get('type')))})")
     for part in parts_of(data.get("pre_tokenizer")):
         at_spaces = part.get("type") == "Split" and part.get("pattern") == {"String": " "}  # Gemma: after its normaliser there is none
-        if part.get("type") != "Metaspace" and not at_spaces:
+        if part.get("type") != "Metaspace" and not at_spaces and part != whole:
             raise unsupported(path, f"a SentencePiece-style BPE with a pre-tokenizer {printable(str(part.get('type')))}")
     if not any(part.get("type") == "ByteFallback" for part in parts_of(data.get("decoder"))):
         raise unsupported(path, "a SentencePiece-style BPE whose decoder does not join bytes")
@@ -76,14 +78,14 @@ def refuse_other_files(path: Path, data: dict[str, Any]) -> None:
         )
 
 
-def tokenizer_json(path: Path, model: SentencePieceModel) -> dict[str, Any]:
+def tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
     """Return a SentencePiece model as the content of a tokenizer.json with the same ids.
 
-    Raises:
-        DataError: it has pieces that the user defined, which tokenizers would cut out before a text gets its dummy prefix.
+    Pieces that the user defined are words of their own, found by a pattern and taken whole: as added tokens they would be cut out before
+    the text gets its dummy prefix. The whole-word look-up takes other words too, so a model with a piece that no merges build is refused
+    by the comparison of both forms (`texts_on_pieces`).
     """
-    if any(piece.kind == USER_DEFINED for piece in model.pieces):
-        raise unsupported(path, "a tokenizer.model with user-defined pieces and no tokenizer.json beside it")
+    whole = user_defined_rule(model)
     vocab = {piece.text: number for number, piece in enumerate(model.pieces)}
     normal = sorted((piece for piece in model.pieces if piece.kind == NORMAL), key=lambda piece: -piece.score)
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -97,15 +99,29 @@ def tokenizer_json(path: Path, model: SentencePieceModel) -> dict[str, Any]:
             for number, piece in enumerate(model.pieces) if piece.kind in (UNKNOWN, CONTROL)
         ],
         "normalizer": {"type": "Sequence", "normalizers": [*prefix, SPACE_RULE]},
-        "pre_tokenizer": None,
+        "pre_tokenizer": whole,
         "post_processor": _begin_mark(vocab),
         "decoder": {"type": "Sequence", "decoders": [*marks, *strip]},
         "model": {
             "type": "BPE", "dropout": None, "unk_token": unknown, "continuing_subword_prefix": None, "end_of_word_suffix": None,
-            "fuse_unk": True, "byte_fallback": True, "ignore_merges": False, "vocab": vocab,
+            "fuse_unk": True, "byte_fallback": True, "ignore_merges": whole is not None, "vocab": vocab,
             "merges": [list(pair) for piece in normal for pair in splits(piece.text, vocab)],
         },
     }  # fmt: skip
+
+
+def user_defined_rule(model: SentencePieceModel) -> dict[str, Any] | None:
+    """Return the pre-tokenizer that makes each user-defined piece a word, the longest first; None without any."""
+    pieces = sorted((piece.text for piece in model.pieces if piece.kind == USER_DEFINED), key=lambda text: (-len(text), text))
+    pattern = {"Regex": "|".join(map(re.escape, pieces))}
+    return {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False} if pieces else None
+
+
+def texts_on_pieces(model: SentencePieceModel) -> list[str]:
+    """Return texts that show whether both forms take user-defined pieces, and every other piece alone, in the same way."""
+    own = [piece.text for piece in model.pieces if piece.kind == USER_DEFINED]
+    others = [piece.text.replace(SPACE_MARK, " ") for piece in model.pieces if piece.kind == NORMAL] if own else []
+    return [form.format(text) for text in own for form in ("{}", "a{}b", " {} ", "{0}{0}")] + [each.removeprefix(" ") for each in others]
 
 
 def _begin_mark(vocab: dict[str, int]) -> dict[str, Any] | None:
@@ -163,5 +179,7 @@ def refuse_other_ids(folder: Path, model: SentencePieceModel, tokenizer: Tokeniz
             where=folder,
             value=f"{len(differing)} of {len(texts)} texts, first {printable(differing[0])[:80]!r}",
             rule="both forms give the same ids",
-            next_step="Remove tokenizer.json: it is then made from tokenizer.model.",
+            next_step="Remove tokenizer.json: it is then made from tokenizer.model."
+            if (folder / "tokenizer.json").exists()
+            else "Give a tokenizer.json of the same release beside tokenizer.model.",
         )

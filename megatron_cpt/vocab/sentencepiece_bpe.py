@@ -26,8 +26,8 @@ from megatron_cpt.record.tokenizer_file import BYTE_PIECE, SPACE_MARK
 from megatron_cpt.vocab.family import Barred
 from megatron_cpt.vocab.forced import Outcome
 from megatron_cpt.vocab.merges import END, FIRST_CHARACTER, Character, Merge, WordTable, batches, neighbour_pairs, word_table
-from megatron_cpt.vocab.sentencepiece_file import NORMAL, UNUSED, Piece, SentencePieceModel, extended_model
-from megatron_cpt.vocab.sentencepiece_terms import force_terms
+from megatron_cpt.vocab.sentencepiece_file import NORMAL, UNUSED, USER_DEFINED, Piece, SentencePieceModel, extended_model
+from megatron_cpt.vocab.sentencepiece_terms import force_terms, splits
 
 MODEL_NAME = "tokenizer.model"
 CONFIG_NAME = "tokenizer_config.json"
@@ -86,6 +86,7 @@ class SentencePieceBpe:
         self._vocab = vocab
         self._prefix = prefix
         self._rules = PieceRules.of(model, vocab)
+        self._user_defined = frozenset(piece.text for piece in model.pieces if piece.kind == USER_DEFINED) if model else frozenset()
 
     @property
     def remark(self) -> str:
@@ -132,7 +133,11 @@ class SentencePieceBpe:
         return table
 
     def _stands_alone(self, piece: str) -> bool:
-        """Nothing is joined to line ends, which SentencePiece's trainer never sees, to runs of spaces, and to digits that stand apart."""
+        """Nothing is joined to line ends, which SentencePiece's trainer never sees, to runs of spaces, to digits that stand apart, and to
+        user-defined pieces.
+        """
+        if piece in self._user_defined:
+            return True
         text = piece.removeprefix(SPACE_MARK)
         return "\n" in piece or SPACE_MARK in text or (self._rules.digits_apart and any(map(is_digit, text)))
 
@@ -203,15 +208,20 @@ class SentencePieceBpe:
         general: Callable[[], Iterator[str]],
         max_share: float,
     ) -> tuple[list[Merge], list[Outcome]]:
-        """Return the pieces for a user's terms; none that stands in general text is taken, whatever `max_share` allows."""
+        """Return the pieces for a user's terms, and what became of each term."""
         return force_terms(
             tokenizer,
             terms,
             vocab=self._vocab,
             first_new_id=first_new_id,
-            refuses=lambda piece, taken: piece in barred.strings or self._builds_an_old_piece(piece, taken),
-            may_hold_space=not self._rules.one_word,
-            domain=domain(),
+            in_general=barred.strings,
+            refuses=self._builds_an_old_piece,
+            crosses=lambda term, parts: (
+                (" " in term and self._rules.one_word) or (len(parts) > 1 and not self._user_defined.isdisjoint(parts))
+            ),
+            domain=domain,
+            general=general,
+            max_share=max_share,
         )
 
     def refuses(self, barred: Barred) -> Callable[[str, set[str]], bool]:
@@ -279,12 +289,6 @@ def falling_scores(above: float, count: int) -> list[float]:
         last = min(np.float32(last - np.float32(1)), np.nextafter(last, np.float32(-np.inf)))
         scores.append(float(last))
     return scores
-
-
-def splits(piece: str, vocab: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Return every split of a piece into two pieces, by their ids: the pairs that SentencePiece would join to it."""
-    found = [(piece[:place], piece[place:]) for place in range(1, len(piece)) if piece[:place] in vocab and piece[place:] in vocab]
-    return sorted(found, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
 
 
 def _beginning_with(start: str, words: Sequence[str]) -> Iterable[str]:

@@ -19,7 +19,7 @@ MAX_MODEL_BYTES = 64 * 1024 * 1024
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 MODEL_TYPES = {1: "Unigram", 2: "BPE", 3: "word", 4: "character"}
 PIECES, TRAINER, NORMALISER = 1, 2, 3
-VOCAB_SIZE = 4  # in the trainer settings
+INPUT, VOCAB_SIZE = 1, 4  # in the trainer settings
 TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* [0-9]+\n")
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -163,6 +163,18 @@ def extended_model(model: SentencePieceModel, pieces: Sequence[Piece]) -> bytes:
         )
         if field.end == last:
             parts.append(appended)
+    return b"".join(parts)
+
+
+def without_paths(data: bytes) -> bytes:
+    """Return a model's file without the names of the files that it was trained on, which trainer settings hold."""
+    parts = []
+    for field in _fields(data):
+        whole = data[field.start : field.end]
+        if field.number == TRAINER:
+            trainer = _bytes(field)
+            whole = _message(TRAINER, b"".join(trainer[each.start : each.end] for each in _fields(trainer) if each.number != INPUT))
+        parts.append(whole)
     return b"".join(parts)
 
 

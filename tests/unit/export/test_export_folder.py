@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pydoc_data.topics
 import shutil
 from pathlib import Path
 
 import pytest
+import sentencepiece
 import torch
 
 from megatron_cpt.backend import choose
@@ -27,6 +29,8 @@ from megatron_cpt.model.hf_folder import INDEX_NAME, HfFolder, write_tensors  # 
 from megatron_cpt.model.names import EMBEDDING  # noqa: E402
 from megatron_cpt.model.parallel import ranks, single_rank_layout  # noqa: E402
 from megatron_cpt.model.stream import skeleton, write_checkpoint  # noqa: E402
+from megatron_cpt.vocab.sentencepiece_base import tokenizer_json  # noqa: E402
+from megatron_cpt.vocab.sentencepiece_file import parse_model  # noqa: E402
 
 TEXT = [topic for topic in pydoc_data.topics.topics.values() if len(topic) > 400][:40]  # enough for 512 pieces
 VOCAB = VocabLayout(512, 515, 640, 0, "")
@@ -161,6 +165,30 @@ def test_completions_stand_side_by_side_and_are_those_of_a_greedy_loop(base: Pat
         assert rows[name] == tokenizer.decode(ids[start:], skip_special_tokens=True)
     assert rows["prompt"] == "def main"
     assert complete(base, [], start_id=0, num_tokens=6) == []
+
+
+def test_a_completion_keeps_its_first_space_where_the_tokenizer_takes_one_for_a_dummy_prefix(base: Path, tmp_path: Path) -> None:
+    folder, written = tmp_path / "spm", io.BytesIO()
+    shutil.copytree(base, folder)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter("\n".join(TEXT).split("\n")), model_writer=written, model_type="bpe", vocab_size=512, byte_fallback=True,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2, num_threads=1,
+    )  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(parse_model(written.getvalue()))))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    prompts = ["The", "def main", "if a", "A list of", "return the", "or", "import", "Python is", "see also", "class of"]
+    made = complete(folder, prompts, start_id=1, num_tokens=6)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.decode(tokenizer(" main", add_special_tokens=False)["input_ids"][1:]) == "main", "alone it would lose its space"
+    ids = [tokenizer(prompt + answer, add_special_tokens=False)["input_ids"] for prompt, answer in zip(prompts, made, strict=True)]
+    assert [tokenizer.decode(each) for each in ids] == [prompt + answer for prompt, answer in zip(prompts, made, strict=True)]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    for prompt, answer in zip(prompts, made, strict=True):
+        start = [1, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+        with torch.no_grad():
+            first = tokenizer.convert_ids_to_tokens(int(model(torch.tensor([start])).logits[0, -1].argmax()))
+        assert answer.startswith(" ") == first.startswith("\u2581"), (prompt, first, answer)
+    assert any(answer.startswith(" ") for answer in made)
 
 
 def test_a_prompt_is_the_beginning_of_a_text_up_to_a_word() -> None:

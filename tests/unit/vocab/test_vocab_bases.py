@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from tokenizers import Tokenizer
 from megatron_cpt.errors import DataError
 from megatron_cpt.record.store import read_json
 from megatron_cpt.record.vocab_contract import check_vocab
-from megatron_cpt.vocab import contract, reload_script
+from megatron_cpt.vocab import contract
 from megatron_cpt.vocab.base import load_base
 
 ROOT = Path(__file__).parents[3]
@@ -121,17 +120,3 @@ def test_a_trained_vocabulary_in_the_place_of_text_is_refused_with_the_route(tmp
     assert "not text" in answer.stderr
     assert "--terms" in answer.stderr
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-def test_the_files_reload_in_the_oldest_release_of_the_stated_range(tmp_path, base_folder, sources):
-    """tokenizers 0.22.0, in an environment of its own; needs the package index."""
-    result = build(tmp_path, base_folder, sources)
-    venv.create(tmp_path / "old", with_pip=True)
-    python = tmp_path / "old" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", "tokenizers==0.22.0"], check=True)
-    paths = [str(result.folder / "tokenizer" / "tokenizer.json"), str(result.folder / "probe.json")]
-    answer = subprocess.run([python, "-I", reload_script.__file__, *paths], check=True, capture_output=True, text=True)
-    found = json.loads(answer.stdout)
-    assert found["tokenizers"] == "0.22.0"
-    assert found["ids"] == read_json(result.folder / "probe.json")["ids"]

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,11 +52,13 @@ def test_the_library_counts_exactly_the_characters_of_the_account(tmp_path):
     assert sample.line_breaks == sum(text.count("\n") for text in hard) + 4
     code = (
         "import io, sys, sentencepiece\n"
-        "sentencepiece.SentencePieceTrainer.train(sentence_iterator=open(sys.argv[1], 'rb'), model_writer=io.BytesIO(), vocab_size=1000,"
+        "sentencepiece.SentencePieceTrainer.train(input=[sys.argv[1]], model_writer=io.BytesIO(), vocab_size=1000,"
         " model_type='bpe', character_coverage=1.0, byte_fallback=True, normalization_rule_name='identity', add_dummy_prefix=False,"
         f" remove_extra_whitespaces=False, hard_vocab_limit=False, max_sentence_length={MAX_LINE_BYTES})"
     )
-    log = subprocess.run([sys.executable, "-c", code, str(sample.path)], capture_output=True, text=True, check=True).stderr
+    log = subprocess.run(
+        [sys.executable, "-c", code, str(sample.for_sentencepiece(tmp_path / "part"))], capture_output=True, text=True, check=True
+    ).stderr
     assert int(re.search(r"all chars count=(\d+)", log)[1]) == sample.chars_trained
     assert "Skipped" not in log
     assert "Too long" not in log
@@ -106,6 +109,8 @@ def test_the_account_of_a_bounded_sample_is_what_its_lines_hold(tmp_path):
     assert sample.chars_trained == sum(len(line.rstrip("\r\n")) for line in lines)
     assert sample.left_out > 0
     assert sample.chars_in == sum(map(len, hard)) == sample.chars_trained + sample.line_breaks + sample.reserved + sample.left_out
+    handed_over = sample.for_sentencepiece(tmp_path / "part").read_bytes()
+    assert handed_over == b"".join(line.rstrip("\r\n").encode() + b"\n" for line in lines)
     whole = "\n\n".join(hard)
     for mark in RESERVED:
         whole = whole.replace(mark, "")
@@ -123,10 +128,13 @@ def test_a_trainer_gets_less_of_a_text_that_takes_more_memory(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_candidate_gives_the_text_back_and_trains_the_same_twice(sample, kind):
+def test_a_candidate_gives_the_text_back_and_trains_the_same_twice(tmp_path, sample, kind):
     candidate = train_candidate(kind, sample, num_pieces=400)
     assert candidate.num_pieces >= 400
-    assert train_candidate(kind, sample, num_pieces=400).model == candidate.model
+    again = replace(sample, path=tmp_path / "elsewhere")
+    again.path.write_bytes(sample.path.read_bytes())
+    assert train_candidate(kind, again, num_pieces=400).model == candidate.model, "where the text lay is no part of a model"
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
     ids = candidate.vocabulary.encode(["第一条　民事主体 two  spaces\t𠀀"])[0]
     assert max(ids) < candidate.vocabulary.lengths.size
 

@@ -10,8 +10,10 @@ import sentencepiece
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from megatron_cpt.errors import ConfigError
+from megatron_cpt.line.run import indented
 from megatron_cpt.record.term_list import read_terms
 from megatron_cpt.vocab.advice import advice, economy_rows
+from megatron_cpt.vocab.facts import say_wrapped
 from megatron_cpt.vocab.measure import measure, measure_terms, vocabulary, vocabulary_of
 from megatron_cpt.vocab.report import report_markdown
 from megatron_cpt.vocab.report_page import report_page
@@ -185,3 +187,12 @@ def test_the_reports_show_every_input_of_the_formula_and_strangers_text_stays_te
     assert "2 rows" in page
     assert not any(tag in page for tag in ("<script", "<b>", "<i>", "http://", "https://"))
     assert "Do not extend" in page
+
+
+def test_what_the_stage_says_fits_a_terminal_of_eighty_columns(capsys):
+    why = advice(0.42, 0.5, 512, ECONOMY)["why"]
+    say_wrapped(indented, f"all 13 clauses of the contract hold; advice: {why}")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 2
+    assert max(map(len, lines)) <= 80
+    assert " ".join(" ".join(lines).split()) == f"all 13 clauses of the contract hold; advice: {why}"

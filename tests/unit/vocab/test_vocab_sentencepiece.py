@@ -207,7 +207,7 @@ def test_a_tokenizer_json_alone_is_extended_too(tmp_path, spm_base, sources, eng
     """Gemma's form; its ids are those that the two forms together get."""
     folder = tmp_path / "base"
     shutil.copytree(spm_base, folder)
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(folder, read_model(folder / "tokenizer.model"))))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(read_model(folder / "tokenizer.model"))))
     (folder / "tokenizer.model").unlink()
     result = build(tmp_path, folder, sources, num_new_pieces=NUM_NEW, document_separator="</s>")
     assert not (result.folder / "tokenizer" / "tokenizer.model").exists()
@@ -226,6 +226,32 @@ def test_terms_are_forced_in_as_single_pieces(tmp_path, spm_base, sources):
     after = continuing(plain(result.folder / "tokenizer"))
     for term in ("民事法律关系", "善意取得"):
         assert len(after.encode(term, add_special_tokens=False).ids) == 1
+
+
+@pytest.mark.parametrize("max_drift", [0.5, 1e-6])
+def test_a_bound_lets_terms_change_so_many_general_documents_as_on_byte_level_bases(tmp_path, spm_base, sources, english, max_drift):
+    """The word and the accented letter stand in general text: the one in several pieces, the other in bytes."""
+    general = ("general", [*english[:-5], "a single caf\u00e9"], english[-5:])
+    assert len(processor(spm_base).encode(" configuration")) > 2
+    terms = tmp_path / "terms.txt"
+    terms.write_text("configuration\ncaf\u00e9\n善意取得\n", encoding="utf-8")
+    given = {**sources, "english": general, "law": ("domain", [*sources["law"][1], " the configuration " * 9], sources["law"][2])}
+    result = build(tmp_path, spm_base, given, num_new_pieces=NUM_NEW, document_separator="</s>", terms=str(terms), max_drift=max_drift)
+    outcomes = {line["term"]: line for line in map(json.loads, (result.folder / "terms.jsonl").read_text().splitlines())}
+    taken = "forced" if max_drift == 0.5 else "changes general text"
+    assert [outcomes[term]["outcome"] for term in ("configuration", "caf\u00e9", "善意取得")] == [taken, taken, "forced"]
+    old, new = processor(spm_base), processor(result.folder / "tokenizer")
+    changed = {text for text in [*general[1], *general[2]] if old.encode(text) != new.encode(text)}
+    drift = read_json(result.folder / "contract.json")["drift"]
+    assert drift == {"num_documents": len(english) + 1, "num_changed": len(changed), "max_share": max_drift}
+    if max_drift == 0.5:
+        after = continuing(plain(result.folder / "tokenizer"))
+        assert len(after.encode(" configuration", add_special_tokens=False).ids) == 1
+        assert len(after.encode("caf\u00e9", add_special_tokens=False).ids) == 1
+        assert "a single caf\u00e9" in changed
+        assert len(changed) <= outcomes["configuration"]["num_general_documents"] + outcomes["caf\u00e9"]["num_general_documents"]
+    else:
+        assert not changed
 
 
 def test_a_text_that_goes_on_has_no_dummy_prefix(built):
@@ -251,7 +277,7 @@ def test_a_whole_text_is_known_by_its_bytes(built, text):
 
 def test_a_prefix_that_spares_leading_spaces_says_what_is_lost(spm_base):
     """Metaspace puts no mark before a text that begins with a space: one space of it is gone after decoding."""
-    data = tokenizer_json(spm_base, read_model(spm_base / "tokenizer.model"))
+    data = tokenizer_json(read_model(spm_base / "tokenizer.model"))
     data["normalizer"], data["pre_tokenizer"] = (
         None,
         {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False},
@@ -269,7 +295,6 @@ def test_other_kinds_of_model_are_refused_by_name(tmp_path, english, model):
         "rewrites text .normaliser nmt_nfkc": {"normalization_rule_name": "nmt_nfkc"},
         "drops spaces": {"remove_extra_whitespaces": True},
         "marks spaces otherwise": {"treat_whitespace_as_suffix": True},
-        "user-defined pieces": {"user_defined_symbols": ["<mark>"]},
     }
     for number, (reason, setting) in enumerate(changed.items()):
         with pytest.raises(DataError, match=reason):
@@ -289,11 +314,11 @@ def test_two_forms_of_different_vocabularies_are_refused(tmp_path, spm_base, eng
     folder = tmp_path / "base"
     shutil.copytree(spm_base, folder)
     other = folder_of(tmp_path / "other", train(english[: len(english) // 2]))
-    data = tokenizer_json(folder, read_model(other / "tokenizer.model"))
+    data = tokenizer_json(read_model(other / "tokenizer.model"))
     (folder / "tokenizer.json").write_text(json.dumps(data))
     with pytest.raises(DataError, match="different vocabularies"):
         load_base(folder)
-    data = tokenizer_json(folder, read_model(folder / "tokenizer.model"))
+    data = tokenizer_json(read_model(folder / "tokenizer.model"))
     data["normalizer"], data["pre_tokenizer"] = (
         None,
         {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False},
@@ -317,3 +342,26 @@ def test_nothing_new_leaves_both_forms_as_they_are(tmp_path, spm_base, sources):
     assert (result.folder / "tokenizer" / "tokenizer.model").read_bytes() == (spm_base / "tokenizer.model").read_bytes()
     base = read_json(result.folder / "base" / "tokenizer.json")
     assert base == read_json(result.folder / "tokenizer" / "tokenizer.json")
+
+
+def test_user_defined_pieces_without_a_tokenizer_json_stay_whole_in_both_forms(tmp_path, sources, english):
+    """SentencePiece never joins them to anything; the longest one that fits is taken, and the dummy prefix stands before it."""
+    marks = ["<mark>", "<mark>er", "§", "a.b"]
+    folder = folder_of(tmp_path / "base", train(english, user_defined_symbols=marks))
+    terms = tmp_path / "terms.txt"
+    terms.write_text("善意取得\n第§条\n", encoding="utf-8")
+    law = ("domain", [*sources["law"][1], "第§条<mark>" * 20], sources["law"][2])
+    result = build(tmp_path, folder, {**sources, "law": law}, num_new_pieces=NUM_NEW, document_separator="</s>", terms=str(terms))
+    outcomes = {line["term"]: line["outcome"] for line in map(json.loads, (result.folder / "terms.jsonl").read_text().splitlines())}
+    assert outcomes == {"善意取得": "forced", "第§条": "crosses words"}
+    old, new, tokenizer = processor(folder), processor(result.folder / "tokenizer"), plain(result.folder / "tokenizer")
+    texts = ["<mark>", " <mark>", "x<mark>erx", "<mark><mark>er", "第§条 民事<mark>主体", "a.b axb", "§§", *english]
+    for text in texts:
+        assert new.encode(text) == tokenizer.encode(text, add_special_tokens=False).ids
+        assert new.decode(new.encode(text)) == text
+    assert new.encode("x<mark>erx").count(old.piece_to_id("<mark>er")) == 1
+    assert all(mark not in new.id_to_piece(number) for number in range(NUM_BASE, NUM_BASE + NUM_NEW) for mark in marks)
+    again = tmp_path / "again"
+    shutil.copytree(result.folder / "tokenizer", again)
+    (again / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": NUM_BASE + NUM_NEW}))
+    assert load_base(again).num_rows == NUM_BASE + NUM_NEW
