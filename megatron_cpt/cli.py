@@ -102,9 +102,18 @@ def parser() -> argparse.ArgumentParser:
     )
     calibrate.add_argument("--out", type=Path, metavar="FILE", help="where to write the measured device, e.g. mine/gpu/this_host.yaml")
     _common(calibrate)
-    submit = commands.add_parser("submit", help="send the line to Slurm as a chain of jobs", epilog=EXIT_CODES)
-    submit.add_argument("--dry-run", action="store_true", help="print every sbatch line and submit nothing")
+    submit = commands.add_parser(
+        "submit",
+        help="send the line to Slurm as a chain of jobs",
+        description="Plan here, freeze code and configuration into the run's folder, and send the line to Slurm as a chain of jobs.",
+        epilog=EXIT_CODES,
+    )
+    submit.add_argument("--dry-run", action="store_true", help="print every job body and sbatch line, and submit nothing")
     _common(submit)
+    _common(commands.add_parser("status", help="show a submitted line: its jobs, last step, loss, rate and spend", epilog=EXIT_CODES))
+    cancel = commands.add_parser("cancel", help="end a submitted line, training with a checkpoint", epilog=EXIT_CODES)
+    cancel.add_argument("--wait", type=float, default=600.0, metavar="SECONDS", help="how long to wait for the checkpoint (600)")
+    _common(cancel)
     return root
 
 
@@ -112,6 +121,9 @@ def _common(command: argparse.ArgumentParser) -> None:
     command.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. experiment=quickstart blend.num_tokens=100000")
     command.add_argument(
         "--config-dir", type=Path, metavar="DIR", help="a folder of your own with the groups of conf/, e.g. DIR/experiment/mine.yaml"
+    )
+    command.add_argument(
+        "--composed", type=Path, metavar="FILE", help="run a composed configuration, as --cfg job prints it, in the place of overrides"
     )
     command.add_argument("--cfg", choices=["job"], help="print the composed configuration and stop")
     command.add_argument("-m", "--multirun", action="store_true", help="run once for each combination of comma-separated values")
@@ -159,16 +171,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _dispatch(arguments: argparse.Namespace) -> int:
+def _dispatch(arguments: argparse.Namespace) -> int:  # noqa: PLR0912  # one branch a command
     if arguments.command == "account":
         run_account(arguments)
         return EXIT_FINISHED
-    from megatron_cpt.config.compose import as_yaml, compose, expand_sweep  # noqa: PLC0415  # hydra loads only when it is needed
+    from megatron_cpt.config.compose import (  # noqa: PLC0415  # hydra loads only when it is needed
+        as_yaml,
+        compose,
+        expand_sweep,
+        load_composed,
+    )
 
+    if arguments.composed and (arguments.overrides or arguments.config_dir or arguments.multirun):
+        raise ConfigError("--composed is a whole configuration: it goes with no override, --config-dir or -m.")
     jobs = expand_sweep(arguments.overrides) if arguments.multirun else [list(arguments.overrides)]
     code = EXIT_FINISHED
     for number, overrides in enumerate(jobs):
-        config = compose(overrides, config_dir=arguments.config_dir)
+        config = load_composed(arguments.composed) if arguments.composed else compose(overrides, config_dir=arguments.config_dir)
         if len(jobs) > 1:
             config.run_name += f"-{number}"
             print(f"== job {number + 1} of {len(jobs)}: {' '.join(overrides)}")
@@ -179,7 +198,9 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             continue
         from megatron_cpt import stages  # noqa: PLC0415
 
-        if arguments.command == "audit":
+        if arguments.command in ("submit", "status", "cancel"):
+            _jobs(config, arguments)
+        elif arguments.command == "audit":
             stages.audit(config)
         elif arguments.command == "drill":
             from megatron_cpt.drill.bad_plan import KINDS  # noqa: PLC0415
@@ -194,8 +215,6 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             from megatron_cpt.line.calibrating import calibrate  # noqa: PLC0415
 
             print(calibrate(config, out=arguments.out), end="")
-        elif arguments.command == "submit":
-            stages.submit(config, overrides=overrides, config_dir=arguments.config_dir, dry_run=arguments.dry_run)
         else:
             stages.walk(config, _chosen(arguments), begin=_begins(arguments))
             if arguments.command == "plan" and arguments.deepspeed is not None:
@@ -203,6 +222,17 @@ def _dispatch(arguments: argparse.Namespace) -> int:
 
                 _write_deepspeed(Run.of_round(config).plan, arguments.deepspeed)
     return code
+
+
+def _jobs(config: ExperimentConfig, arguments: argparse.Namespace) -> None:
+    from megatron_cpt.line import jobs  # noqa: PLC0415
+
+    if arguments.command == "submit":
+        jobs.submit(config, dry_run=arguments.dry_run)
+    elif arguments.command == "status":
+        jobs.status(config)
+    else:
+        jobs.cancel(config, patience_seconds=arguments.wait)
 
 
 def _is_told_beforehand(config: ExperimentConfig, *, deepspeed: Path | None) -> bool:

@@ -45,6 +45,10 @@ def answers(*argv: str) -> bool:
     return subprocess.run(argv, capture_output=True, check=False).returncode == 0
 
 
+def said(*argv: str) -> str:
+    return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
+
+
 def prepare_network(folder: Path) -> None:
     """Give the namespace a loopback interface, names for its nodes, and nothing else."""
     run("ip", "link", "set", "lo", "up")
@@ -92,9 +96,7 @@ def start_all(folder: Path, nodes: Sequence[str]) -> None:
     for node in nodes:
         start_node(folder, node)
     idle = ("sinfo", "-hN", "-p", "debug", "-t", "idle", "-o", "%N")
-    wait_until(
-        lambda: len(set(subprocess.run(idle, capture_output=True, text=True, check=False).stdout.split())) == len(nodes), "nodes idle"
-    )
+    wait_until(lambda: len(set(said(*idle).split())) == len(nodes), "nodes idle")
 
 
 def turn_meters(folder: Path, nodes: Sequence[str], *, seconds: float) -> None:

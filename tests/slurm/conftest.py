@@ -1,11 +1,17 @@
-"""One virtual Slurm cluster for a test process, started for the first test that asks for it."""
+"""One virtual Slurm cluster for a test process, started for the first test that asks for it, and a workspace on its shared folder."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from virtual_cluster import NoCluster, VirtualCluster, install
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
+
+from line_workspace import make_workspace
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +24,9 @@ def slurm_cluster() -> Iterator[VirtualCluster]:
         pytest.skip(str(reason))
     yield cluster
     cluster.__exit__()
+
+
+@pytest.fixture(scope="session")
+def cluster_workspace(slurm_cluster: VirtualCluster) -> Path:
+    """Text, a tiny base model and the experiment `line`, where every user of the cluster may read them."""
+    return make_workspace(slurm_cluster.shared / "work")

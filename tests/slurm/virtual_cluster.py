@@ -19,8 +19,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cluster_files import write_files
+from cluster_files import WATTS_PER_NODE, write_files
 
+__all__ = ["NODES", "WATTS_PER_NODE", "NoCluster", "VirtualCluster", "install"]
 NODES = ("n1", "n2", "rack-7-b", "spare")  # with numbers to compress, with dashes, without digits
 PACKAGES = ("munge", "slurmctld", "slurmd", "slurm-client", "slurmdbd", "mariadb-server", "iproute2", "util-linux")
 COMMANDS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "slurmdbd", "mariadbd", "mariadb-install-db", "ip", "unshare", "setpriv")
