@@ -108,9 +108,11 @@ def parser() -> argparse.ArgumentParser:
         description="Plan here, freeze code and configuration into the run's folder, and send the line to Slurm as a chain of jobs.",
         epilog=EXIT_CODES,
     )
+    submit.add_argument("--until", choices=names, metavar="STAGE", help="submit the line up to this stage")
     submit.add_argument("--dry-run", action="store_true", help="print every job body and sbatch line, and submit nothing")
     _common(submit)
     _common(commands.add_parser("status", help="show a submitted line: its jobs, last step, loss, rate and spend", epilog=EXIT_CODES))
+    _common(commands.add_parser("preflight", help="in a Slurm job: look at its nodes before training on them", epilog=EXIT_CODES))
     cancel = commands.add_parser("cancel", help="end a submitted line, training with a checkpoint", epilog=EXIT_CODES)
     cancel.add_argument("--wait", type=float, default=600.0, metavar="SECONDS", help="how long to wait for the checkpoint (600)")
     _common(cancel)
@@ -198,7 +200,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:  # noqa: PLR0912  # one bra
             continue
         from megatron_cpt import stages  # noqa: PLC0415
 
-        if arguments.command in ("submit", "status", "cancel"):
+        if arguments.command in ("submit", "status", "cancel", "preflight"):
             _jobs(config, arguments)
         elif arguments.command == "audit":
             stages.audit(config)
@@ -228,9 +230,11 @@ def _jobs(config: ExperimentConfig, arguments: argparse.Namespace) -> None:
     from megatron_cpt.line import jobs  # noqa: PLC0415
 
     if arguments.command == "submit":
-        jobs.submit(config, dry_run=arguments.dry_run)
+        jobs.submit(config, dry_run=arguments.dry_run, until=arguments.until)
     elif arguments.command == "status":
         jobs.status(config)
+    elif arguments.command == "preflight":
+        jobs.preflight(config)
     else:
         jobs.cancel(config, patience_seconds=arguments.wait)
 

@@ -190,7 +190,8 @@ class ClusterConfig:
     MegaScale finds a fault in under 10 minutes and catches up in under 15 (Jiang et al. 2024, arXiv 2402.15627).
 
     Under Slurm `env_file` is a shell file that each job sources (examples: slurm/env/), and a training job that is warned or loses a
-    node starts again at most `max_requeues` times. `has_emulated_meter` marks the joules of Slurm's accounting as no measurement.
+    node starts again at most `max_requeues` times; `preflight` looks at every node before it trains. `has_emulated_meter` marks the
+    joules of Slurm's accounting as no measurement.
     """
 
     backend: str = MISSING
@@ -205,6 +206,7 @@ class ClusterConfig:
     env_file: str | None = None
     qos: str | None = None
     max_requeues: int = 20
+    preflight: bool = True
     has_emulated_meter: bool = False
 
 

@@ -115,7 +115,7 @@ def plan_settings(config: ExperimentConfig) -> dict[str, Any]:
         for name in names:
             if not settings[group][name]:  # null, none or no text
                 del settings[group][name]
-    for name in ("qos", "max_requeues", "has_emulated_meter"):  # how jobs queue decides nothing in a plan
+    for name in ("qos", "max_requeues", "preflight", "has_emulated_meter"):  # how jobs queue decides nothing in a plan
         del settings["cluster"][name]
     if (config.cluster.checkpoint_seconds, config.cluster.restart_seconds) == (60.0, 900.0):
         del settings["cluster"]["checkpoint_seconds"], settings["cluster"]["restart_seconds"]

@@ -14,8 +14,10 @@ from megatron_cpt.config.schema import ExperimentConfig
 from megatron_cpt.errors import ConfigError, DataError
 from megatron_cpt.line.expecting import expected_plan, is_before_the_plan
 from megatron_cpt.line.inputs import INPUTS
+from megatron_cpt.line.ranks import LAUNCHER_VARIABLE
 from megatron_cpt.line.run import Run, say
 from megatron_cpt.meter.attempts import attempts_of
+from megatron_cpt.meter.here import slurm_job
 from megatron_cpt.meter.ledger import LEDGER_NAME, STEP_RECORDS
 from megatron_cpt.meter.slurm import ask_sacct, import_jobs, jobs_of, note_jobs, parse_sacct
 from megatron_cpt.meter.totals import total_of
@@ -26,19 +28,22 @@ from megatron_cpt.record.store import exclusive, read_lines
 from megatron_cpt.record.unknown import Figure, show
 from megatron_cpt.submit.cancel import cancel_line
 from megatron_cpt.submit.frozen import PREFIX, commit_with_changes, freeze, submissions_of
+from megatron_cpt.submit.preflight import preflight as look_at_nodes
 from megatron_cpt.submit.queue import queued, states_of
 from megatron_cpt.submit.record import SubmittedLine, newest_submitted, write_submitted
 from megatron_cpt.submit.slurm import STAGES, Job, Place, line_of_jobs, signal_lead_seconds
 from megatron_cpt.submit.status import rows_of, table
-from megatron_cpt.submit.submit import submit_line
+from megatron_cpt.submit.submit import call_slurm, submit_line
 
+CHECKPOINT_BYTES_PER_PARAM = 14  # bf16 weights with their fp32 copies and two moments; fp32 ones take 12
 LOCK_SECONDS = 10.0  # for another submission of the same run to be through
 
 
-def submit(config: ExperimentConfig, *, dry_run: bool) -> None:
+def submit(config: ExperimentConfig, *, dry_run: bool, until: str | None = None) -> None:
     """Plan here, freeze code and configuration into the run's folder, and send the line to Slurm as a chain of jobs.
 
-    Stages that have finished with equal inputs are left out. With `dry_run` every job body and sbatch line is printed, and nothing written.
+    Stages that have finished with equal inputs are left out, and those after `until`. With `dry_run` every job body and sbatch line is
+    printed, and nothing written.
 
     Raises:
         ConfigError: the plan does not hold, jobs of this run are still in the queue, or Slurm refused a job.
@@ -46,7 +51,10 @@ def submit(config: ExperimentConfig, *, dry_run: bool) -> None:
     run = Run.of_round(config)
     plan = expected_plan(run.config) if is_before_the_plan(run.config) or not (run.of("plan") / PLAN_NAME).exists() else run.plan
     lead = signal_lead_seconds(run.config.cluster, _step_seconds(plan))
-    stages = _left_to_do(run)
+    stages = [stage for stage in _left_to_do(run) if until is None or STAGES.index(stage) <= STAGES.index(until)]
+    if not stages:
+        say(f"{config.run_name}: every stage up to {until} has finished with equal inputs")
+        return
     if dry_run:
         frozen = run.folder / "slurm" / f"{PREFIX}{len(submissions_of(run.folder)) + 1}"
         jobs = _jobs(run, frozen, lead=lead, stages=stages)
@@ -149,6 +157,34 @@ def bill_jobs(run: Run) -> None:
     with contextlib.suppress(DataError):  # no sacct on this machine: `megatron-cpt account --ask-sacct` says so where it is asked for
         jobs = parse_sacct(ask_sacct(sorted(known)), where="sacct")
         import_jobs(run.folder, jobs, project_dir=run.folder.parent, is_emulated=run.config.cluster.has_emulated_meter)
+
+
+def preflight(config: ExperimentConfig) -> None:
+    """Look at every node of this Slurm job before training on them, and print what was found.
+
+    Raises:
+        ConfigError: this is no Slurm job.
+        PreflightFailed: naming each bad node and what is wrong with it.
+    """
+    job = slurm_job()
+    if job is None:
+        raise ConfigError("There is no Slurm job here.", rule="preflight looks at the nodes of the job that it runs in")
+    if not config.cluster.preflight:
+        return
+    run = Run.of_round(config)
+    folder = run.folder / "slurm" / f"preflight-{job['job_id']}"
+    nodes = call_slurm(["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]).split()
+    cluster = config.cluster
+    say(
+        look_at_nodes(
+            folder,
+            nodes=nodes,
+            ranks_per_node=cluster.ranks_per_node,
+            gpus_per_node=cluster.ranks_per_node if cluster.backend == "cuda" else 0,
+            min_free_bytes=CHECKPOINT_BYTES_PER_PARAM * run.plan.estimate.num_params,
+            bodies=Path(os.environ[LAUNCHER_VARIABLE]).parent,
+        )
+    )
 
 
 def _progress(run: Run) -> list[str]:

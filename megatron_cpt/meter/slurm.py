@@ -30,6 +30,7 @@ STATUS = {"COMPLETED": "finished", "RUNNING": "running", "CANCELLED": "stopped",
 NOT_BEGUN = ("PENDING", "REQUEUE_HOLD", "RESIZING")
 TIMEOUT_SECONDS = 120
 RATES = ("usd_per_device_hour", "tariff", "pue", "grid_g_co2e_per_kwh")
+MAX_WATTS_PER_NODE = 100_000.0  # far above any node; a counter that was reset or wrapped comes out as up to 2^64 microjoules more
 METHOD = "Slurm ConsumedEnergyRaw of the job's whole nodes"
 EMULATED = f"{METHOD}, from an emulated meter: no measurement"
 
@@ -135,6 +136,9 @@ def _job(job_id: str, restart: int, row: Mapping[str, str], steps: Sequence[Mapp
         of_steps = [_joules(step.get("ConsumedEnergyRaw", "")) for step in steps]
         known = [each for each in of_steps if not isinstance(each, Unavailable)]
         joules = math.fsum(known) if known and len(known) == len(of_steps) else joules
+    num_nodes = int(row["NNodes"]) if row.get("NNodes", "").isdigit() else 1
+    if not isinstance(joules, Unavailable) and joules > MAX_WATTS_PER_NODE * num_nodes * (_seconds(row) + 1):
+        joules = Unavailable(f"Slurm says {joules:.4g} J, more than nodes can draw: its meter was reset or wrapped")
     code = row.get("ExitCode", "").partition(":")[0]
     return Job(
         job_id=job_id,
@@ -144,7 +148,7 @@ def _job(job_id: str, restart: int, row: Mapping[str, str], steps: Sequence[Mapp
         exit_code=int(code) if code.isdigit() else None,
         began=_time(row.get("Start", "")),
         seconds=_seconds(row),
-        num_nodes=int(row["NNodes"]) if row.get("NNodes", "").isdigit() else 1,
+        num_nodes=num_nodes,
         num_gpus=_num_gpus(row.get("AllocTRES", "")),
         joules=joules,
     )

@@ -102,9 +102,11 @@ def start_all(folder: Path, nodes: Sequence[str]) -> None:
 def turn_meters(folder: Path, nodes: Sequence[str], *, seconds: float) -> None:
     """Let every node's meter show what WATTS_PER_NODE come to in so many seconds (microjoules and microwatts, as the kernel's do)."""
     for node in nodes:
-        meter = folder / "meter" / node / "aem.0"
-        (meter / "energy1_input").write_text(f"{int(seconds * WATTS_PER_NODE * 1e6)}\n")
-        (meter / "power1_average").write_text(f"{WATTS_PER_NODE * 10**6}\n")
+        readings = {"energy1_input": int(seconds * WATTS_PER_NODE * 1e6), "power1_average": WATTS_PER_NODE * 10**6}
+        for name, reading in readings.items():
+            path = folder / "meter" / node / "aem.0" / name
+            path.with_suffix(".new").write_text(f"{reading}\n")
+            path.with_suffix(".new").replace(path)  # a reader that finds it empty takes 0 J for a counter that wrapped
 
 
 def main(folder: Path, nodes: Sequence[str]) -> None:

@@ -95,7 +95,7 @@ def test_values_that_shells_and_grammars_trip_over_reach_the_jobs_as_they_are(tm
 @pytest.mark.parametrize("text", ["run_name: [", "no_such_key: 1\n", "- a\n"])
 def test_what_is_no_composed_configuration_is_refused_with_its_place(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match="config.yaml"):
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
         load_composed(tmp_path / "config.yaml")
 
 
