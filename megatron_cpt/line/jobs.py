@@ -71,7 +71,7 @@ def submit(config: ExperimentConfig, *, dry_run: bool, until: str | None = None)
         try:
             submission = submit_line(jobs, dry_run=False)
         except BaseException:
-            _remove(frozen)
+            shutil.rmtree(frozen, ignore_errors=True)
             raise
         write_submitted(frozen, jobs, submission.job_ids, commit=commit_with_changes())
         note_jobs(run.folder, submission.job_ids)
@@ -114,14 +114,6 @@ def _refuse_second_line(run: Run) -> None:
             value=", ".join(f"{job_id} {state.state}" for job_id, state in left.items()),
             next_step="Wait for them, or end them with `megatron-cpt cancel`; or use another run_name.",
         )
-
-
-def _remove(frozen: Path) -> None:
-    shutil.rmtree(frozen, ignore_errors=True)
-    for folder in (frozen.parent, frozen.parent.parent):
-        with contextlib.suppress(OSError):
-            os.unlink(folder / ".lock")
-            os.rmdir(folder)  # where the refused submission was all that there is of this run
 
 
 def _submitted(run: Run) -> tuple[Path, SubmittedLine]:

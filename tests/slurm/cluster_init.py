@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -63,6 +64,19 @@ def run(*argv: str) -> None:
     subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
 
 
+def open_to_every_user(folder: Path, paths: Sequence[Path]) -> None:
+    """Let users without root reach paths below a folder that is closed to them, such as a Python in /root. In these namespaces alone."""
+    closed = [ancestor for path in paths for ancestor in reversed(path.parents) if not ancestor.stat().st_mode & stat.S_IXOTH]
+    for number, ancestor in enumerate(dict.fromkeys(closed)):
+        behind = folder / f"behind-{number}"
+        behind.mkdir()
+        run("mount", "--bind", str(ancestor), str(behind))
+        run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", str(ancestor))
+        for path in (path for path in paths if path.is_relative_to(ancestor)):
+            path.mkdir(parents=True, exist_ok=True)
+            run("mount", "--bind", str(behind / path.relative_to(ancestor)), str(path))
+
+
 def start_accounting(folder: Path) -> None:
     data, socket = f"--datadir={folder}/mysql", folder / "run" / "mysql.sock"
     install = ("mariadb-install-db", "--no-defaults", "--user=root", data, "--skip-test-db", "--auth-root-authentication-method=normal")
@@ -82,6 +96,7 @@ def start_accounting(folder: Path) -> None:
 
 
 def start_all(folder: Path, nodes: Sequence[str]) -> None:
+    open_to_every_user(folder, [Path(sys.base_prefix), Path(sys.prefix), Path(__file__).resolve().parents[2]])
     prepare_network(folder)
     key, socket = f"{folder}/etc/munge.key", folder / "run" / "munge.sock"
     run("mungekey", "--create", f"--keyfile={key}")

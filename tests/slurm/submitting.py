@@ -24,7 +24,7 @@ def cpt(
     cluster: VirtualCluster, workspace: Path, command: str, *arguments: str, user: str = "root", overrides: tuple[str, ...] = TWO_BY_TWO
 ) -> subprocess.CompletedProcess[str]:
     """Run a `megatron-cpt` command on the login node of the cluster."""
-    line = (sys.executable, "-m", "megatron_cpt", command, *arguments, "experiment=line", *overrides, "--config-dir", f"{workspace}/conf")
+    line = (sys.executable, "-m", "megatron_cpt", command, "experiment=line", *overrides, *arguments, "--config-dir", f"{workspace}/conf")
     environment = dict(os.environ, PYTHONPATH=str(ROOT), WANDB_MODE="offline")
     return cluster.run(*line, user=user, cwd=workspace, env=environment)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_cpt.errors import ConfigError
+from megatron_cpt.submit import cancel
 from megatron_cpt.submit.cancel import cancel_line
 from megatron_cpt.submit.queue import states_of
 from megatron_cpt.submit.record import SubmittedJob
@@ -84,6 +85,11 @@ def test_the_table_is_in_columns() -> None:
     states = states_of([job.job_id for job in JOBS], call=slurm(SACCT))  # type: ignore[arg-type]
     lines = table(rows_of(JOBS, states, finished=("init",))).splitlines()
     assert len({line.index(word) for line, word in zip(lines[1:3], ("COMPLETED", "FAILED"), strict=True)}) == 1
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cancel, "POLL_SECONDS", 0.01)
 
 
 def test_a_cancel_takes_waiting_jobs_out_and_asks_training_for_its_checkpoint(tmp_path: Path) -> None:
