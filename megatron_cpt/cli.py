@@ -227,10 +227,11 @@ def _dispatch(arguments: argparse.Namespace) -> int:  # noqa: PLR0912  # one bra
 
 
 def _jobs(config: ExperimentConfig, arguments: argparse.Namespace) -> None:
+    from megatron_cpt.config.compose import as_yaml  # noqa: PLC0415
     from megatron_cpt.line import jobs  # noqa: PLC0415
 
     if arguments.command == "submit":
-        jobs.submit(config, dry_run=arguments.dry_run, until=arguments.until)
+        jobs.submit(config, config_yaml=as_yaml(config), dry_run=arguments.dry_run, until=arguments.until)
     elif arguments.command == "status":
         jobs.status(config)
     elif arguments.command == "preflight":

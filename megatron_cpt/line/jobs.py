@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_cpt.config.compose import as_yaml
 from megatron_cpt.config.files import shipped_slurm
 from megatron_cpt.config.schema import ExperimentConfig
 from megatron_cpt.errors import ConfigError, DataError
@@ -39,11 +38,14 @@ CHECKPOINT_BYTES_PER_PARAM = 14  # bf16 weights with their fp32 copies and two m
 LOCK_SECONDS = 10.0  # for another submission of the same run to be through
 
 
-def submit(config: ExperimentConfig, *, dry_run: bool, until: str | None = None) -> None:
+def submit(config: ExperimentConfig, *, config_yaml: str, dry_run: bool, until: str | None = None) -> None:
     """Plan here, freeze code and configuration into the run's folder, and send the line to Slurm as a chain of jobs.
 
     Stages that have finished with equal inputs are left out, and those after `until`. With `dry_run` every job body and sbatch line is
     printed, and nothing written.
+
+    Args:
+        config_yaml: the same configuration as text, which the jobs will run.
 
     Raises:
         ConfigError: the plan does not hold, jobs of this run are still in the queue, or Slurm refused a job.
@@ -66,7 +68,7 @@ def submit(config: ExperimentConfig, *, dry_run: bool, until: str | None = None)
     with exclusive(run.folder / "slurm" / ".lock", purpose=f"submitting the run {run.config.run_name!r}", patience_s=LOCK_SECONDS):
         _refuse_second_line(run)
         env_file = run.config.cluster.env_file
-        frozen = freeze(run.folder, config_yaml=as_yaml(config), env_file=None if env_file is None else Path(env_file))
+        frozen = freeze(run.folder, config_yaml=config_yaml, env_file=None if env_file is None else Path(env_file))
         jobs = _jobs(run, frozen, lead=lead, stages=stages)
         try:
             submission = submit_line(jobs, dry_run=False)
