@@ -29,4 +29,7 @@ def slurm_cluster() -> Iterator[VirtualCluster]:
 @pytest.fixture(scope="session")
 def cluster_workspace(slurm_cluster: VirtualCluster) -> Path:
     """Text, a tiny base model and the experiment `line`, where every user of the cluster may read them."""
-    return make_workspace(slurm_cluster.shared / "work")
+    folder = make_workspace(slurm_cluster.shared / "work")
+    for path in folder.rglob("*"):
+        path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
+    return folder

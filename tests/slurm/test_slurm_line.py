@@ -148,7 +148,7 @@ def test_a_cancelled_line_ends_with_a_checkpoint_and_its_table_says_stopped(
 ) -> None:
     copy_prepared(cluster_workspace, "cancelled")
     ids = submit(slurm_cluster, cluster_workspace, "cancelled")
-    wait_for_step(cluster_workspace, "cancelled", 5)
+    slurm_cluster.wait_for(ids["train"], "RUNNING")  # before its first step: the request waits for the ranks
     refused = cpt(slurm_cluster, cluster_workspace, "submit", "run_name=cancelled")
     assert (refused.returncode, "still in the queue" in refused.stderr) == (2, True)
     done = cpt(slurm_cluster, cluster_workspace, "cancel", "run_name=cancelled")
@@ -183,7 +183,7 @@ def test_a_stage_that_fails_stops_its_dependants_and_the_report_is_still_made(
         (("cluster.partition=nowhere",), "invalid partition specified: nowhere"),
         (("cluster.partition=short", 'cluster.time_limit="10"'), "time limit"),
         (("cluster.qos=brief", 'cluster.time_limit="30"'), "QOSMaxWallDurationPerJobLimit"),
-        (("cluster.num_nodes=9",), "Node count"),
+        (("cluster.num_nodes=8", "parallel.micro_batch_size=1"), "Node count"),
     ],
 )
 def test_what_the_cluster_does_not_allow_is_refused_with_slurms_reason_and_nothing_is_left(
