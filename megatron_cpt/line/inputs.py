@@ -99,11 +99,11 @@ def row_pairs(run: Run) -> list[RowPair]:
 def plan_inputs(run: Run) -> dict[str, Any]:
     now = run.round
     of_round = {} if now.number == 1 else {"round": {"number": now.number, "resumes_from": to_plain(now.resumes_from)}}
-    settings = _with_recorded_queue(plan_settings(run.config), run.of("plan"))
+    settings = with_recorded_queue(plan_settings(run.config), run.of("plan"))
     return {**run.fingerprints("corpus", "vocab", "index", "init"), "seed": run.config.seed, "settings": settings, **of_round}
 
 
-def _with_recorded_queue(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+def with_recorded_queue(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return settings with the recorded words for the queue where a plan has been made: they decide nothing in it, and may change."""
     if not (folder / MANIFEST_NAME).exists():
         return settings

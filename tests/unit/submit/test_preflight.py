@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def bodies(folder: Path, nodes: str, ranks: str = "exit 1") -> Path:
 
 
 # answers as the real module does, for the nodes that it is told
-NODES_SH = 'for node in {nodes}; do SLURMD_NODENAME=$node python3 -m "$@"; done'
+NODES_SH = 'for node in {nodes}; do SLURMD_NODENAME=$node {python} -m "$@"; done'
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ NODES_SH = 'for node in {nodes}; do SLURMD_NODENAME=$node python3 -m "$@"; done'
 def test_only_nodes_of_which_others_are_better_are_left_out_of_the_next_start(
     answering: str, ranks: str, bad: str | None, words: str, tmp_path: Path
 ) -> None:
-    found = bodies(tmp_path, NODES_SH.format(nodes=answering), ranks)
+    found = bodies(tmp_path, NODES_SH.format(nodes=answering, python=sys.executable), ranks)
     with pytest.raises(PreflightFailed, match=words):
         preflight(tmp_path / "x", nodes=("n1", "n2"), ranks_per_node=2, gpus_per_node=0, min_free_bytes=1, bodies=found)
     left_out = tmp_path / "x" / "bad-nodes"

@@ -12,6 +12,8 @@ import pytest
 from megatron_cpt.config.compose import as_yaml, compose, load_composed
 from megatron_cpt.config.schema import ClusterConfig
 from megatron_cpt.errors import ConfigError, CptError
+from megatron_cpt.line.inputs import plan_settings, with_recorded_queue
+from megatron_cpt.record.manifest import write_manifest
 from megatron_cpt.record.unknown import Unavailable
 from megatron_cpt.submit.slurm import STAGES, Place, line_of_jobs, signal_lead_seconds, time_limit_seconds
 from megatron_cpt.submit.submit import call_slurm, submit_line
@@ -90,6 +92,15 @@ def test_values_that_shells_and_grammars_trip_over_reach_the_jobs_as_they_are(tm
     assert again == config
     assert (again.tokenizer.document_separator, again.model.path) == ("#end, 文=1", "/data/epoch=9-step=1.ckpt")
     assert again.model.provenance == "$(touch x);y"
+
+
+def test_a_plan_that_was_made_lets_a_run_move_to_another_partition_and_to_nothing_else(tmp_path: Path) -> None:
+    made, moved = compose(["experiment=tiny"]), compose(["experiment=tiny", "cluster.partition=low", "cluster.qos=long"])
+    write_manifest(tmp_path, "plan", {"settings": plan_settings(made)}, {})
+    assert with_recorded_queue(plan_settings(moved), tmp_path) == plan_settings(made)
+    assert with_recorded_queue(plan_settings(moved), tmp_path / "absent")["cluster"]["partition"] == "low"
+    larger = compose(["experiment=tiny", "cluster.num_nodes=2"])
+    assert with_recorded_queue(plan_settings(larger), tmp_path)["cluster"]["num_nodes"] == 2
 
 
 @pytest.mark.parametrize("text", ["run_name: [", "no_such_key: 1\n", "- a\n"])
