@@ -138,9 +138,11 @@ def test_a_node_that_the_preflight_finds_unfit_is_named_and_left_out_of_the_next
     site = ("cluster.preflight=true", f"cluster.env_file={env_file}", "--until", "train")
     job = submit(slurm_cluster, cluster_workspace, "unfit", *site)["train"]
     assert_trained_as_whole(slurm_cluster, cluster_workspace, "unfit", job, "REQUEUED", "COMPLETED")
-    log = logs(cluster_workspace, "unfit")
+    log = (cluster_workspace / "runs" / "unfit" / "slurm" / f"train-{job}.out").read_text()
     assert "n2: gave no answer" in log
-    assert "preflight: n1, rack-7-b answer and agree" in log
+    assert "answer and agree; all-reduce" in log
+    nodes = slurm_cluster.out("sacct", "-nXP", "-j", job, "-o", "NodeList")
+    assert "n2" not in slurm_cluster.out("scontrol", "show", "hostnames", nodes).split()
 
 
 def test_a_cancelled_line_ends_with_a_checkpoint_and_its_table_says_stopped(
@@ -148,9 +150,10 @@ def test_a_cancelled_line_ends_with_a_checkpoint_and_its_table_says_stopped(
 ) -> None:
     copy_prepared(cluster_workspace, "cancelled")
     ids = submit(slurm_cluster, cluster_workspace, "cancelled")
-    slurm_cluster.wait_for(ids["train"], "RUNNING")  # before its first step: the request waits for the ranks
+    slurm_cluster.wait_for(ids["train"], "RUNNING")
     refused = cpt(slurm_cluster, cluster_workspace, "submit", "run_name=cancelled")
     assert (refused.returncode, "still in the queue" in refused.stderr) == (2, True)
+    wait_for_step(cluster_workspace, "cancelled", 1)
     done = cpt(slurm_cluster, cluster_workspace, "cancel", "run_name=cancelled")
     assert done.returncode == 0, done.stderr
     assert slurm_cluster.states(ids["train"]) == ["FAILED"]
