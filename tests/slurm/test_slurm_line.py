@@ -126,6 +126,7 @@ def test_a_node_that_dies_in_mid_run_ends_in_a_requeue_on_others_and_the_same_lo
         slurm_cluster.out("scontrol", "update", "nodename=n2", "state=resume")
 
 
+@pytest.mark.long  # with two preflights over a minute; the rest of this file stays below six
 def test_a_node_that_the_preflight_finds_unfit_is_named_and_left_out_of_the_next_start(
     walked: dict[str, str], slurm_cluster: VirtualCluster, cluster_workspace: Path
 ) -> None:
