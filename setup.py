@@ -72,9 +72,13 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",  # 3.11: oldest with a megatron-core that is tested here; 3.14 has no megatron-core wheel
-    packages=[*find_packages(include=["megatron_cpt", "megatron_cpt.*"]), "megatron_cpt.conf"],
-    package_dir={"megatron_cpt.conf": "conf"},
-    package_data={"megatron_cpt": ["charts/*.css", "plan/*.csv"], "megatron_cpt.conf": ["**/*.yaml", "**/*.jsonl"]},
+    packages=[*find_packages(include=["megatron_cpt", "megatron_cpt.*"]), "megatron_cpt.conf", "megatron_cpt.slurm"],
+    package_dir={"megatron_cpt.conf": "conf", "megatron_cpt.slurm": "slurm"},
+    package_data={
+        "megatron_cpt": ["charts/*.css", "plan/*.csv"],
+        "megatron_cpt.conf": ["**/*.yaml", "**/*.jsonl"],
+        "megatron_cpt.slurm": ["**/*.sh", "*.sbatch"],
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["megatron-cpt = megatron_cpt.cli:main"]},

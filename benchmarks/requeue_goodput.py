@@ -13,6 +13,7 @@ is lost with each.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -49,7 +50,7 @@ until [[ -e $RUN_DIR/train/stop-requested ]]; do /bin/sleep 0.01; done
 rm "$RUN_DIR/train/stop-requested"
 exit 75
 """,
-    "sleep": "#!/bin/bash\n: >\"$FAKE/sleeps\"\nexec /bin/sleep 600\n",
+    "sleep": '#!/bin/bash\n: >"$FAKE/sleeps"\nexec /bin/sleep 600\n',
 }
 
 
@@ -131,10 +132,8 @@ class Body:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

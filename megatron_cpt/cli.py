@@ -11,134 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import megatron_cpt
-from megatron_cpt.command_parser import Parser
+from megatron_cpt.command_parser import parser
 from megatron_cpt.errors import EXIT_FINISHED, ConfigError, CptError
-from megatron_cpt.meter.account_command import DESCRIPTION, EXAMPLES, add_arguments, run_account
+from megatron_cpt.meter.account_command import run_account
 from megatron_cpt.stage_names import STAGES, StageInfo
 
 if TYPE_CHECKING:
     from megatron_cpt.config.schema import ExperimentConfig
     from megatron_cpt.plan.run_plan import RunPlan
-
-EXIT_CODES = (
-    "exit codes: 0 finished, 2 config, 3 data, 4 checkpoint, 5 rolled back, 6 budget reached, 75 stopped with a checkpoint (run again)"
-)
-
-
-def parser() -> Parser:
-    """Return the parser; everything that is not an option is a Hydra override."""
-    root = Parser(
-        prog="megatron-cpt",
-        description="Continued pretraining on Megatron-core: counted first, watched, and rolled back when it fails.",
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    root.add_argument("--version", action="version", version=megatron_cpt.__version__)
-    commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    walk = commands.add_parser("run", help="walk the line: " + " ".join(stage.name for stage in STAGES), epilog=EXIT_CODES)
-    names = [stage.name for stage in STAGES]
-    walk.add_argument("--until", choices=names, metavar="STAGE", help="stop after this stage")
-    walk.add_argument(
-        "--from", dest="start", choices=names, metavar="STAGE", help="begin at this stage; the earlier ones must have finished"
-    )
-    walk.add_argument("--only", choices=names, metavar="STAGE", help="this stage alone")
-    rounds = walk.add_mutually_exclusive_group()
-    rounds.add_argument(
-        "--new-round", action="store_true", help="after a verdict: put this round's records away and go on from the good checkpoint"
-    )
-    rounds.add_argument("--retry", action="store_true", help="after a rollback: begin the next round of gate.retries")
-    _common(walk)
-    for stage in STAGES:
-        example = f"megatron-cpt {stage.name} experiment=quickstart"
-        command = commands.add_parser(
-            stage.name,
-            help=stage.does,
-            description=f"{stage.does.capitalize()}.\n\nreads:   {stage.reads}\nwrites:  {stage.writes}\nrefuses: {stage.refuses}",
-            epilog=f"examples:\n  {example}\n  {example} run_name=second\n\n{EXIT_CODES}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        if stage.name == "plan":
-            command.add_argument(
-                "--deepspeed", type=Path, metavar="DIR", help="also write the nearest ds_config.json and accelerate launch for DeepSpeed"
-            )
-        _common(command)
-    _common(commands.add_parser("audit", help="check that the verdict was carried out and that no record is missing", epilog=EXIT_CODES))
-    drill = commands.add_parser(
-        "drill",
-        help="continue a judged run badly, in a copy, and show that the gate catches it and the rollback undoes it",
-        description="Continue a judged run badly, in a copy that shares its files, and test every promise of the gate and the rollback.",
-        epilog=EXIT_CODES + "\nA broken promise of a drill ends with 3.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    drill.add_argument("--only", choices=["rate", "blend"], help="only the drill with a huge rate, or only that with a poisoned blend")
-    _common(drill)
-    account = commands.add_parser(
-        "account",
-        help="print what runs took, planned against actual, with the reasons of the difference",
-        description=DESCRIPTION,
-        epilog=f"{EXAMPLES}\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(account)
-    account.add_argument("--debug", action="store_true", help="show tracebacks")
-    doctor = commands.add_parser(
-        "doctor",
-        help="say what this machine offers to a run, what each finding means, and the command that mends it",
-        description="Look at Python, packages, memory, disk, clock, GPUs, links, meters and Slurm; with an experiment also at its\n"
-        "files and its plan. Ends with 2 when the planned run could not start here.",
-        epilog="examples:\n  megatron-cpt doctor\n  megatron-cpt doctor experiment=medical cluster=h100_8 gpu=h100_sxm --json\n\n"
-        + EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    doctor.add_argument("--json", action="store_true", help="print one JSON object instead of a page")
-    _common(doctor)
-    search = commands.add_parser(
-        "search",
-        help="rank the layouts of the ranks, batch and sequence of a configuration by predicted time, and compare its own",
-        description="Rank every legal layout that fits by predicted time, and say why the configuration's own is slower if it is.\n\n"
-        "reads:   the configuration and the base model's config.json; no stage need have run, no GPU is used\n"
-        "refuses: a device whose rates are not known",
-        epilog=f"example:\n  megatron-cpt search experiment=medical cluster=h100_8 gpu=h100_sxm\n\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    search.add_argument("--count", type=int, default=10, metavar="N", help="how many to print (10)")
-    _common(search)
-    calibrate = commands.add_parser(
-        "calibrate",
-        help="measure this machine, and how far the plan's estimate was from a run on it",
-        description="Measure matrix rate, memory bandwidth and the link between two ranks, write them as a gpu group for --config-dir,\n"
-        "and print the measured time of a finished run over its plan's estimate. Nothing is corrected by it.",
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    calibrate.add_argument("--out", type=Path, metavar="FILE", help="where to write the measured device, e.g. mine/gpu/this_host.yaml")
-    _common(calibrate)
-    completion = commands.add_parser(
-        "completion", help="print a script that completes commands, options, groups and keys",
-        epilog="examples:\n  source <(megatron-cpt completion bash)\n  megatron-cpt completion zsh > ~/.zfunc/_megatron-cpt",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    completion.add_argument("shell", choices=["bash", "zsh"])
-    completion.set_defaults(debug=False)
-    complete = commands.add_parser(
-        "complete", description="Print the words that the last of WORDS may become; the completion script asks for them."
-    )
-    complete.add_argument("words", nargs="*", metavar="WORDS")
-    submit = commands.add_parser("submit", help="send the line to Slurm as a chain of jobs", epilog=EXIT_CODES)
-    submit.add_argument("--dry-run", action="store_true", help="print every sbatch line and submit nothing")
-    _common(submit)
-    return root
-
-
-def _common(command: argparse.ArgumentParser) -> None:
-    command.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. experiment=quickstart blend.num_tokens=100000")
-    command.add_argument(
-        "--config-dir", type=Path, metavar="DIR", help="a folder of your own with the groups of conf/, e.g. DIR/experiment/mine.yaml"
-    )
-    command.add_argument("--cfg", choices=["job"], help="print the composed configuration and stop")
-    command.add_argument("-m", "--multirun", action="store_true", help="run once for each combination of comma-separated values")
-    command.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -199,11 +79,18 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         is_script = arguments.command == "completion"
         print(completion.SCRIPTS[arguments.shell] if is_script else "\n".join(completion.candidates(parser(), arguments.words)))
         return EXIT_FINISHED
-    from megatron_cpt.config.compose import as_yaml, compose, expand_sweep  # noqa: PLC0415  # hydra loads only when it is needed
+    from megatron_cpt.config.compose import (  # noqa: PLC0415  # hydra loads only when it is needed
+        as_yaml,
+        compose,
+        expand_sweep,
+        load_composed,
+    )
 
+    if arguments.composed and (arguments.overrides or arguments.config_dir or arguments.multirun):
+        raise ConfigError("--composed is a whole configuration: it goes with no override, --config-dir or -m.")
     jobs = expand_sweep(arguments.overrides) if arguments.multirun else [list(arguments.overrides)]
     for number, overrides in enumerate(jobs):
-        config = compose(overrides, config_dir=arguments.config_dir)
+        config = load_composed(arguments.composed) if arguments.composed else compose(overrides, config_dir=arguments.config_dir)
         if len(jobs) > 1:
             config.run_name += f"-{number}"
             print(f"== job {number + 1} of {len(jobs)}: {' '.join(overrides)}")
@@ -212,15 +99,17 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             continue
         if arguments.command == "plan" and _is_told_beforehand(config, deepspeed=arguments.deepspeed):
             continue
-        _do(arguments, config, overrides)
+        _do(arguments, config)
     return EXIT_FINISHED
 
 
-def _do(arguments: argparse.Namespace, config: ExperimentConfig, overrides: list[str]) -> None:
+def _do(arguments: argparse.Namespace, config: ExperimentConfig) -> None:
     """Do what the command asks of one composed configuration."""
     from megatron_cpt import stages  # noqa: PLC0415
 
-    if arguments.command == "audit":
+    if arguments.command in ("submit", "status", "cancel", "preflight"):
+        _jobs(config, arguments)
+    elif arguments.command == "audit":
         stages.audit(config)
     elif arguments.command == "drill":
         from megatron_cpt.drill.bad_plan import KINDS  # noqa: PLC0415
@@ -235,8 +124,6 @@ def _do(arguments: argparse.Namespace, config: ExperimentConfig, overrides: list
         from megatron_cpt.line.calibrating import calibrate  # noqa: PLC0415
 
         print(calibrate(config, out=arguments.out), end="")
-    elif arguments.command == "submit":
-        stages.submit(config, overrides=overrides, config_dir=arguments.config_dir, dry_run=arguments.dry_run)
     else:
         stages.walk(config, _chosen(arguments), begin=_begins(arguments))
         if arguments.command == "plan" and arguments.deepspeed is not None:
@@ -255,6 +142,20 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
         config = compose(arguments.overrides, config_dir=arguments.config_dir)
     return doctor(config, is_json=arguments.json)
+
+
+def _jobs(config: ExperimentConfig, arguments: argparse.Namespace) -> None:
+    from megatron_cpt.config.compose import as_yaml  # noqa: PLC0415
+    from megatron_cpt.line import jobs  # noqa: PLC0415
+
+    if arguments.command == "submit":
+        jobs.submit(config, config_yaml=as_yaml(config), dry_run=arguments.dry_run, until=arguments.until)
+    elif arguments.command == "status":
+        jobs.status(config)
+    elif arguments.command == "preflight":
+        jobs.preflight(config)
+    else:
+        jobs.cancel(config, patience_seconds=arguments.wait)
 
 
 def _is_told_beforehand(config: ExperimentConfig, *, deepspeed: Path | None) -> bool:

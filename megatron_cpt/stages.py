@@ -19,19 +19,18 @@ from megatron_cpt.gate.rounds import finish_move, next_retry
 from megatron_cpt.gate.verdict import VERDICT_NAME, Verdict
 from megatron_cpt.line.deciding import do_verdict, gate_body
 from megatron_cpt.line.exporting import export_body, report_body
-from megatron_cpt.line.inputs import INPUTS, corpus_inputs
+from megatron_cpt.line.inputs import INPUTS
+from megatron_cpt.line.jobs import bill_jobs
 from megatron_cpt.line.preparing import corpus_body, index_body, init_body, plan_body, vocab_body
 from megatron_cpt.line.rounds import begin_asked_round, begin_retry, rollback_without_retry
 from megatron_cpt.line.run import Run, say
 from megatron_cpt.line.scoring import baseline_body, eval_body
 from megatron_cpt.line.training import train_body
 from megatron_cpt.meter.energy import open_meter
+from megatron_cpt.meter.here import slurm_job
 from megatron_cpt.meter.killed import settle
 from megatron_cpt.meter.ledger import Attempt, Planned, attempt
-from megatron_cpt.meter.slurm import note_jobs
-from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.record.manifest import MANIFEST_NAME, StageResult, build_stage, finished, run_lock, write_manifest
-from megatron_cpt.record.store import write_json
 from megatron_cpt.record.unknown import combine
 from megatron_cpt.stage_names import STAGES, StageInfo
 
@@ -114,6 +113,8 @@ def _walk_one(run: Run, stage: StageInfo) -> None:
         stage = next(each for each in STAGES if each.name == "gate")  # a hard limit ended training: its verdict needs no scores
     number = [each.name for each in STAGES].index(stage.name) + 1
     title = f"[{number:>2}/{len(STAGES)}] {stage.name:<9}"
+    if stage.name == "report" and slurm_job() is not None:
+        bill_jobs(run)
     inputs, body = INPUTS[stage.name](run), BODIES[stage.name]
     if stage.name == "report" and _outdated(run.of("report"), inputs):
         shutil.rmtree(run.of("report"))  # a page over the records is made anew when they have grown
@@ -156,33 +157,6 @@ def audit(config: ExperimentConfig) -> None:
         listed = "\n".join(f"    {number}. {problem}" for number, problem in enumerate(problems, 1))
         raise DataError(f"The records of the run do not hold:\n{listed}", where=run.folder)
     say(f"The records of {run.config.run_name} are complete, and its verdict was carried out.")
-
-
-def submit(config: ExperimentConfig, *, overrides: Sequence[str], config_dir: Path | None, dry_run: bool) -> None:
-    """Send the line to Slurm as a chain of jobs; with `dry_run` print the lines only."""
-    from megatron_cpt.submit.slurm import line_of_jobs  # noqa: PLC0415
-    from megatron_cpt.submit.submit import submit_line  # noqa: PLC0415
-
-    run = Run(config)
-    corpus_inputs(run)
-    ModelShape.from_hf_folder(run.base_folder)
-    passed_on = [*overrides, *([f"--config-dir={config_dir.resolve()}"] if config_dir else [])]
-    jobs = line_of_jobs(
-        cluster=config.cluster,
-        run_name=config.run_name,
-        run_dir=run.folder,
-        slurm_dir=Path(__file__).resolve().parent.parent / "slurm",
-        overrides=passed_on,
-    )
-    submission = submit_line(jobs, dry_run=dry_run)
-    if dry_run:
-        for path, text in submission.scripts.items():
-            say(f"# --- {path}\n{text}")
-    for line in submission.lines:
-        say(line)
-    if submission.job_ids:
-        write_json(run.folder / "slurm" / "jobs.json", submission.job_ids)
-        note_jobs(run.folder, submission.job_ids)
 
 
 def _outdated(folder: Path, inputs: dict[str, Any]) -> bool:

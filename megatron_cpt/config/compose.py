@@ -20,6 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from megatron_cpt.config.files import shipped_conf
 from megatron_cpt.config.schema import ExperimentConfig
@@ -56,6 +57,21 @@ def compose(overrides: Sequence[str], *, config_dir: Path | None = None) -> Expe
         config = OmegaConf.to_object(checked)
     except (HydraException, OmegaConfBaseException) as error:
         raise _readable(error, overrides) from None
+    assert isinstance(config, ExperimentConfig)
+    _check_names(config)
+    return config
+
+
+def load_composed(path: Path) -> ExperimentConfig:
+    """Return the configuration that `as_yaml` wrote to a file: what a job of a submitted line runs, whatever conf/ says by then.
+
+    Raises:
+        ConfigError: it is not such a file.
+    """
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ExperimentConfig), OmegaConf.load(path)))
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError("The composed configuration cannot be read.", where=path, value=str(error).splitlines()[0]) from None
     assert isinstance(config, ExperimentConfig)
     _check_names(config)
     return config

@@ -17,9 +17,18 @@ T = TypeVar("T")
 
 def shipped_conf() -> Path:
     """Return the folder of the shipped `conf/`: inside an installed package, or beside it in a checkout."""
+    return _shipped("conf")
+
+
+def shipped_slurm() -> Path:
+    """Return the folder of the shipped job bodies, `slurm/`: inside an installed package, or beside it in a checkout."""
+    return _shipped("slurm")
+
+
+def _shipped(name: str) -> Path:
     package = Path(megatron_cpt.__file__).parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name
 
 
 def read_option(kind: type[T], group: str, name: str, *, config_dir: Path | None = None) -> T:

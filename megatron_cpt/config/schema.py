@@ -312,6 +312,10 @@ class ClusterConfig:
 
     `checkpoint_seconds` is what writing one holds training up, `restart_seconds` what an interruption costs until training goes on:
     MegaScale finds a fault in under 10 minutes and catches up in under 15 (Jiang et al. 2024, arXiv 2402.15627).
+
+    Under Slurm `env_file` is a shell file that each job sources (examples: slurm/env/), and a training job that is warned or loses a
+    node starts again at most `max_requeues` times; `preflight` looks at every node before it trains. `has_emulated_meter` marks the
+    joules of Slurm's accounting as no measurement.
     """
 
     backend: str = MISSING
@@ -324,6 +328,10 @@ class ClusterConfig:
     account: str | None = None
     time_limit: str | None = None
     env_file: str | None = None
+    qos: str | None = None
+    max_requeues: int = 20
+    preflight: bool = True
+    has_emulated_meter: bool = False
 
 
 @dataclass

@@ -86,7 +86,7 @@ def plan_tasks(sources: dict[str, SourceConfig], settings: CorpusConfig, *, inpu
     Raises:
         DataError: a source has no file, or a file cannot be looked at.
     """
-    common = {key: value for key, value in inputs.items() if key != "sources"} if inputs else {"plan": uuid.uuid4().hex}
+    common: dict[str, Any] = {key: value for key, value in inputs.items() if key != "sources"} if inputs else {"plan": uuid.uuid4().hex}
     common["all settings"] = {group: values for group, values in asdict(settings).items() if group != "engine"}
     tasks: list[Task] = []
     for name in sorted(sources):

@@ -14,7 +14,7 @@ from megatron_cpt.plan.benches import bench_inputs
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.row_rules import PROBE, RowPair, candidates, wanted_pair
 from megatron_cpt.record.hashing import sha256_file, sha256_plain
-from megatron_cpt.record.manifest import MANIFEST_NAME
+from megatron_cpt.record.manifest import MANIFEST_NAME, Manifest
 from megatron_cpt.record.typed import to_plain
 from megatron_cpt.stage_names import STAGES
 
@@ -132,8 +132,17 @@ def row_pairs(run: Run) -> list[RowPair]:
 def plan_inputs(run: Run) -> dict[str, Any]:
     now = run.round
     of_round = {} if now.number == 1 else {"round": {"number": now.number, "resumes_from": to_plain(now.resumes_from)}}
-    settings = plan_settings(run.config)
+    settings = with_recorded_queue(plan_settings(run.config), run.of("plan"))
     return {**run.fingerprints("corpus", "vocab", "index", "init"), "seed": run.config.seed, "settings": settings, **of_round}
+
+
+def with_recorded_queue(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return settings with the recorded words for the queue where a plan has been made: they decide nothing in it, and may change."""
+    if not (folder / MANIFEST_NAME).exists():
+        return settings
+    recorded = Manifest.load(folder).inputs.get("settings", {}).get("cluster", {})
+    kept = {name: recorded[name] for name in ("partition", "account", "time_limit", "env_file") if name in recorded}
+    return {**settings, "cluster": {**settings["cluster"], **kept}}
 
 
 def plan_settings(config: ExperimentConfig) -> dict[str, Any]:
@@ -148,6 +157,8 @@ def plan_settings(config: ExperimentConfig) -> dict[str, Any]:
         for name in names:
             if not settings[group][name]:  # null, none or no text
                 del settings[group][name]
+    for name in ("qos", "max_requeues", "preflight", "has_emulated_meter"):  # how jobs queue decides nothing in a plan
+        del settings["cluster"][name]
     if (config.cluster.checkpoint_seconds, config.cluster.restart_seconds) == (60.0, 900.0):
         del settings["cluster"]["checkpoint_seconds"], settings["cluster"]["restart_seconds"]
     return settings

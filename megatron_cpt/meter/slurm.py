@@ -30,7 +30,9 @@ STATUS = {"COMPLETED": "finished", "RUNNING": "running", "CANCELLED": "stopped",
 NOT_BEGUN = ("PENDING", "REQUEUE_HOLD", "RESIZING")
 TIMEOUT_SECONDS = 120
 RATES = ("usd_per_device_hour", "tariff", "pue", "grid_g_co2e_per_kwh")
+MAX_WATTS_PER_NODE = 100_000.0  # far above any node; a counter that was reset or wrapped comes out as up to 2^64 microjoules more
 METHOD = "Slurm ConsumedEnergyRaw of the job's whole nodes"
+EMULATED = f"{METHOD}, from an emulated meter: no measurement"
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,9 @@ def _job(job_id: str, restart: int, row: Mapping[str, str], steps: Sequence[Mapp
         of_steps = [_joules(step.get("ConsumedEnergyRaw", "")) for step in steps]
         known = [each for each in of_steps if not isinstance(each, Unavailable)]
         joules = math.fsum(known) if known and len(known) == len(of_steps) else joules
+    num_nodes = int(row["NNodes"]) if row.get("NNodes", "").isdigit() else 1
+    if not isinstance(joules, Unavailable) and joules > MAX_WATTS_PER_NODE * num_nodes * (_seconds(row) + 1):
+        joules = Unavailable(f"Slurm says {joules:.4g} J, more than nodes can draw: its meter was reset or wrapped")
     code = row.get("ExitCode", "").partition(":")[0]
     return Job(
         job_id=job_id,
@@ -143,7 +148,7 @@ def _job(job_id: str, restart: int, row: Mapping[str, str], steps: Sequence[Mapp
         exit_code=int(code) if code.isdigit() else None,
         began=_time(row.get("Start", "")),
         seconds=_seconds(row),
-        num_nodes=int(row["NNodes"]) if row.get("NNodes", "").isdigit() else 1,
+        num_nodes=num_nodes,
         num_gpus=_num_gpus(row.get("AllocTRES", "")),
         joules=joules,
     )
@@ -186,12 +191,15 @@ def jobs_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     }
 
 
-def import_jobs(run_dir: Path, jobs: Sequence[Job], *, project_dir: Path | None) -> int:
+def import_jobs(run_dir: Path, jobs: Sequence[Job], *, project_dir: Path | None, is_emulated: bool = False) -> int:
     """Put on a run's bill what Slurm knows of its jobs and the bill does not, and return how many lines that were.
 
     A run of a job in which no attempt began is an attempt of its own, of all the job's time. An attempt that was killed in one gets the
     time up to the job's end. One that ended itself keeps its own figures, and gets the job's energy where it has none and was alone in
     the job. A second import adds nothing. Jobs still running, and jobs that the ledger does not name, are left alone.
+
+    Args:
+        is_emulated: Slurm's meter is a made-up one, of a test cluster: its joules are marked and count as estimates.
     """
     lines = read_lines(run_dir / LEDGER_NAME)
     stages = jobs_of(lines)
@@ -204,7 +212,7 @@ def import_jobs(run_dir: Path, jobs: Sequence[Job], *, project_dir: Path | None)
             continue
         inside = [start for start in starts if _is_of(start, job)]
         rates = {key: starts[-1][key] for key in RATES if starts and key in starts[-1]}  # the run's own, for a job that wrote none
-        for line in _lines_for(job, stages[job.job_id], inside, ended):
+        for line in _lines_for(job, stages[job.job_id], inside, ended, is_emulated=is_emulated):
             if line["attempt"] not in done:
                 append_to_bills(run_dir, {"kind": "imported", "run": run_dir.resolve().name, **rates, **line}, project_dir=project_dir)
                 added += 1
@@ -216,11 +224,13 @@ def _is_of(start: Mapping[str, Any], job: Job) -> bool:
     return isinstance(of_job, dict) and of_job.get("job_id") == job.job_id and of_job.get("restart", 0) == job.restart
 
 
-def _lines_for(job: Job, stage: str, inside: Sequence[Mapping[str, Any]], ended: Mapping[Any, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _lines_for(
+    job: Job, stage: str, inside: Sequence[Mapping[str, Any]], ended: Mapping[Any, Mapping[str, Any]], *, is_emulated: bool
+) -> list[dict[str, Any]]:
     """Return the lines that one run of a job adds: for itself when no attempt began `inside` it, else for those that lack a figure."""
     of_job = {"job_id": job.job_id, "restart": job.restart}
     known: dict[str, Any] = {"stage": stage, "time": time.time(), "slurm": of_job, "state": job.state, "read_from": "sacct"}
-    energy = _energy(job)
+    energy = _energy(job, is_emulated=is_emulated)
     if not inside:
         whole = {
             "attempt": f"slurm-{job.job_id}-{job.restart}", "user": job.user, "began": job.began, "seconds": job.seconds,
@@ -244,9 +254,12 @@ def _lines_for(job: Job, stage: str, inside: Sequence[Mapping[str, Any]], ended:
     return found
 
 
-def _energy(job: Job) -> dict[str, Any]:
+def _energy(job: Job, *, is_emulated: bool) -> dict[str, Any]:
     if isinstance(job.joules, Unavailable):
         return {"joules": {"unavailable": job.joules.reason}}
     device, count = ("gpu", job.num_gpus) if job.num_gpus else ("cpu", job.num_nodes)
-    part = {"kind": device, "joules": job.joules, "measured": count, "of": count, "method": METHOD, "is_estimate": False, "reasons": []}
+    part = {
+        "kind": device, "joules": job.joules, "measured": count, "of": count, "method": EMULATED if is_emulated else METHOD,
+        "is_estimate": is_emulated, "reasons": [],
+    }  # fmt: skip
     return {"joules": job.joules, "energy": [part]}

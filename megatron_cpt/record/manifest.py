@@ -120,9 +120,14 @@ def versions_in_use() -> dict[str, str]:
     return found
 
 
+COMMIT_NAME = "commit.txt"  # beside a copy of the package: the commit that it was copied at
+
+
 def commit_in_use() -> str:
-    """Return the commit of the checkout that this package runs from, or `unknown` outside one."""
+    """Return the commit of the checkout that this package runs from, or was copied from for a job; `unknown` where there is none."""
     folder = Path(megatron_cpt.__file__).parent
+    with contextlib.suppress(OSError):
+        return (folder.parent / COMMIT_NAME).read_text(encoding="utf-8").strip()
     try:
         answer = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -13,6 +13,7 @@ from megatron_cpt.errors import ConfigError, CptError
 from megatron_cpt.submit.slurm import Job
 
 TIMEOUT_SECONDS = 120
+Call = Callable[[Sequence[str]], str]
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,10 @@ class Submission:
     Attributes:
         lines: each sbatch line, quoted for a shell; in a dry run the ids of earlier jobs read `<stage>`.
         job_ids: by stage; empty in a dry run.
-        scripts: the text of every job body that the lines name, by path.
     """
 
     lines: tuple[str, ...]
     job_ids: dict[str, str]
-    scripts: dict[str, str]
 
 
 def call_slurm(argv: Sequence[str]) -> str:
@@ -41,18 +40,21 @@ def call_slurm(argv: Sequence[str]) -> str:
     except FileNotFoundError:
         raise ConfigError(
             f"There is no {argv[0]} here.",
-            rule="submit runs on a Slurm login node",
+            rule="submit, status and cancel run on a Slurm login node",
             next_step="Use --dry-run to see the lines, or `megatron-cpt run` for one machine.",
         ) from None
     except subprocess.TimeoutExpired:
         raise CptError(f"{argv[0]} did not answer in {TIMEOUT_SECONDS} s.", value=shlex.join(argv)) from None
     if answer.returncode != 0:
-        raise ConfigError(f"{argv[0]} refused a job.", where=shlex.join(argv), value=answer.stderr.strip() or f"exit {answer.returncode}")
+        refused = "refused a job" if argv[0] == "sbatch" else "failed"
+        raise ConfigError(f"{argv[0]} {refused}.", where=shlex.join(argv), value=answer.stderr.strip() or f"exit {answer.returncode}")
     return answer.stdout
 
 
-def submit_line(jobs: Sequence[Job], *, dry_run: bool, call: Callable[[Sequence[str]], str] = call_slurm) -> Submission:
+def submit_line(jobs: Sequence[Job], *, dry_run: bool, call: Call = call_slurm) -> Submission:
     """Submit jobs in order, each with its dependency on earlier ones.
+
+    The first is held until all are in: what refuses a later one must not find an earlier one at work.
 
     Raises:
         CptError: Slurm refused a job. Those already submitted are cancelled first, so that nothing is left behind.
@@ -62,15 +64,19 @@ def submit_line(jobs: Sequence[Job], *, dry_run: bool, call: Callable[[Sequence[
     try:
         for job in jobs:
             argv = job.submit_argv([f"<{stage}>" if dry_run else ids[stage] for stage in job.after])
+            if not ids and not dry_run:
+                argv.insert(1, "--hold")
             lines.append(shlex.join(argv))
             if not dry_run:
                 Path(_log_folder(argv)).mkdir(parents=True, exist_ok=True)  # Slurm fails a job whose log it cannot open, without a word
                 ids[job.stage] = _job_id(call(argv))
+        if ids:
+            call(["scontrol", "release", ids[jobs[0].stage]])
     except BaseException:
         if ids:
             call(["scancel", *ids.values()])
         raise
-    return Submission(lines=tuple(lines), job_ids=ids, scripts=_scripts(jobs))
+    return Submission(lines=tuple(lines), job_ids=ids)
 
 
 def _job_id(answer: str) -> str:
@@ -84,8 +90,3 @@ def _job_id(answer: str) -> str:
 def _log_folder(argv: Sequence[str]) -> str:
     (output,) = [part.partition("=")[2] for part in argv if part.startswith("--output=")]
     return str(Path(output).parent)
-
-
-def _scripts(jobs: Sequence[Job]) -> dict[str, str]:
-    paths = dict.fromkeys(part for job in jobs for part in job.argv if part.endswith(".sbatch"))
-    return {path: Path(path).read_text(encoding="utf-8") for path in paths}

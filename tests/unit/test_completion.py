@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cpt.cli import parser
+from megatron_cpt.command_parser import parser
 from megatron_cpt.completion import candidates
 
 

@@ -50,6 +50,15 @@ def test_energy_of_the_numbered_steps_stands_in_for_a_job_without_one() -> None:
     assert parse_sacct(text, where="test")[0].joules == 6060.0
 
 
+def test_a_counter_that_wrapped_is_unknown_and_no_energy_of_a_city() -> None:
+    """What Slurm 22.05 printed of a job of 76 s on two nodes whose meter was read while it showed 0: three times 2^64 microjoules."""
+    text = "JobIDRaw|State|ElapsedRaw|NNodes|ConsumedEnergyRaw\n8|COMPLETED|76|2|55340232178328\n9|COMPLETED|76|2|1500000\n"
+    wrapped, high = parse_sacct(text, where="test")
+    assert isinstance(wrapped.joules, Unavailable)
+    assert "reset or wrapped" in wrapped.joules.reason
+    assert high.joules == 1_500_000.0  # 9.9 kW a node: eight hot GPUs
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from megatron_cpt.config.compose import as_yaml, compose, load_composed
 from megatron_cpt.config.schema import ClusterConfig
 from megatron_cpt.errors import ConfigError, CptError
-from megatron_cpt.submit.slurm import STAGES, line_of_jobs
+from megatron_cpt.line.inputs import plan_settings, with_recorded_queue
+from megatron_cpt.record.manifest import write_manifest
+from megatron_cpt.record.unknown import Unavailable
+from megatron_cpt.submit.slurm import STAGES, Place, line_of_jobs, requeue_problem, signal_lead_seconds, time_limit_seconds
 from megatron_cpt.submit.submit import call_slurm, submit_line
 
 ROOT = Path(__file__).parents[3]
@@ -22,37 +26,88 @@ H100 = ClusterConfig(
     threads_per_rank=8,
     partition="gpu",
     account="law",
+    qos="long",
     time_limit="24:00:00",
     env_file="env.sh",
 )
-ODD = ["tokenizer.document_separator=#end, 文", "model.path=/data/epoch=9-step=1.ckpt", "run_name=$(touch x);y"]
+ODD = ['tokenizer.document_separator="#end, 文=1"', 'model.path="/data/epoch=9-step=1.ckpt"', 'model.provenance="$(touch x);y"']
 
 
-def jobs(run_dir: Path, *, cluster: ClusterConfig = H100, stages: Sequence[str] = STAGES, overrides: Sequence[str] = ODD) -> list:
-    return line_of_jobs(cluster=cluster, run_name="r", run_dir=run_dir, slurm_dir=ROOT / "slurm", overrides=overrides, stages=stages)
+def jobs(run_dir: Path, *, cluster: ClusterConfig = H100, stages: Sequence[str] = STAGES) -> list:
+    place = Place(run_dir=run_dir, frozen=run_dir / "slurm" / "submission-1", work_dir=Path("/home/me"))
+    return line_of_jobs(cluster=cluster, run_name="r", place=place, lead_seconds=90, stages=stages)
 
 
 def test_the_train_job_asks_for_one_launcher_a_node_all_gpus_and_a_warning_to_the_batch_shell() -> None:
     (job,) = jobs(Path("/runs/r"), stages=["train"])
+    frozen = "/runs/r/slurm/submission-1"
     assert list(job.argv) == [
-        "sbatch", "--parsable", "--job-name=r-train", "--nodes=4", "--ntasks-per-node=1", "--cpus-per-task=64",
-        "--output=/runs/r/slurm/train-%j.out", "--open-mode=append", "--gpus-per-node=8", "--partition=gpu", "--account=law",
-        "--time=24:00:00", "--requeue", "--signal=B:USR1@300", f"{ROOT}/slurm/train.sbatch", "env.sh", f"{ROOT}/slurm/ranks.sh",
-        "/runs/r", *ODD,
+        "sbatch", "--parsable", "--job-name=r-train", "--chdir=/home/me", "--nodes=4", "--ntasks-per-node=1", "--cpus-per-task=64",
+        "--output=/runs/r/slurm/train-%j.out", "--open-mode=append", "--requeue", "--gpus-per-node=8", "--partition=gpu", "--account=law",
+        "--qos=long", "--time=24:00:00", "--signal=B:USR1@90", f"{frozen}/slurm/train.sbatch", frozen, "/runs/r", "20",
     ]  # fmt: skip
 
 
-def test_a_stage_without_devices_asks_for_one_core_group_and_no_gpu() -> None:
+def test_a_stage_without_ranks_asks_for_the_cores_of_one_node_and_no_gpu() -> None:
     (job,) = jobs(Path("/runs/r"), stages=["corpus"])
     assert not [part for part in job.argv if "gpus" in part]
-    assert "--nodes=1" in job.argv
-    assert list(job.argv[-6:]) == ["env.sh", f"{ROOT}/slurm/ranks.sh", "corpus", *ODD]
+    assert {"--nodes=1", "--cpus-per-task=64"} <= set(job.argv)
+    frozen = "/runs/r/slurm/submission-1"
+    assert list(job.argv[-3:]) == [f"{frozen}/slurm/stage.sbatch", frozen, "corpus"]
 
 
 def test_a_cpu_cluster_without_partition_or_environment_names_none() -> None:
-    (job,) = jobs(Path("/runs/r"), cluster=ClusterConfig(backend="cpu", num_nodes=2, ranks_per_node=2), stages=["train"], overrides=[])
-    assert not [part for part in job.argv if part.startswith(("--gpus", "--partition", "--account", "--time"))]
-    assert list(job.argv[-3:]) == ["-", f"{ROOT}/slurm/ranks.sh", "/runs/r"]
+    (job,) = jobs(Path("/runs/r"), cluster=ClusterConfig(backend="cpu", num_nodes=2, ranks_per_node=2), stages=["eval"])
+    assert not [part for part in job.argv if part.startswith(("--gpus", "--partition", "--account", "--time", "--qos"))]
+    assert job.argv[-3].endswith("ranks.sbatch")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30", 1800), ("2:30", 150), ("24:00:00", 86400), ("2-12", 216000), ("1-0:30", 88200), ("1-2:03:04", 93784), ("UNLIMITED", None)],
+)
+def test_a_time_limit_is_read_in_every_form_of_sbatch(text: str, seconds: int | None) -> None:
+    assert time_limit_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["soon", "1:2:3:4", "", "-5"])
+def test_another_time_limit_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="Not a time limit"):
+        time_limit_seconds(text)
+
+
+def test_the_warning_comes_two_steps_and_two_saves_before_the_limit() -> None:
+    cluster = ClusterConfig(backend="cuda", num_nodes=1, ranks_per_node=8, checkpoint_seconds=45.0, time_limit="1:00:00")
+    assert signal_lead_seconds(cluster, 20.0) == 10 + 40 + 90
+    assert signal_lead_seconds(cluster, Unavailable("no peak")) == 300
+    with pytest.raises(ConfigError, match="warned of its end before it begins"):
+        signal_lead_seconds(ClusterConfig(backend="cuda", checkpoint_seconds=45.0, time_limit="2"), 20.0)
+
+
+def test_values_that_shells_and_grammars_trip_over_reach_the_jobs_as_they_are(tmp_path: Path) -> None:
+    config = compose(["experiment=tiny", *ODD])
+    frozen = tmp_path / "config.yaml"
+    frozen.write_text(as_yaml(config), encoding="utf-8")
+    again = load_composed(frozen)
+    assert again == config
+    assert (again.tokenizer.document_separator, again.model.path) == ("#end, 文=1", "/data/epoch=9-step=1.ckpt")
+    assert again.model.provenance == "$(touch x);y"
+
+
+def test_a_plan_that_was_made_lets_a_run_move_to_another_partition_and_to_nothing_else(tmp_path: Path) -> None:
+    made, moved = compose(["experiment=tiny"]), compose(["experiment=tiny", "cluster.partition=low", "cluster.qos=long"])
+    write_manifest(tmp_path, "plan", {"settings": plan_settings(made)}, {})
+    assert with_recorded_queue(plan_settings(moved), tmp_path) == plan_settings(made)
+    assert with_recorded_queue(plan_settings(moved), tmp_path / "absent")["cluster"]["partition"] == "low"
+    larger = compose(["experiment=tiny", "cluster.num_nodes=2"])
+    assert with_recorded_queue(plan_settings(larger), tmp_path)["cluster"]["num_nodes"] == 2
+
+
+@pytest.mark.parametrize("text", ["run_name: [", "no_such_key: 1\n", "- a\n"])
+def test_what_is_no_composed_configuration_is_refused_with_its_place(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        load_composed(tmp_path / "config.yaml")
 
 
 class Slurm:
@@ -64,7 +119,7 @@ class Slurm:
 
     def __call__(self, argv: Sequence[str]) -> str:
         self.calls.append(list(argv))
-        if argv[0] == "scancel":
+        if argv[0] in ("scancel", "scontrol"):
             return ""
         if len(self.calls) == self.refuse_at:
             raise ConfigError("sbatch refused a job.", value="QOSMaxWallDurationPerJobLimit")
@@ -74,10 +129,12 @@ class Slurm:
 def test_each_job_waits_for_the_one_before_it_and_the_report_for_the_end_good_or_bad(tmp_path: Path) -> None:
     slurm = Slurm()
     found = submit_line(jobs(tmp_path), dry_run=False, call=slurm)
-    waits = [next((part for part in argv if part.startswith("--dependency")), None) for argv in slurm.calls]
+    *lines, release = slurm.calls
+    waits = [next((part for part in argv if part.startswith("--dependency")), None) for argv in lines]
     assert waits == [None, *(f"--dependency=afterok:{100 + number}" for number in range(1, 10)), "--dependency=afterany:110"]
     assert found.job_ids == {stage: str(101 + number) for number, stage in enumerate(STAGES)}
-    assert all(argv[-3:] == ODD for argv in slurm.calls)  # untouched, one argument each
+    assert ["--hold" in argv for argv in lines] == [True] + [False] * 10  # nothing begins before all are in
+    assert release == ["scontrol", "release", "101"]
     assert (tmp_path / "slurm").is_dir()
 
 
@@ -87,10 +144,8 @@ def test_a_dry_run_shows_lines_that_a_shell_reads_back_and_calls_nothing(tmp_pat
     assert slurm.calls == []
     assert found.job_ids == {}
     assert list(tmp_path.iterdir()) == []
-    assert shlex.split(found.lines[0])[-3:] == ODD
+    assert shlex.split(found.lines[0])[-1] == "corpus"
     assert "--dependency=afterok:<corpus>" in shlex.split(found.lines[1])
-    assert sorted(Path(path).name for path in found.scripts) == ["stage.sbatch", "train.sbatch"]
-    assert all(text.startswith("#!/bin/bash\n") for text in found.scripts.values())
 
 
 def test_a_line_that_slurm_refuses_half_way_is_taken_back(tmp_path: Path) -> None:
@@ -137,5 +192,16 @@ def test_an_unknown_stage_is_refused() -> None:
 )
 def test_every_shell_file_parses_and_stops_at_the_first_failure(path: Path) -> None:
     subprocess.run(["bash", "-n", str(path)], check=True)
-    if path.parent.name != "env":
+    if path.parent.name != "env" and path.name != "setup.sh":
         assert "set -euo pipefail" in path.read_text(encoding="utf-8")
+
+
+def test_a_limit_on_requeues_below_the_failures_to_be_expected_is_told_with_one_that_suffices() -> None:
+    # 8,192 GPUs for 54 days at 45,566 h each: 54 x 24 x 8192 / 45566 = 233.0 failures, and 27 time limits of 48 h
+    large = ClusterConfig(backend="cuda", num_nodes=1024, ranks_per_node=8, time_limit="2-00:00:00")
+    problem = requeue_problem(large, elapsed_seconds=54 * 86_400.0, device_mtbf_hours=45_566.0)
+    assert problem is not None
+    assert "start 260 times" in problem
+    assert "cluster.max_requeues=520" in problem
+    assert requeue_problem(H100, elapsed_seconds=5 * 86_400.0, device_mtbf_hours=45_566.0) is None
+    assert requeue_problem(large, elapsed_seconds=Unavailable("no rates"), device_mtbf_hours=None) is None

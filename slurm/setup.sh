@@ -1,0 +1,8 @@
+#!/bin/bash
+# Sourced by every job body, which has set `frozen`: the site's environment, and the code as it was at `megatron-cpt submit`.
+# env.sh may fill two lists: srun_options (Pyxis: --container-image=...) and wrap (Apptainer: apptainer exec ...).
+# shellcheck disable=SC2034,SC2154
+srun_options=() wrap=()
+# shellcheck source=/dev/null
+source "$frozen/env.sh"
+export PYTHONPATH=$frozen/code PYTHONUNBUFFERED=1 MEGATRON_CPT_LAUNCHER=$frozen/slurm/ranks.sh

@@ -1,0 +1,35 @@
+"""One virtual Slurm cluster for a test process, started for the first test that asks for it, and a workspace on its shared folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from virtual_cluster import NoCluster, VirtualCluster, install
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
+
+from line_workspace import make_workspace
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[VirtualCluster]:
+    """A running cluster of four nodes. Its tests share it: each leaves every job ended and every node up."""
+    try:
+        install()
+        cluster = VirtualCluster().__enter__()
+    except NoCluster as reason:
+        pytest.skip(str(reason))
+    yield cluster
+    cluster.__exit__()
+
+
+@pytest.fixture(scope="session")
+def cluster_workspace(slurm_cluster: VirtualCluster) -> Path:
+    """Text, a tiny base model and the experiment `line`, where every user of the cluster may read them."""
+    folder = make_workspace(slurm_cluster.shared / "work")
+    for path in folder.rglob("*"):
+        path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
+    return folder

@@ -1,0 +1,121 @@
+"""The table of a line: Slurm's states read once each, and every end told in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from megatron_cpt.errors import ConfigError
+from megatron_cpt.submit import cancel
+from megatron_cpt.submit.cancel import cancel_line
+from megatron_cpt.submit.queue import states_of
+from megatron_cpt.submit.record import SubmittedJob
+from megatron_cpt.submit.status import rows_of, table
+
+JOBS = (
+    SubmittedJob("init", "1", (), "afterok"),
+    SubmittedJob("train", "2", ("1",), "afterok"),
+    SubmittedJob("eval", "3", ("2",), "afterok"),
+    SubmittedJob("gate", "4", ("3",), "afterok"),
+    SubmittedJob("report", "5", ("4",), "afterany"),
+)
+# As Slurm 22.05 prints them: a job that was requeued and failed with 75, what waited for it, and the report that ran all the same.
+SACCT = """\
+1|COMPLETED|00:00:05|n1|None|0:0|2026-11-25T02:22:00
+2|REQUEUED|00:01:00|n[1-2]|None|0:0|2026-11-25T02:23:00
+2|FAILED|00:00:30|n[1-2]|NonZeroExitCode|75:0|2026-11-25T02:24:30
+3|CANCELLED by 0|00:00:00|None assigned|Dependency|0:0|None
+4|CANCELLED|00:00:00|None assigned|Dependency|0:0|Unknown
+5|COMPLETED|00:00:04|spare|None|0:0|2026-11-25T02:25:20
+"""
+
+
+def slurm(sacct: str, squeue: str = "") -> object:
+    def call(argv: Sequence[str]) -> str:
+        return {"sacct": sacct, "squeue": squeue}[argv[0]]
+
+    return call
+
+
+def how(sacct: str, squeue: str = "", finished: Sequence[str] = ("init", "report")) -> list[str]:
+    states = states_of([job.job_id for job in JOBS], call=slurm(sacct, squeue))  # type: ignore[arg-type]
+    return [row.how for row in rows_of(JOBS, states, finished=finished)]
+
+
+def test_a_stopped_stage_keeps_its_dependants_from_running_and_the_table_says_why() -> None:
+    reason = "not run, since train did not finish"
+    assert how(SACCT) == ["finished", "stopped with a checkpoint", reason, reason, "finished"]
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [("1:0", "failed with exit 1: see train-2.out"), ("5:0", "rolled back"), ("6:0", "a stop condition was reached")]
+)
+def test_finished_stopped_rolled_back_and_failed_are_different_ends(code: str, words: str) -> None:
+    assert how(SACCT.replace("75:0", code))[1] == words
+
+
+def test_a_requeued_job_waits_to_start_again() -> None:
+    squeue = "2|PENDING|0:00||BeginTime\n3|PENDING|0:00||Dependency\n99|RUNNING|1:00|n7|None\n"
+    assert how(SACCT, squeue)[1:3] == ["waits to start again (BeginTime), started 2 times", "waits (Dependency)"]
+
+
+def test_a_job_that_runs_again_is_not_taken_for_the_one_that_ended() -> None:
+    assert how(SACCT, "2|RUNNING|0:42|n[1-2]|None\n")[1] == "runs, started 2 times"
+
+
+def test_what_slurm_has_forgotten_is_told_by_the_records_of_the_run() -> None:
+    words = how("", finished=("init", "train"))
+    assert words[:2] == ["finished", "finished"]
+    assert words[2].startswith("unknown: Slurm has forgotten this job")
+
+
+def test_a_cluster_without_accounting_says_so_where_it_matters() -> None:
+    def call(argv: Sequence[str]) -> str:
+        if argv[0] == "sacct":
+            raise ConfigError("Slurm accounting storage is disabled.")
+        return ""
+
+    (row,) = rows_of(JOBS[:1], states_of(["1"], call=call), finished=())
+    assert row.how.startswith("unknown: Slurm accounting storage is disabled.")
+
+
+def test_the_table_is_in_columns() -> None:
+    states = states_of([job.job_id for job in JOBS], call=slurm(SACCT))  # type: ignore[arg-type]
+    lines = table(rows_of(JOBS, states, finished=("init",))).splitlines()
+    assert len({line.index(word) for line, word in zip(lines[1:3], ("COMPLETED", "FAILED"), strict=True)}) == 1
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cancel, "POLL_SECONDS", 0.01)
+
+
+def test_a_cancel_takes_waiting_jobs_out_and_asks_training_for_its_checkpoint(tmp_path: Path) -> None:
+    stop, calls, said, asked = tmp_path / "train" / "stop-requested", [], [], []
+    running = "2|RUNNING|5:00|n1|None\n"
+    answers = iter([f"{running}3|PENDING|0:00||Dependency\n9|RUNNING|1|n2|\n", running, "2|COMPLETING|5:01|n1|None\n", ""])
+
+    def call(argv: Sequence[str]) -> str:
+        calls.append(list(argv))
+        asked.append(stop.exists())
+        return next(answers) if argv[0] == "squeue" else ""
+
+    assert cancel_line(JOBS, stop_file=stop, patience_seconds=60, say=said.append, call=call)
+    assert asked == [False, False, False, True, True]
+    assert [argv for argv in calls if argv[0] == "scancel"] == [["scancel", "3"]]
+    assert not stop.exists()
+    assert said[0] == "cancelled: eval"
+
+
+def test_training_that_has_lost_its_node_is_cancelled_in_the_queue(tmp_path: Path) -> None:
+    calls = []
+    answers = iter(["2|RUNNING|5:00|n1|None\n", "2|PENDING|0:00||BeginTime\n", ""])
+
+    def call(argv: Sequence[str]) -> str:
+        calls.append(list(argv))
+        return next(answers) if argv[0] == "squeue" else ""
+
+    assert cancel_line(JOBS, stop_file=tmp_path / "stop", patience_seconds=60, say=print, call=call)
+    assert ["scancel", "2"] in calls
