@@ -23,7 +23,7 @@ def simulation() -> ModuleType:
     return module
 
 
-def cluster(simulation: ModuleType, *, time_limit_hours: float = 12.0) -> object:
+def cluster(simulation: ModuleType, *, time_limit_hours: float = 4.0) -> object:
     return simulation.Cluster(1024, 8, 60.0, 900.0, time_limit_hours * 3600, lead=240.0)
 
 
