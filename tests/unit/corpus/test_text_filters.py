@@ -145,3 +145,13 @@ def test_the_filters_load_neither_torch_nor_pickles() -> None:
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3], timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("broken", "whole"), [("cafÃ© â€” schÃ¶n", "café — schön"), ("ç¬¬ä¸€æ\x9d¡", "第一条"), (CHINESE, CHINESE), (GERMAN, GERMAN)]
+)
+def test_text_that_was_read_in_a_wrong_encoding_is_repaired_only_when_asked_for(broken: str, whole: str) -> None:
+    # the broken forms are the UTF-8 bytes of the whole ones, read as Windows-1252
+    pytest.importorskip("ftfy", reason="ftfy is not installed (extra mojibake)")
+    assert TextFilters(FilterConfig(unicode=UnicodeConfig(mojibake="repair")), language="en")(broken).text == whole
+    assert TextFilters(FilterConfig(), language="en")(broken).text == broken
