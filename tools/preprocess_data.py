@@ -65,7 +65,7 @@ def batches_of(files: list[tuple[str, Path]], key: str) -> Iterator[Batch]:
     for _, path in files:
         if path.name.lower().endswith((".txt", ".txt.gz", ".txt.zst", ".parquet")):
             records = (
-                (record.line, record.fields if isinstance(record, Row) else record.reason) for record in read_records(path, text_key=key)
+                (record.line, record.fields if isinstance(record, Row) else record.reason) for record in read_records(path, text_keys=[key])
             )
             while some := [record for _, record in zip(range(RECORDS_AT_ONCE), records, strict=False)]:
                 yield batch_of(some, key=key)
