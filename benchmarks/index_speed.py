@@ -3,9 +3,11 @@
     python benchmarks/index_speed.py --tokenizer llama3/tokenizer.json --sentencepiece mistral/tokenizer.model
 
 The peer is the way Megatron-LM's own tool works: a pool of processes parses and encodes one line at a time, handed over in chunks of 32,
-and one process writes. It is spared what Megatron-LM's tool does besides (importing torch and transformers). Both begin as new processes
-and end when their files are on disk; runs are interleaved and medians are compared; the bytes must be equal. The text is Python source
-of this machine (standard library and site-packages). Prints one line of figures for each tokenizer, and the peak memory at 1x and 4x.
+and one process writes. It comes in two forms. One calls the reference library alone, and must write our bytes. The other, for a byte-level
+tokenizer, does what Megatron-LM's tool does: megatron-core's tokenizer over transformers in each worker, and megatron-core's
+IndexedDatasetBuilder (its bytes may differ where a text names a special token, docs/index.md). All begin as new processes and end when
+their files are on disk; runs are interleaved and medians are compared. The text is Python source of this machine (standard library and
+site-packages). Prints one line of figures for each tokenizer, and the peak memory at 1x and 4x.
 """
 
 from __future__ import annotations
@@ -69,7 +71,11 @@ def python_sources(target: Path, limit_bytes: int) -> int:
 
 def start_worker(kind: str, model: str) -> None:
     global _encode  # noqa: PLW0603 - a pool's workers keep their tokenizer so
-    if kind == "sentencepiece":
+    if kind == "megatron":
+        from megatron.core.tokenizers.text.libraries.huggingface_tokenizer import HuggingFaceTokenizer  # noqa: PLC0415
+
+        _encode = HuggingFaceTokenizer(str(Path(model).parent), use_fast=True).text_to_ids
+    elif kind == "sentencepiece":
         from sentencepiece import SentencePieceProcessor  # noqa: PLC0415
 
         _encode = SentencePieceProcessor(model_file=model).encode
@@ -103,6 +109,21 @@ def peer(source: str, target: str, *, kind: str, model: str, end_id: int, num_id
         write_idx(out, np.array(lengths, dtype=np.int32), code)
 
 
+def megatron(source: str, target: str, *, model: str, end_id: int, num_ids: int, workers: int) -> None:
+    """Index a file as Megatron-LM's tool does, with megatron-core's own parts."""
+    import torch  # noqa: PLC0415
+    from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder  # noqa: PLC0415
+
+    builder = IndexedDatasetBuilder(target + ".bin", dtype=DType.optimal_dtype(num_ids))
+    pool = multiprocessing.Pool(workers, start_worker, ("megatron", model))
+    with pool, open(source, encoding="utf-8") as lines:
+        for ids in pool.imap(encode_line, lines, CHUNK_LINES):
+            if ids:
+                ids.append(end_id)
+                builder.add_document(torch.IntTensor(ids), [len(ids)])
+    builder.finalize(target + ".idx")
+
+
 def timed(command: list[str]) -> Run:
     """Run a command in a process that measures it: peak memory is of that command's own processes."""
     answer = subprocess.run([sys.executable, "-c", MEASURE, *command], check=True, capture_output=True, text=True, env=environment())
@@ -132,9 +153,13 @@ def compare(folder: Path, source: Path, *, kind: str, model: str, workers: int, 
     ]  # fmt: skip
     settings = json.dumps({"kind": kind, "model": model, "end_id": end_id, "num_ids": num_ids, "workers": workers})
     theirs = [sys.executable, __file__, "--peer", str(source), str(folder / "theirs"), settings]
-    runs: dict[str, list[Run]] = {"ours": [], "theirs": []}
+    sides = {"theirs": theirs, "ours": ours}
+    if kind == "byte-level" and (Path(model).parent / "tokenizer_config.json").is_file():
+        plain = json.dumps({"model": model, "end_id": end_id, "num_ids": num_ids, "workers": workers})
+        sides["megatron"] = [sys.executable, __file__, "--megatron", str(source), str(folder / "megatron"), plain]
+    runs: dict[str, list[Run]] = {name: [] for name in sides}
     for _ in range(repeats):
-        for name, command in (("theirs", theirs), ("ours", ours)):
+        for name, command in sides.items():
             runs[name].append(timed(command))
     for half in (".bin", ".idx"):
         assert (folder / f"ours_text_document{half}").read_bytes() == (folder / f"theirs{half}").read_bytes(), f"{half} differs"
@@ -146,18 +171,25 @@ def compare(folder: Path, source: Path, *, kind: str, model: str, workers: int, 
             out.write(source.read_bytes())
     at_four = timed([str(four) if part == str(source) else part for part in ours])
     four.unlink()
+    as_megatron = ""
+    if "megatron" in sides:
+        as_megatron = (
+            f"; as Megatron-LM's tool does it {clock['megatron']:.2f} s ({cpu['megatron']:.2f} CPU s): "
+            f"{clock['megatron'] / clock['ours']:.1f}x on the clock"
+        )
     return (
         f"{kind}: {record['text_bytes'] / 1e6:.0f} MB, {record['tokens'] / 1e6:.1f} M tokens, encoder {record['encoder']['name']}: "
         f"ours {clock['ours']:.2f} s ({cpu['ours']:.2f} CPU s), pool of {workers} {clock['theirs']:.2f} s ({cpu['theirs']:.2f} CPU s): "
-        f"{clock['theirs'] / clock['ours']:.1f}x on the clock, {cpu['theirs'] / cpu['ours']:.1f}x in CPU; equal bytes; "
+        f"{clock['theirs'] / clock['ours']:.1f}x on the clock, {cpu['theirs'] / cpu['ours']:.1f}x in CPU; equal bytes{as_megatron}; "
         f"peak {max(run.peak_mb for run in runs['ours']):.0f} MB at 1x, {at_four.peak_mb:.0f} MB at 4x ({at_four.seconds:.2f} s)"
     )
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--peer"]:
+    if sys.argv[1:2] in (["--peer"], ["--megatron"]):
         sys.path.insert(0, str(ROOT))
-        peer(sys.argv[2], sys.argv[3], **json.loads(sys.argv[4]))
+        side = peer if sys.argv[1] == "--peer" else megatron
+        side(sys.argv[2], sys.argv[3], **json.loads(sys.argv[4]))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", help="a byte-level tokenizer.json")
