@@ -129,7 +129,7 @@ def test_a_run_with_a_huge_rate_is_really_rolled_back(workspace: Path) -> None:
     assert "says promote; the scores and the plan's rules give rollback" in audit.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long  # every stage has its own kills in the suite
 def test_killed_at_random_moments_it_goes_on_to_the_same_weights(workspace: Path) -> None:
     """`kill -9` of the command at seven random moments; the finished run scores and weighs what the undisturbed one does."""
     run_dir = workspace / "runs" / "killed"

@@ -41,6 +41,7 @@ def rolled_back(workspace: Path) -> tuple[Path, str]:
     return run_dir, bad.stdout + bad.stderr
 
 
+@pytest.mark.long
 def test_a_changed_configuration_is_refused_and_the_new_round_is_named(workspace: Path) -> None:
     refused = cpt(workspace, "run", "blend.num_tokens=15360")
     assert refused.returncode == 2
