@@ -123,7 +123,7 @@ def command(workspace: Path, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "megatron_cpt", name, *rest, "experiment=line", "--config-dir", str(workspace / "conf")]
 
 
-def cpt(workspace: Path, *arguments: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+def cpt(workspace: Path, *arguments: str, timeout_s: float = 900) -> subprocess.CompletedProcess[str]:
     """Run one `megatron-cpt` command in the workspace and return what it printed and its exit code."""
     environment = dict(os.environ, PYTHONPATH=str(ROOT), WANDB_MODE="offline")
     return subprocess.run(
