@@ -55,7 +55,7 @@ def calibrate(config: ExperimentConfig, *, out: Path | None) -> str:
             next_step="Name another file, e.g. mine/gpu/this_host.yaml, and use it with --config-dir mine gpu=this_host.",
         )
     device, notes = measure_device(config)
-    lines = [f"{device.name}, measured on {date.today().isoformat()}:"]
+    lines = [f"{device.name}, {date.today().isoformat()}:"]
     lines += [
         f"  {label:<18}{show(figure, pattern)}"
         for label, figure, pattern in (
