@@ -81,7 +81,11 @@ def report_markdown(report: dict[str, Any]) -> str:
         "# Duplicates", "",
         f"Of {report['documents']:,} documents {gone:,} went for others that say the same: {report['dropped_equal']:,} with an equal text, "
         f"{report['dropped_near']:,} with nearly the same. {report['clusters']:,} documents stand for them.", "",
-        f"Documents in a cluster, the one that is kept among them: {sizes or 'none'}.",
+    ]  # fmt: skip
+    if not report["clusters"]:
+        return "\n".join(lines)
+    lines += [
+        f"Documents in a cluster, the one that is kept among them: {sizes}.",
         "", "| dropped from | kept in | documents |", "| --- | --- | ---: |",
     ]  # fmt: skip
     lines += [f"| {cell(row['dropped_from'])} | {cell(row['kept_in'])} | {row['documents']:,} |" for row in report["between_sources"]]
