@@ -27,7 +27,7 @@ SACCT = """\
 2|REQUEUED|00:01:00|n[1-2]|None|0:0|2026-11-25T02:23:00
 2|FAILED|00:00:30|n[1-2]|NonZeroExitCode|75:0|2026-11-25T02:24:30
 3|CANCELLED by 0|00:00:00|None assigned|Dependency|0:0|None
-4|CANCELLED|00:00:00|None assigned|Dependency|0:0|Unknown
+4|CANCELLED|00:00:00|None assigned|Dependency|0:0|2026-11-28T10:00:09
 5|COMPLETED|00:00:04|spare|None|0:0|2026-11-25T02:25:20
 """
 
