@@ -25,10 +25,11 @@ A world size that is not printed was chosen among powers of two by the figure at
 CLOSING = """
 What is left, and what it may be:
 
-- `gpt3_15b_8t_release_sm_gb200` trains with `--tp-comm-overlap`, whose buffers and gathered inputs the planner does not describe and this
-  project does not switch on: 1.21e9 bytes at rest are six buffers of a whole micro-batch's hidden state (201e6 bytes each). At the peak
-  7.5e9 more are missing; two inputs of every layer in flight kept gathered would be 24 x 2 x 3/4 x 201e6 = 7.2e9, but no public source
-  says so, so that it is not itemised and the row decides nothing.
+- `gpt3_15b_8t_release_sm_gb200` has two goldens with the same layout, micro-batch and `--tp-comm-overlap` in their stored configurations:
+  14.65 GB at rest and 34.43 GB at the peak (2c6376b60c96), 14.70 and 42.64 GB (d98e8a64ddf3). What is at rest agrees within 0.3 %, the
+  peak differs by 24 %, and nothing stored says why. Ours is 2 % from the one, 21 % from the other; it does not describe the buffers of
+  `--tp-comm-overlap` (1.21e9 bytes at rest are six of a whole micro-batch's hidden state, 201e6 bytes each), which this project does not
+  switch on.
 - Tests with megatron's local layers hold 64 MiB more at rest than two workspaces of 32 MiB.
 - Two goldens of one configuration differ by 11 % (`deepseekv3_proxy_flex_tp1pp4emp16etp1cp1_release`, H100) and by 21 % (its GB200 twin,
   100.9 and 121.8 GB): the router sends more tokens to some ranks than to others, and the planner counts them as spread evenly.
@@ -73,7 +74,10 @@ _ROWS = [
     ("G-15b-tp8pp1-act", "gpt3_15b_8t_release", "dev_dgx_h100", "peak less rest", 0.03),
     ("G-15b-tp4pp2-peak-GB200", "gpt3_15b_8t_release_sm_gb200", "dev_dgx_gb200", "peak", 0.10),
 ]
-_OVERLAP = "trained with --tp-comm-overlap, which this project does not switch on and the planner does not describe"
+_CONTRADICTED = (
+    "the golden contradicts another one of the same test, which is the next row: 34.43 GB at the peak, with the same layout, micro-batch"
+    " and overlap flags in the stored configurations, and 14.65 against 14.70 GB at rest"
+)
 
 
 def golden_pairs() -> Iterator[Check]:
@@ -89,9 +93,15 @@ def golden_pairs() -> Iterator[Check]:
         }[what]
         yield Check(
             name, f"{test_case}, {golden}, {what}", theirs / 1e9, our / 1e9, "GB", row["source"], tolerance,
-            excluded=_OVERLAP if "gb200" in test_case else "",
+            excluded=_CONTRADICTED if "gb200" in test_case else "",
         )  # fmt: skip
-    # not among the goldens of the table: another release's figure of the same test
+    # two that are not among the goldens of the table: other releases' figures of the same tests
+    sm_gb200 = "gpt3_15b_8t_release_sm_gb200"
+    ours = _measured(rows[sm_gb200, "dev_dgx_gb200"])
+    source = f"NVIDIA/Megatron-LM:tests/functional_tests/test_cases/gpt/{sm_gb200}/golden_values_dev_dgx_gb200.json@2c6376b60c96"
+    yield Check(
+        "G-15b-tp4pp2-peak-GB200-b", f"{sm_gb200}, the other golden, peak", 34.43488768, ours.allocated_peak / 1e9, "GB", source, 0.10
+    )
     case = CASES["gpt3_7b_tp4_pp1_memory_speed"]
     ours = rank_memory(case.shape, case.layout, num_rows=case.num_rows, pipeline_rank=0, build=build_on(case, "gb200"))
     source = "NVIDIA/Megatron-LM: gpt3_7b_tp4_pp1_memory_speed/golden_values_dev_dgx_gb200.json"
