@@ -9,6 +9,8 @@ EXPERIMENT ?= quickstart
 PRESET ?= quickstart
 # more overrides of your own, each quoted for the shell: ARGS='blend.num_tokens=100000'
 ARGS ?=
+# of `make bench`: --full for full inputs, --only train_step for one
+BENCH_ARGS ?=
 # test processes at a time; a file's tests stay in one, because they share what its fixtures trained
 export TEST_PROCESSES ?= 2
 PYTEST := $(BIN)/python -m pytest -q --numprocesses=$(TEST_PROCESSES) --dist=loadfile
@@ -18,7 +20,7 @@ samples_quickstart := smollm2-135m china_law war_and_peace us_history hellaswag_
 samples_medical := smollm2-135m surgery war_and_peace us_history
 samples_tiny := tiny
 
-.PHONY: help setup samples quickstart test test-fast test-long test-other-core check pretrain-tokenizer pretrain-run pretrain-eval clean
+.PHONY: help setup samples quickstart test test-fast test-long test-other-core check bench pretrain-tokenizer pretrain-run pretrain-eval clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -64,6 +66,10 @@ test-other-core: $(VENV)/.installed ## the Megatron tests on megatron-core 0.19.
 check: $(VENV)/.installed ## lint, types, shell scripts, layers
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 	@$(BIN)/shellcheck launch/*.sh tools/*.sh slurm/*.sh slurm/*.sbatch slurm/env/*.sh .ci/run
+
+bench: $(VENV)/.installed ## every benchmark with shortened inputs, in under twenty minutes; writes benchmarks/RESULTS.md
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@$(BIN)/python benchmarks/run_all.py $(BENCH_ARGS)
 
 clean: ## remove the environments and caches; runs/ and data/ stay
 	rm -rf $(VENV) $(VENV)-core-0.19 .mypy_cache .ruff_cache .pytest_cache *.egg-info build

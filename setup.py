@@ -47,6 +47,13 @@ EXTRAS = {
     "samples": ["gguf>=0.17,<0.20", "accelerate>=1.1,<2"],
     "tensorboard": ["tensorboard>=2.15,<3"],  # monitor.tensorboard; 2.15: what torch 2.6 was released beside
     "harness": ["lm-eval>=0.4.13,<0.5"],  # eval.harness; 0.4.13: the newest, and what the tests run on; 0.5 is not released
+    "bench": [
+        # what datatrove's own deduplication, a peer in benchmarks/, cuts words with, reads by and hashes by
+        "spacy>=3.7,<4",  # 3.7: wheels for Python 3.12
+        "orjson>=3.9,<4",
+        "xxhash>=3,<4",  # 4 changed what datatrove calls
+        "gigatoken>=0.10,<0.11",  # as above
+    ],
     "dev": [
         "lm-eval>=0.4.13,<0.5",  # as above
         "data-selection>=1.0.3,<2",  # the selection's weights are held against its authors' code; 1.0.3: the newest

@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench_figures import note  # beside this script
+
 SIZES = (1, 4, 16)
 
 
@@ -115,6 +117,9 @@ def main() -> None:
         )
     of_clock, of_cpu = exponent(megabytes, medians["seconds"]), exponent(megabytes, medians["cpu_seconds"])
     peak = f"{medians['peak_mb'][0]:.0f} MB at 1x, {medians['peak_mb'][-1]:.0f} MB at 16x"
+    note("corpus stage: exponent of time over input size, 1 to 16 times", of_clock, "", detail=f"{megabytes[-1]:.0f} MB at 16x")
+    growth = medians["peak_mb"][-1] / medians["peak_mb"][0]
+    note("corpus stage: peak memory at 16 times the input against 1", growth, "times", detail=peak)
     print(f"result: exponent {of_clock:.3f} of seconds, {of_cpu:.3f} of CPU seconds; peak memory {peak}")
 
 

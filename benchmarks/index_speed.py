@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench_figures import note  # beside this script
+
 ROOT = Path(__file__).resolve().parents[1]
 CHUNK_LINES = 32  # as Megatron-LM's tool hands lines to its workers
 
@@ -177,6 +179,12 @@ def compare(folder: Path, source: Path, *, kind: str, model: str, workers: int, 
             f"; as Megatron-LM's tool does it {clock['megatron']:.2f} s ({cpu['megatron']:.2f} CPU s): "
             f"{clock['megatron'] / clock['ours']:.1f}x on the clock"
         )
+    size = f"{record['text_bytes'] / 1e6:.0f} MB, {record['encoder']['name']}"
+    goal = 15.0 if kind == "byte-level" else 1.5
+    peer = "megatron" if "megatron" in sides else "theirs"
+    against = "Megatron-LM's way with megatron-core's parts" if peer == "megatron" else f"a pool of {workers} of the reference library"
+    detail = f"{size}: {clock['ours']:.2f} s against {clock[peer]:.2f} s"
+    note(f"text to .bin/.idx, {kind}, against {against}", clock[peer] / clock["ours"], "times", at_least=goal, detail=detail)
     return (
         f"{kind}: {record['text_bytes'] / 1e6:.0f} MB, {record['tokens'] / 1e6:.1f} M tokens, encoder {record['encoder']['name']}: "
         f"ours {clock['ours']:.2f} s ({cpu['ours']:.2f} CPU s), pool of {workers} {clock['theirs']:.2f} s ({cpu['theirs']:.2f} CPU s): "

@@ -23,6 +23,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench_figures import note  # beside this script
+
 from megatron_cpt.plan.utilization import checkpoint_interval_seconds, goodput
 
 HERE = Path(__file__).resolve().parent.parent
@@ -245,6 +247,9 @@ def main() -> None:
             f"  {found.preflight_failures:15}  {found.end}",
             flush=True,
         )
+        if found.end == "finished":
+            detail = f"{cluster.num_devices:,} GPUs, {chosen.days:g} days, {found.starts} starts: {share:.1%} against {formula:.1%}"
+            note(f"goodput, a checkpoint every {minutes:g} min, against the planner's formula", share / formula, "times", detail=detail)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench_figures import note  # beside this script
+
 from megatron_cpt.config.schema import RowProbeConfig
 from megatron_cpt.plan.run_plan import EvalText, OptimizerPlan
 from megatron_cpt.record.store import read_json, write_json
@@ -172,6 +174,9 @@ def main() -> None:
         found = measure(arguments, rule)
         print(json.dumps({rule: {key: value for key, value in found.items() if key != "losses"}}), flush=True)
         if not arguments.rows_only:
+            scored = found["bits_per_byte"] if arguments.steps and found["failure"] is None else found["bits_per_byte_at_start"]
+            for role in ("domain", "general"):
+                note(f"rows by `{rule}`: {role} text after {found['steps']} steps", scored[role], "bits per byte")
             write_json(arguments.output, (read_json(arguments.output) if arguments.output.exists() else {}) | {rule: found})
     if arguments.table:
         print(table(read_json(arguments.output)))

@@ -25,6 +25,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench_figures import note  # beside this script
+
 RESULT = "timings.json"
 WARM_UP_STEPS = 2
 NEVER = 1_000_000
@@ -140,11 +142,16 @@ def main() -> None:
                 start_ups += clock["start_up"]
     tokens = arguments.samples * RunPlan.load(arguments.run / "plan" / "plan.yaml").layout.sequence_length
     speed = {name: settings[name][0] * tokens / statistics.median(times) for name, times in seconds.items()}
+    overhead, scaling = 100 * statistics.median(overheads), speed["two"] / speed["one"]
+    note("the loop's own share of a step", overhead, "%", at_most=2, detail=f"of {statistics.median(seconds['whole']):.2f} s")
+    note("waiting for data, a step", 1000 * statistics.median(waits), "ms", detail=f"longest {1000 * max(waits):.2f} ms")
+    note("start-up, from the command to the first step", statistics.median(start_ups), "s")
+    note("tokens/s of two ranks against one, one core each", scaling, "times", detail=f"{speed['two']:.0f} against {speed['one']:.0f}")
     print(f"step                 {statistics.median(seconds['whole']):8.3f} s    {speed['whole']:.0f} tokens/s on {cores} cores")
-    print(f"loop's overhead      {100 * statistics.median(overheads):8.2f} %    of a step, outside forward, backward and optimizer")
+    print(f"loop's overhead      {overhead:8.2f} %    of a step, outside forward, backward and optimizer")
     print(f"waited for data      {1000 * statistics.median(waits):8.2f} ms   a step (longest {1000 * max(waits):.2f} ms)")
     print(f"start-up             {statistics.median(start_ups):8.1f} s    from the command to the first step")
-    print(f"weak scaling         {speed['two'] / speed['one']:8.2f}      times the tokens/s of one rank ({speed['one']:.0f}) on two ranks")
+    print(f"weak scaling         {scaling:8.2f}      times the tokens/s of one rank ({speed['one']:.0f}) on two ranks")
     print(f"medians of {len(seconds['whole'])} steps in {arguments.rounds} rounds")
 
 

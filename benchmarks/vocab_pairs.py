@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench_figures import note  # beside this script
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 import fetch_samples
 import fetch_tokenizers
@@ -183,6 +185,10 @@ def main(arguments: list[str] | None = None) -> int:
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 write_json(kept, measure_pair(base_name, DOMAINS[domain_name], chosen.data_dir, chosen.num_new_pieces))
             rows.append(read_json(kept))
+            if "refused" not in rows[-1]:
+                changed = f"{rows[-1]['drift']['num_changed']} of {rows[-1]['drift']['num_documents']:,} general documents changed"
+                what = f"tokens saved on {domain_name} by {chosen.num_new_pieces:,} pieces, {base_name}"
+                note(what, 100 * rows[-1]["domain_token_saving"], "%", detail=changed)
     print(table(rows))
     if chosen.table:
         chosen.table.write_text(table(rows), encoding="utf-8")

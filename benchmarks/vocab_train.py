@@ -26,6 +26,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench_figures import note  # beside this script
+
 KINDS = ("bpe", "unigram", "byte_level")
 
 
@@ -163,6 +165,8 @@ def main() -> None:
             peak = {who: max(each for _, _, each in found[kind, who]) / 1e9 for who in ("ours", "library")}
             trained = json.loads((folder / f"{kind}.json").read_text())["bytes"] / 1e6
             ratio, of_cpu = (each["ours"] / each["library"] for each in (seconds, cpu))
+            detail = f"{trained:.1f} MB, {seconds['ours']:.1f} s against {seconds['library']:.1f} s; peak {peak['ours']:.2f} GB"
+            note(f"training a vocabulary, {kind}, against the library alone", ratio, "times", at_most=1.10, detail=detail)
             print(
                 f"{kind:<11} {options.pieces:,} pieces from {trained:.1f} MB within the bound: {seconds['ours']:.1f} s, library alone "
                 f"{seconds['library']:.1f} s, ratio {ratio:.2f} (goal: at most 1.10), of CPU seconds {of_cpu:.2f}; "
