@@ -78,8 +78,8 @@ def convert(direction: str, source: Path, out: Path, like: Path, max_shard_bytes
             num_padding = vocab.num_padded_rows - num_ids
             added = {
                 name: rows.new_rows(rows.RowInputs(base.read(name), []), rule="mean", num_padding=num_padding)
-                for name in ROW_TENSORS
-                if num_padding
+                for name in ROW_TENSORS  # of any family: those that this one has
+                if num_padding and name in base.entries
             }
             write_checkpoint(out, base, bones, new_rows=added, common={})
         else:
@@ -107,7 +107,9 @@ def size_of(folder: Path) -> int:
 
 def run(direction: str, source: Path, out: Path, options: argparse.Namespace, like: Path) -> dict[str, float]:
     command = [sys.executable, __file__, "--convert", direction, str(source), str(out), str(like), "--shard-gb", str(options.shard_gb)]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True)
+    answer = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    if answer.returncode:
+        sys.exit(f"The conversion ended with {answer.returncode}; what it said stands above.")
     return json.loads(answer.stdout.splitlines()[-1])
 
 

@@ -69,7 +69,7 @@ BENCHMARKS = (
     Benchmark("train_step", ("--rounds", "2")),
     Benchmark("train_loop", (str(RUN), "--rounds", "1", "--steps", "5", "--samples", "1"), (str(RUN),), needs_run=True),
     Benchmark("async_save", ("--rounds", "1")),
-    Benchmark("convert", ("--hidden", "1024", "--layers", "16")),
+    Benchmark("convert", ("--rounds", "1")),
     Benchmark("vocab_train", ("--megabytes", "12", "--pieces", "4000", "--rounds", "1")),
     Benchmark("vocab_pairs", (*PAIRS, "--bases", "smollm2", "--domains", "china_law"), PAIRS),
     Benchmark(
