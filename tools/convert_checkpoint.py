@@ -6,7 +6,7 @@
     python tools/convert_checkpoint.py gguf-to-hf           FILE       OUT [--tokenizer FOLDER] [--check]
 
 FOLDER is a Hugging Face folder with safetensors. CHECKPOINT is a folder that holds metadata.json and .metadata (torch_dist,
-megatron-core 0.16 to 0.19); OUT/model is one. OUT appears when it is whole. docs/export.md says more.
+megatron-core 0.16 to 0.19); OUT/model is one. OUT appears when it is whole. docs/reference/export.md says more.
 """
 
 from __future__ import annotations

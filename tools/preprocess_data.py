@@ -5,7 +5,8 @@
 
 Writes `<output-prefix>_<key>_document.bin`, `.idx` and a record of both, `.json`, for each of `--json-keys`. Records that cannot be used
 (no such key, null, not a string, blank, not UTF-8) are left out and counted. Texts themselves are indexed as they are: cleaning,
-deduplication and splitting belong to the corpus stage of `megatron-cpt`. docs/index.md says which flags are refused, and why.
+deduplication and splitting belong to the corpus stage of `megatron-cpt`. docs/reference/token-index.md says which flags are refused,
+and why.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class CompareConfig:
     """Vocabularies trained on the domain sample beside the extension, each of `kinds` at each of `sizes` (empty: `num_new_pieces`).
 
     `normaliser` is identity, or nfkc, which is refused where it would change the text. `relearn_tokens` is how many tokens of training
-    the new rows need, where you measured it (docs/vocabulary-break-even.md); null takes a published figure.
+    the new rows need, where you measured it (docs/reference/vocabulary-break-even.md); null takes a published figure.
     """
 
     kinds: list[str] = field(default_factory=lambda: ["bpe", "unigram", "byte_level"])
@@ -156,7 +156,7 @@ class DecontaminateConfig:
     action: str = "drop"
     words: int = 13  # Brown et al. 2020, arXiv 2005.14165, appendix C
     characters: int = 24  # a Chinese word has some 1.5 to 2 characters
-    item_share: float = 0.5  # one run alone may be a set phrase, which statutes are full of (docs/corpus.md)
+    item_share: float = 0.5  # one run alone may be a set phrase, which statutes are full of (docs/reference/corpus.md)
     texts: list[str] = field(default_factory=list)
     text_key: str = "text"
     document_share: float = 0.5
@@ -164,7 +164,7 @@ class DecontaminateConfig:
 
 @dataclass
 class SelectConfig:
-    """Which documents of a pool are chosen by their likeness to a domain (docs/corpus.md). The default chooses all.
+    """Which documents of a pool are chosen by their likeness to a domain (docs/reference/corpus.md). The default chooses all.
 
     `target` defines the domain: sources of the experiment by name, or files, whose text is in `target_text_key`. The documents of `pool`
     (empty: every source but the target's) compete for `max_documents` and `max_bytes` of UTF-8 text; what is not chosen is rejected.
@@ -196,7 +196,7 @@ class CoverageConfig:
 
 @dataclass
 class CorpusConfig:
-    """How the sources become the corpus (docs/corpus.md)."""
+    """How the sources become the corpus (docs/reference/corpus.md)."""
 
     engine: EngineConfig = field(default_factory=EngineConfig)
     filters: FilterConfig = field(default_factory=FilterConfig)
@@ -338,7 +338,7 @@ class ClusterConfig:
 class GpuConfig:
     """A device: dense peak per second, memory, power; `null` is unknown and stays unknown. `mfu_*` are shares of the bf16 peak.
 
-    `matmul_tflops` to `num_multiprocessors` let the plan predict a step (docs/planning.md): what large matrix products reach, and what
+    `matmul_tflops` to `num_multiprocessors` let the plan predict a step (docs/reference/planning.md): what large matrix products reach, and what
     memory, the link to another device of the node, and the network to another node carry, each way. `mtbf_hours` is how long one
     device, with its part of node and network, works between two interruptions of a run.
 
@@ -461,7 +461,7 @@ class RetryConfig:
 
 @dataclass
 class GateConfig:
-    """How a candidate is judged, what stops training at once, and what is tried after a rollback (docs/rollback.md)."""
+    """How a candidate is judged, what stops training at once, and what is tried after a rollback (docs/reference/rollback.md)."""
 
     rules: list[GateRuleConfig] = field(default_factory=list)
     confidence: float = 0.95
@@ -473,7 +473,7 @@ class GateConfig:
 
 @dataclass
 class BenchConfig:
-    """A benchmark: a JSONL file of questions (docs/bench.md). What its rows say of group, licence and source need not be repeated.
+    """A benchmark: a JSONL file of questions (docs/reference/bench.md). What its rows say of group, licence and source need not be repeated.
 
     `template` turns a question into a prompt ({question} is its place) and `separator` stands before an answer. The first `few_shot`
     items are shown as examples and not scored; at most `max_items` of the others are. What is generated, up to `max_new_tokens`, ends at
@@ -514,7 +514,7 @@ class EvalConfig:
     """Held-out texts: the test split of each named source, at most `max_bytes` of it and `max_document_bytes` of a document.
 
     `tasks` names benchmarks of `bench`; with `tasks_in_loop` they are scored while training too. Generated code runs in a sandbox
-    (docs/bench.md); where the kernel offers none the evaluation stops, unless `run_code_unconfined` accepts the risk.
+    (docs/reference/bench.md); where the kernel offers none the evaluation stops, unless `run_code_unconfined` accepts the risk.
 
     With `stride_tokens` windows overlap: each scores so many tokens, given the `window_tokens - stride_tokens` before them, at
     `window_tokens / stride_tokens` times the cost; null cuts a document into windows side by side. `cache` keeps the base model's
@@ -547,7 +547,7 @@ class ExportConfig:
     `dtype: null` keeps the base's type. `prompts` are completed by base and exported model side by side, at most
     `completion_tokens` each; without any they are the beginnings of held-out texts, and 0 tokens leave the step out.
     `instruct_model` is the folder of the instruct model that was made from this base: its difference to the base is added in a
-    second folder (docs/export.md).
+    second folder (docs/reference/export.md).
     """
 
     dtype: str | None = None
