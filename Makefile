@@ -18,7 +18,7 @@ samples_quickstart := smollm2-135m china_law war_and_peace us_history hellaswag_
 samples_medical := smollm2-135m surgery war_and_peace us_history
 samples_tiny := tiny
 
-.PHONY: help setup samples quickstart test test-fast test-long test-other-core check pretrain-tokenizer pretrain-run pretrain-eval clean
+.PHONY: help setup samples quickstart test test-fast test-long test-other-core check docs pretrain-tokenizer pretrain-run pretrain-eval clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -65,5 +65,8 @@ check: $(VENV)/.installed ## lint, types, shell scripts, layers
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 	@$(BIN)/shellcheck launch/*.sh tools/*.sh slurm/*.sh slurm/*.sbatch slurm/env/*.sh .ci/run
 
+docs: $(VENV)/.installed ## build docs/_build/html/index.html from docs/, the schema and the parsers; a warning is an error
+	@$(BIN)/python -m sphinx -q -b html -W --keep-going docs docs/_build/html
+
 clean: ## remove the environments and caches; runs/ and data/ stay
-	rm -rf $(VENV) $(VENV)-core-0.19 .mypy_cache .ruff_cache .pytest_cache *.egg-info build
+	rm -rf $(VENV) $(VENV)-core-0.19 .mypy_cache .ruff_cache .pytest_cache *.egg-info build docs/_build docs/reference/generated
