@@ -101,8 +101,7 @@ def options_of(folder: Path) -> list[tuple[str, str]]:
     """Return the options of a folder of conf/, each with the first comment of its file, however many lines it has."""
     found = []
     for path in sorted(folder.glob("*.yaml")):
-        first = re.search(r"^(?:# (?!@package).*
-)+", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        first = re.search(r"^(?:# (?!@package).*\n)+", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
         found.append((path.stem, " ".join(re.findall(r"# (.*)", first[0])) if first else ""))
     return found
 
@@ -136,8 +135,8 @@ def configuration_pages() -> Iterator[tuple[str, str]]:
         page(
             "Every key of the configuration",
             "A key is set in an experiment file, or on the command line in Hydra's grammar, which goes before it: `schedule.peak_lr=2e-4`.",
-        "What has no default decides a result or a bill and must be set.",
-        "`megatron-cpt <stage> experiment=... --cfg job` prints the composed whole.",
+            "What has no default decides a result or a bill and must be set.",
+            "`megatron-cpt <stage> experiment=... --cfg job` prints the composed whole.",
             "",
             *table(
                 ("key", "type", "default", "unit", "meaning"),
