@@ -6,6 +6,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
 
+from pygments.lexers import JsonLexer  # noqa: E402
+from sphinx.highlighting import lexers  # noqa: E402
+
 import megatron_cpt  # noqa: E402  # found by the line above
 
 project = "megatron_cpt"
@@ -24,3 +27,5 @@ html_title = f"megatron_cpt {release}"
 html_show_copyright = False
 html_show_sourcelink = False
 copybutton_exclude = ".linenos, .gp, .go"
+
+lexers["jsonl"] = JsonLexer()  # one object a line

@@ -43,9 +43,10 @@ class Message:
         )
 
 
-def _modules() -> Iterator[tuple[str, ast.Module]]:
-    for path in sorted(PACKAGE.rglob("*.py")):
-        yield str(path.relative_to(PACKAGE.parent)), ast.parse(path.read_text(encoding="utf-8"))
+@cache
+def _modules() -> tuple[tuple[str, ast.Module], ...]:
+    paths = sorted(PACKAGE.rglob("*.py"))
+    return tuple((str(path.relative_to(PACKAGE.parent)), ast.parse(path.read_text(encoding="utf-8"))) for path in paths)
 
 
 @cache
@@ -82,43 +83,54 @@ def _texts(node: ast.expr | None) -> list[str]:
     return []
 
 
+def _makers(tree: ast.Module) -> dict[str, str]:
+    """Return what a module's calls make errors with: classes, and functions that hand their first argument to a class."""
+    found = {name: name for name in kinds()}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.args.args:
+            for inner in ast.walk(node):
+                is_made = isinstance(inner, ast.Call) and isinstance(inner.func, ast.Name) and inner.func.id in kinds() and inner.args
+                if is_made and getattr(inner.args[0], "id", "") == node.args.args[0].arg:
+                    found[node.name] = inner.func.id
+    return found
+
+
 @cache
 def messages() -> tuple[Message, ...]:
     """Return all messages, in the order of the modules."""
     found: dict[tuple[str, str], Message] = {}
     for module, tree in _modules():
+        makers = _makers(tree)
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in kinds() and node.args:
-                steps = [text for word in node.keywords if word.arg == "next_step" for text in _texts(word.value)]
-                for text in _texts(node.args[0]):
-                    found.setdefault((node.func.id, text), Message(node.func.id, text, steps[0] if steps else "", module))
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or not node.args:
+                continue
+            steps = [text for word in node.keywords if word.arg == "next_step" for text in _texts(word.value)]
+            if node.func.id == "raise_all" and isinstance(node.args[0], ast.Name):
+                kind, texts = node.args[0].id, [text for element in _elements(node.args[1]) for text in _texts(element)]
+            else:
+                kind, texts = makers.get(node.func.id, ""), _texts(node.args[0])
+            for text in texts if kind in kinds() else []:
+                if text.replace(FILLED_IN, "").strip(" ."):
+                    found.setdefault((kind, text), Message(kind, text, steps[0] if steps else "", module))
         for text in _problems(tree):
             found.setdefault(("", text), Message("", text, "", module))
     return tuple(found.values())
 
 
+def _elements(node: ast.expr) -> list[ast.expr]:
+    """Return what stands for the elements of a list that is written out."""
+    return node.elts if isinstance(node, ast.List) else [node.elt] if isinstance(node, ast.ListComp) else []
+
+
 def _problems(tree: ast.Module) -> Iterator[str]:
     """Yield the texts of problems that are gathered: what is put into a list of problems, or returned by a function that lists them."""
     for node in ast.walk(tree):
+        elements: list[ast.expr] = []
         if isinstance(node, ast.FunctionDef) and "problem" in node.name:
-            for inner in ast.walk(node):
-                if isinstance(inner, ast.List):
-                    yield from (text for element in inner.elts for text in _texts(element))
-                elif isinstance(inner, ast.ListComp):
-                    yield from _texts(inner.elt)
-        put = (
-            node.value
-            if isinstance(node, ast.AugAssign | ast.Assign | ast.AnnAssign) and "problem" in ast.unparse(node).split("=")[0]
-            else None
-        )
-        if isinstance(put, ast.List):
-            yield from (text for element in put.elts for text in _texts(element))
-        elif isinstance(put, ast.ListComp):
-            yield from _texts(put.elt)
-        if (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Attribute)
-            and node.func.attr == "append"
-            and "problem" in ast.unparse(node.func.value)
-        ):
-            yield from _texts(node.args[0])
+            elements = [element for inner in ast.walk(node) if isinstance(inner, ast.expr) for element in _elements(inner)]
+        elif isinstance(node, ast.AugAssign | ast.Assign | ast.AnnAssign) and node.value is not None:
+            is_list_of_problems = "problem" in ast.unparse(node).partition("=")[0]
+            elements = _elements(node.value) if is_list_of_problems else []
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "append":
+            elements = node.args if "problem" in ast.unparse(node.func.value) else []
+        yield from (text for element in elements for text in _texts(element))
