@@ -22,17 +22,16 @@ def _options(actions: Iterable[argparse.Action]) -> list[str]:
     """Return a table of options and arguments; empty where there is none but --help."""
     rows = []
     for action in actions:
-        if isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
+        if isinstance(action, argparse._HelpAction | argparse._SubParsersAction) or action.help == argparse.SUPPRESS:
             continue
         takes = action.metavar or (action.dest.upper() if action.nargs != 0 else "")
         takes = " ".join(takes) if isinstance(takes, tuple) else str(takes)
         name = ", ".join(map(code, action.option_strings)) if action.option_strings else code(takes)
         choices = ", ".join(code(choice) for choice in action.choices) if action.choices else ""
         shown = words(str(action.help or "") % {**vars(action), "prog": "", "choices": ", ".join(map(str, action.choices or ()))})
-        default = action.default if action.nargs != 0 and action.default not in (None, argparse.SUPPRESS, []) else None
-        rows.append(
-            (name, code(takes) if takes and action.option_strings else "", shown, choices, code(default) if default is not None else "")
-        )
+        is_said = action.nargs == 0 or action.default in (None, argparse.SUPPRESS, []) or "default" in shown
+        default = "" if is_said else code(action.default)
+        rows.append((name, code(takes) if takes and action.option_strings else "", shown, choices, default))
     return table(("option", "takes", "does", "one of", "default"), rows) if rows else []
 
 

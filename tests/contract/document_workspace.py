@@ -18,6 +18,7 @@ CONFIG_JSON = {
     "rope_theta": 100000.0, "tie_word_embeddings": True,
     "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "float32",
 }  # fmt: skip
+SIZED_FOR_A_CLUSTER = {"global_batch_size: 2": "global_batch_size: 32", "dtype: fp32": "dtype: bf16"}  # as its owner would
 FILLED_IN = {
     "path": "docs/explanation/*.md",
     "licence": "Apache-2.0",
@@ -36,6 +37,10 @@ def make(folder: Path) -> Path:
     for model in ("data/models/smollm2-135m", "data/models/tiny-llama", "path/to/hf_folder"):
         (folder / model).mkdir(parents=True)
         (folder / model / "config.json").write_text(json.dumps(CONFIG_JSON), encoding="utf-8")
+    for option in (ROOT / "conf" / "source").glob("*.yaml"):
+        path = folder / yaml.safe_load(option.read_text(encoding="utf-8"))["path"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"text": f"A text that stands for {option.stem}."}) + "\n", encoding="utf-8")
     for group, template in (("cluster", "slurm_h100_4x8"), ("tariff", "lambda_h100"), ("gpu", "cpu_host")):
         (folder / "site" / group).mkdir(parents=True)
         name = "this_host" if group == "gpu" else "mine"
@@ -51,6 +56,9 @@ def make(folder: Path) -> Path:
 def filled_in_template() -> str:
     """Return conf/experiment/own_corpus.yaml with every ??? filled in, as the README asks."""
     text = (ROOT / "conf" / "experiment" / "own_corpus.yaml").read_text(encoding="utf-8").replace("run_name: own_corpus", "run_name: mine")
+    for template, sized in SIZED_FOR_A_CLUSTER.items():
+        assert template in text
+        text = text.replace(template, sized)
     text = re.sub(r"(\w+): \?\?\?", lambda found: f'{found[1]}: "{FILLED_IN.get(found[1], "en")}"', text)
     assert "???" not in text.partition("# @package")[2].partition("\n")[2].split("# A template")[0]
     return text

@@ -9,7 +9,9 @@ import contextlib
 import io
 import re
 import subprocess
+import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from megatron_cpt.eval.__main__ import parse as parse_eval
 from megatron_cpt.gate.null_experiment import KEYS
 
 BLOCKS = blocks()
+OF_OTHERS = ("user-guide/", "_pages/", "code-docs/", "performance-summary")  # pages of other projects, named as a source
 SHELL = ("bash", "sh", "console", "shell")
 COMMANDS = list({command.words: command for block in BLOCKS if block.language in SHELL for command in commands(block)}.values())
 LANGUAGES = {*SHELL, "text", "yaml", "json", "jsonl", "python", "{toctree}"}
@@ -77,7 +80,7 @@ def check_of(head: str) -> Callable[[list[str], Path], None]:
 
 def megatron_cpt(words: list[str], workspace: Path) -> None:
     """Read the command line, compose what it sets, and run what takes seconds and starts nothing."""
-    words = [word.removeprefix("[").removesuffix("]") for word in words[1:]]
+    words = [without_brackets(word) for word in words[1:]]
     is_help = "--help" in words or "--version" in words
     if is_help or words[0] == "completion":
         with contextlib.suppress(SystemExit):
@@ -94,6 +97,12 @@ def megatron_cpt(words: list[str], workspace: Path) -> None:
     is_dry = arguments.command == "submit" and arguments.dry_run
     if reads_what_is_there and not arguments.multirun and (is_dry or arguments.command in ("plan", "search")):
         assert printed([*words, *([] if arguments.config_dir else ["--config-dir", str(config_dir)])])
+
+
+def without_brackets(word: str) -> str:
+    """Return a word of a synopsis without the brackets that say that it may be left out."""
+    word = word.removeprefix("[")
+    return word if "[" in word else word.removesuffix("]")
 
 
 def printed(words: list[str]) -> str:
@@ -116,7 +125,7 @@ def make_target(words: list[str], workspace: Path) -> None:
 
 def python(words: list[str], workspace: Path) -> None:
     """Read the command line of a script by its own parser; of a module by what it knows."""
-    words = [word.removeprefix("[").removesuffix("]") for word in words[1:]]
+    words = [without_brackets(word) for word in words[1:]]
     if words[0] != "-m":
         path = ROOT / words[0]
         assert path.is_file(), path
@@ -177,6 +186,31 @@ def script(words: list[str], workspace: Path) -> None:
 def really(words: list[str], workspace: Path) -> None:
     """Do it, in the reader's folder."""
     subprocess.run(words, cwd=workspace, check=True)
+
+
+CHEAP = ("tools/estimate_cost.py", "--dry-run", "--help")  # what these print depends on no clock and no machine
+SHOWN = [
+    (command, block)
+    for before, block in pairwise(BLOCKS)
+    if block.language == "text" and before.page == block.page and before.language in SHELL
+    for command in [*commands(before)][-1:]
+    if set(CHEAP) & set(command.words)
+]
+
+
+@pytest.mark.parametrize(("command", "block"), SHOWN, ids=lambda value: f"{value.page}:{value.line}" if isinstance(value, Block) else "")
+def test_output_that_is_shown_is_what_the_command_prints(
+    command: Command, block: Block, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace)
+    if command.words[0] == "megatron-cpt":
+        out = printed([*command.words[1:], "--config-dir", "site"])
+    else:
+        done = subprocess.run([sys.executable, *command.words[1:]], capture_output=True, text=True, check=True)
+        out = done.stdout
+    squeezed = "".join(out.split())
+    for part in re.split(r"^(?:\.\.\.|\u2026|\[.*\])$", block.text, flags=re.MULTILINE):  # a line of dots leaves something out
+        assert "".join(part.split()) in squeezed, out
 
 
 def test_every_block_names_its_language() -> None:
@@ -241,3 +275,20 @@ def unknown_keys(data: dict[str, object]) -> list[str]:
         return wrong(ExperimentConfig, data, "")
     kinds = [part for part in parts_of(ExperimentConfig).values() if set(data) <= set(part.__dataclass_fields__)]
     return [] if kinds else list(data)
+
+
+def test_tables_made_from_records_are_what_the_records_hold() -> None:
+    done = subprocess.run([sys.executable, "docs/figures.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_page_that_is_named_anywhere_exists() -> None:
+    names = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=False).stdout.split("\n")
+    missing = []
+    for name in names:
+        if name.endswith((".md", ".py", ".yaml", ".sh", ".toml")) and not name.startswith("tests/data") and (ROOT / name).is_file():
+            text = (ROOT / name).read_text(encoding="utf-8")
+            for page in re.findall(r"(?<![\w/.:(-])\(?docs/((?:[\w-]+/)*[\w-]+\.md)\b", text):
+                if not (ROOT / "docs" / page).is_file() and not page.startswith(("reference/generated/", *OF_OTHERS)):
+                    missing.append(f"{name}: docs/{page}")
+    assert missing == []
