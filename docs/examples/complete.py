@@ -1,6 +1,6 @@
 """Complete a text with an exported model, as anyone would who has transformers and has never heard of this project.
 
-    python docs/examples/complete.py runs/mine/export/hf "textwrap.wrap(text, width=70)"
+python docs/examples/complete.py runs/mine/export/hf "textwrap.wrap(text, width=70)"
 """
 
 from __future__ import annotations

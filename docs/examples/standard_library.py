@@ -1,6 +1,6 @@
 """Write the docstrings of Python's standard library as a corpus: one JSON line a module. Nothing is fetched and nothing is imported.
 
-    python docs/examples/standard_library.py data/python_docs.jsonl
+python docs/examples/standard_library.py data/python_docs.jsonl
 """
 
 from __future__ import annotations
