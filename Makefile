@@ -20,7 +20,7 @@ samples_quickstart := smollm2-135m china_law war_and_peace us_history hellaswag_
 samples_medical := smollm2-135m surgery war_and_peace us_history
 samples_tiny := tiny
 
-.PHONY: help setup samples quickstart test test-fast test-long test-other-core check bench pretrain-tokenizer pretrain-run pretrain-eval clean
+.PHONY: help setup samples quickstart test test-fast test-long test-other-core check bench docs figures pretrain-tokenizer pretrain-run pretrain-eval clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -71,5 +71,11 @@ bench: $(VENV)/.installed ## every benchmark with shortened inputs, in under twe
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@$(BIN)/python benchmarks/run_all.py $(BENCH_ARGS)
 
+docs: $(VENV)/.installed ## build docs/_build/html/index.html from docs/, the schema and the parsers; a warning is an error
+	@$(BIN)/python -m sphinx -q -b html -W --keep-going docs docs/_build/html
+
+figures: $(VENV)/.installed ## write the tables of the documents from their records (docs/figures.py --how: what measures those anew)
+	@$(BIN)/python docs/figures.py
+
 clean: ## remove the environments and caches; runs/ and data/ stay
-	rm -rf $(VENV) $(VENV)-core-0.19 .mypy_cache .ruff_cache .pytest_cache *.egg-info build
+	rm -rf $(VENV) $(VENV)-core-0.19 .mypy_cache .ruff_cache .pytest_cache *.egg-info build docs/_build docs/reference/generated

@@ -31,6 +31,12 @@ CORE = [
     "license-expression>=30.4,<31",  # the SPDX list of licences; 30.4: LicenseRef and exceptions as used; the major is the list's form
     "wandb>=0.19,<0.32",  # 0.19: run-local settings object; monthly releases, so the newest tested is the bound
 ]
+DOCS = [  # `make docs`
+    "sphinx>=8.1,<10",  # 8.1: what furo and both versions of myst-parser take, on Python 3.11 to 3.13; 9 is what CI runs
+    "myst-parser>=4,<6",  # 4: the first for Sphinx 8; 5 is what CI runs
+    "furo>=2024.8.6,<2027",  # 2024.8.6: the first for Sphinx 8; a calendar's numbers, next year's is tested when it is there
+    "sphinx-copybutton>=0.5.2,<0.6",  # 0.5.2: the newest
+]
 EXTRAS = {
     "gpu": [
         "transformer-engine[pytorch]>=2.4,<3",  # 2.4: the oldest that megatron-core 0.16 names
@@ -54,7 +60,9 @@ EXTRAS = {
         "xxhash>=3,<4",  # 4 changed what datatrove calls
         "gigatoken>=0.10,<0.11",  # as above
     ],
+    "docs": DOCS,
     "dev": [
+        *DOCS,
         "lm-eval>=0.4.13,<0.5",  # as above
         "data-selection>=1.0.3,<2",  # the selection's weights are held against its authors' code; 1.0.3: the newest
         "nltk>=3.8,<4",  # which it needs and does not declare

@@ -5,9 +5,9 @@
 The peer is the way Megatron-LM's own tool works: a pool of processes parses and encodes one line at a time, handed over in chunks of 32,
 and one process writes. It comes in two forms. One calls the reference library alone, and must write our bytes. The other, for a byte-level
 tokenizer, does what Megatron-LM's tool does: megatron-core's tokenizer over transformers in each worker, and megatron-core's
-IndexedDatasetBuilder (its bytes may differ where a text names a special token, docs/index.md). All begin as new processes and end when
-their files are on disk; runs are interleaved and medians are compared. The text is Python source of this machine (standard library and
-site-packages). Prints one line of figures for each tokenizer, and the peak memory at 1x and 4x.
+IndexedDatasetBuilder (its bytes may differ where a text names a special token, docs/reference/token-index.md). All begin as new
+processes and end when their files are on disk; runs are interleaved and medians are compared. The text is Python source of this
+machine (standard library and site-packages). Prints one line of figures for each tokenizer, and the peak memory at 1x and 4x.
 """
 
 from __future__ import annotations

@@ -128,24 +128,34 @@ def old_vocabulary_bits(ground: Any, added: Any, backend: Any) -> float:
     return bits
 
 
+def _after(found: dict[str, Any]) -> dict[str, float]:
+    """Return the scores after the steps; none where there were no steps or they failed."""
+    return found["bits_per_byte"] if found["steps"] and found["failure"] is None else {}
+
+
 def table(figures: dict[str, Any]) -> str:
-    lines = [
-        "| rule | domain, step 0 | domain, after | general, step 0 | general, after | general over old ids, step 0 |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for rule, found in figures.items():
-        start, end = found["bits_per_byte_at_start"], found["bits_per_byte"]
-        after = end if found["steps"] and found["failure"] is None else {}
-        cells = [start["domain"], after.get("domain"), start["general"], after.get("general"), found.get("general_over_old_ids")]
-        lines.append(f"| {rule} | " + " | ".join("-" if cell is None else f"{cell:.4f}" for cell in cells) + " |")
+    """Return the figures as Markdown; a column that no rule has a figure for is left out."""
+    columns = {
+        "domain, step 0": [found["bits_per_byte_at_start"]["domain"] for found in figures.values()],
+        "domain, after": [_after(found).get("domain") for found in figures.values()],
+        "general, step 0": [found["bits_per_byte_at_start"]["general"] for found in figures.values()],
+        "general, after": [_after(found).get("general") for found in figures.values()],
+        "general over old ids, step 0": [found.get("general_over_old_ids") for found in figures.values()],
+    }
+    shown = {head: cells for head, cells in columns.items() if any(cell is not None for cell in cells)}
+    lines = ["| rule | " + " | ".join(shown) + " |", "| --- " * (len(shown) + 1) + "|"]
+    for number, rule in enumerate(figures):
+        cells = ["-" if column[number] is None else f"{column[number]:.4f}" for column in shown.values()]
+        lines.append(f"| {rule} | " + " | ".join(cells) + " |")
     over_old_ids = {found.get("general_over_old_ids") for found in figures.values()}
     if over_old_ids != {None}:
         lines += [
-            "",
+            "",  # after the table
             "Over old ids alone: " + ("equal bit for bit in all rows." if len(over_old_ids) == 1 else f"NOT EQUAL: {over_old_ids}."),
         ]
     tried = {rule: found["bits_per_byte"]["domain"] for rule, found in figures.items() if found["steps"] and found["failure"] is None}
     if tried:
+        lines += [] if lines[-1].startswith("Over") else [""]
         lines.append(f"The probe takes {min(tried, key=lambda rule: tried[rule])}.")
     return "\n".join(lines)
 

@@ -120,7 +120,7 @@ def parser() -> Parser:
         description="Rank every legal layout that fits by predicted time, and say why the configuration's own is slower if it is.\n\n"
         "reads:   the configuration and the base model's config.json; no stage need have run, no GPU is used\n"
         "refuses: a device whose rates are not known",
-        epilog=f"example:\n  megatron-cpt search experiment=medical cluster=h100_8 gpu=h100_sxm\n\n{EXIT_CODES}",
+        epilog=f"example:\n  megatron-cpt search experiment=medical cluster=h100_8 gpu=h100_sxm parallel.dtype=bf16\n\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     search.add_argument("--count", type=int, default=10, metavar="N", help="how many to print (10)")

@@ -29,7 +29,8 @@ PARENT_VARIABLE = "MEGATRON_CPT_PARENT"
 ATTEMPT_VARIABLE = "MEGATRON_CPT_ATTEMPT"
 METERED_VARIABLE = "MEGATRON_CPT_METERED_BOOT"  # the boot id of the machine whose energy the command itself reads
 # Activations and gradients of some megabytes come and go in every step. By default glibc maps each anew from the kernel, which fills it
-# with zeros page by page: 3 to 12 % of a step on a CPU. These keep the freed memory, for about 3 % more of it (docs/benchmarks.md).
+# with zeros page by page: 3 to 12 % of a step on a CPU. These keep the freed memory, for about 3 % more of it
+# (docs/measured/benchmarks.md).
 KEEP_FREED_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),  # the highest that mallopt(3) takes
     "MALLOC_TRIM_THRESHOLD_": str(10**9),

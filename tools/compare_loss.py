@@ -21,10 +21,10 @@ EXIT_DIFFERENT = 1
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("left", type=Path, help="a run folder, or a metrics.jsonl")
-    parser.add_argument("right", type=Path)
+    parser.add_argument("right", type=Path, help="the other one")
     parser.add_argument("--tolerance", type=float, default=0.0, help="relative; 0 (the default) asks for the same bits")
-    parser.add_argument("--first-step", type=int)
-    parser.add_argument("--last-step", type=int)
+    parser.add_argument("--first-step", type=int, help="compare from this step on")
+    parser.add_argument("--last-step", type=int, help="compare up to this step")
     chosen = parser.parse_args(arguments)
     try:
         differences = compare_runs(

@@ -6,7 +6,7 @@
     python tools/convert_checkpoint.py gguf-to-hf           FILE       OUT [--tokenizer FOLDER] [--check]
 
 FOLDER is a Hugging Face folder with safetensors. CHECKPOINT is a folder that holds metadata.json and .metadata (torch_dist,
-megatron-core 0.16 to 0.19); OUT/model is one. OUT appears when it is whole. docs/export.md says more.
+megatron-core 0.16 to 0.19); OUT/model is one. OUT appears when it is whole. docs/reference/export.md says more.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def convert(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("direction", choices=DIRECTIONS)
-    parser.add_argument("source", type=Path)
-    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("direction", choices=DIRECTIONS, help="what becomes what")
+    parser.add_argument("source", type=Path, help="a Hugging Face folder, a checkpoint folder or a GGUF file, by direction")
+    parser.add_argument("out", type=Path, metavar="OUT", help="a folder that does not exist yet")
     parser.add_argument("--check", action="store_true", help="prove weights (bit for bit) and logits; loads the model")
     parser.add_argument("--like", type=Path, metavar="FOLDER", help="Hugging Face folder whose config the checkpoint has")
     parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="folder with the tokenizer (default: that of --like or the file)")

@@ -399,7 +399,7 @@ def fetch_tiny(data_dir: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", choices=[*SAMPLES, *BENCHES, "smollm2-135m", "tiny"], metavar="NAME", help="%(choices)s")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where they are put")
     chosen = parser.parse_args(arguments)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:

@@ -226,7 +226,7 @@ def fetch_base(name: str, data_dir: Path) -> Path:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", choices=list(BASES), metavar="NAME", help="%(choices)s")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where they are put")
     chosen = parser.parse_args(arguments)
     try:
         for name in dict.fromkeys(chosen.names):

@@ -5,7 +5,8 @@
 
 Writes `<output-prefix>_<key>_document.bin`, `.idx` and a record of both, `.json`, for each of `--json-keys`. Records that cannot be used
 (no such key, null, not a string, blank, not UTF-8) are left out and counted. Texts themselves are indexed as they are: cleaning,
-deduplication and splitting belong to the corpus stage of `megatron-cpt`. docs/index.md says which flags are refused, and why.
+deduplication and splitting belong to the corpus stage of `megatron-cpt`. docs/reference/token-index.md says which flags are refused,
+and why.
 """
 
 from __future__ import annotations
@@ -156,8 +157,8 @@ def check_flags(chosen: argparse.Namespace) -> None:
 def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--input", required=True, help="a file, folder or glob of .jsonl, .jsonl.gz, .jsonl.zst")
-    flags.add_argument("--output-prefix", required=True)
-    flags.add_argument("--json-keys", nargs="+", default=["text"])
+    flags.add_argument("--output-prefix", required=True, help="path of what is written, without an ending")
+    flags.add_argument("--json-keys", nargs="+", default=["text"], help="fields that hold text, an index each")
     flags.add_argument(
         "--tokenizer-type", default="HuggingFaceTokenizer", help="HuggingFaceTokenizer, GPT2BPETokenizer, SentencePieceTokenizer"
     )
@@ -166,11 +167,11 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--merge-file", help="GPT-2's merges.txt")
     flags.add_argument("--append-eod", action="store_true", help="end each document with the tokenizer's end token, or --eod-token")
     flags.add_argument("--eod-token", help="the end-of-document token, where it is not the tokenizer's own")
-    flags.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="encoding threads")
+    flags.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="encoding threads (default: all cores)")
     flags.add_argument("--log-interval", type=int, default=1000, help="documents between lines of progress")
     flags.add_argument("--partitions", type=int, default=1, help="more than 1 only with --keep-sequential-samples; changes nothing")
     flags.add_argument("--keep-sequential-samples", action="store_true", help="the order of the input is always kept")
-    flags.add_argument("--dataset-impl", choices=["mmap"], default="mmap")
+    flags.add_argument("--dataset-impl", choices=["mmap"], default="mmap", help="the one format that there is")
     flags.add_argument("--tokenizer-hf-use-fast", action="store_true", help="always so")
     flags.add_argument("--make-vocab-size-divisible-by", type=int, help="changes nothing in an index")
     flags.add_argument("--source", help="label of documents whose record has no `source`")

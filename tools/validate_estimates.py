@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Hold the planner's estimates against published figures and write the table of errors to docs/estimates.md.
+"""Hold the planner's estimates against published figures and write the table of errors to docs/measured/estimates.md.
 
 Usage: validate_estimates.py [--check | --print]
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from estimate_checks import Check, Group, Mean, groups
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "estimates.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "measured" / "estimates.md"
 HEAD = """# How far the estimates are from published figures
 
 This page is written by `python tools/validate_estimates.py`; the figures of others lie in `tests/data/published/`, each row with its

@@ -141,7 +141,7 @@ def _readable(error: Exception, overrides: Sequence[str]) -> ConfigError:
     wrong = full_key.group(1) if full_key else next(iter(re.findall(r"[Cc]ould not override '([^']+)'", text)), None)
     next_step = "See the keys with --cfg job; conf/ holds the options of each group."
     if re.search(r"source\S*provenance\b(?!\.)|ProvenanceConfig", said):
-        next_step = "A source's provenance has three parts: {origin: ..., date: ..., obtained: ...} (docs/corpus.md)."
+        next_step = "A source's provenance has three parts: {origin: ..., date: ..., obtained: ...} (docs/reference/corpus.md)."
     elif wrong:
         known = _all_keys()
         near = [] if wrong in known else difflib.get_close_matches(wrong, known, n=1)

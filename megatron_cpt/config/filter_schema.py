@@ -13,48 +13,48 @@ class UnicodeConfig:
     `format_characters: remove` takes out zero-width and direction controls; `line_ends: lf` turns CRLF and lone CR into LF.
     """
 
-    mojibake: str = "keep"
-    normal_form: str = ""
-    format_characters: str = "keep"
-    line_ends: str = "keep"
+    mojibake: str = "keep"  #: text decoded with the wrong codec; repair needs ftfy
+    normal_form: str = ""  #: Unicode normal form; empty: none
+    format_characters: str = "keep"  #: zero-width and direction controls
+    line_ends: str = "keep"  #: CRLF and lone CR; lf: they become LF
 
 
 @dataclass
 class QualityRulesConfig:
     """Gopher's quality rules (Rae et al. 2021, arXiv 2112.11446, section A.1.1). A rule that is null is not applied."""
 
-    min_words: int | None = None
-    max_words: int | None = None
-    min_mean_word_length: float | None = None
-    max_mean_word_length: float | None = None
-    max_hashes_per_word: float | None = None
-    max_ellipses_per_word: float | None = None
-    max_bullet_lines: float | None = None
-    max_ellipsis_lines: float | None = None
-    min_alphabetic_words: float | None = None
-    min_han_share: float | None = None
-    min_stop_words: int | None = None
-    stop_words: list[str] = field(default_factory=list)
+    min_words: int | None = None  #: [words] a shorter text is dropped
+    max_words: int | None = None  #: [words] a longer text is dropped
+    min_mean_word_length: float | None = None  #: [characters] least mean length of a word
+    max_mean_word_length: float | None = None  #: [characters] greatest mean length of a word
+    max_hashes_per_word: float | None = None  #: [ratio] hash signs over words
+    max_ellipses_per_word: float | None = None  #: [ratio] ellipses over words
+    max_bullet_lines: float | None = None  #: [share] lines that begin with a bullet
+    max_ellipsis_lines: float | None = None  #: [share] lines that end with an ellipsis
+    min_alphabetic_words: float | None = None  #: [share] words with a letter
+    min_han_share: float | None = None  #: [share] Han characters among all that are no white space
+    min_stop_words: int | None = None  #: [words] stop words that a text must hold
+    stop_words: list[str] = field(default_factory=list)  #: words that count as stop words
 
 
 @dataclass
 class NgramLimitConfig:
     """The share of a text's characters that runs of `n` words may take."""
 
-    n: int = 0
-    share: float = 0.0
+    n: int = 0  #: [words] length of the run
+    share: float = 0.0  #: [share] characters that it may take
 
 
 @dataclass
 class RepetitionRulesConfig:
     """Gopher's repetition rules (the same paper, table A1): shares of the document that repeat themselves."""
 
-    max_duplicate_paragraphs: float | None = None
-    max_duplicate_paragraph_chars: float | None = None
-    max_duplicate_lines: float | None = None
-    max_duplicate_line_chars: float | None = None
-    max_top_ngram_chars: list[NgramLimitConfig] = field(default_factory=list)
-    max_duplicate_ngram_chars: list[NgramLimitConfig] = field(default_factory=list)
+    max_duplicate_paragraphs: float | None = None  #: [share] paragraphs that stood before
+    max_duplicate_paragraph_chars: float | None = None  #: [share] characters in them
+    max_duplicate_lines: float | None = None  #: [share] lines that stood before
+    max_duplicate_line_chars: float | None = None  #: [share] characters in them
+    max_top_ngram_chars: list[NgramLimitConfig] = field(default_factory=list)  #: limits on the most frequent run of each length
+    max_duplicate_ngram_chars: list[NgramLimitConfig] = field(default_factory=list)  #: limits on all repeated runs of each length
 
 
 @dataclass
@@ -65,13 +65,13 @@ class LineRulesConfig:
     `spare_markless` keeps a text none of whose lines ends well.
     """
 
-    min_terminal_lines: float | None = None
-    terminal_marks: str = ""
-    spare_markless: bool = False
-    max_short_lines: float | None = None
-    short_line_chars: int = 30
-    max_duplicate_line_chars: float | None = None
-    max_newlines_per_word: float | None = None
+    min_terminal_lines: float | None = None  #: [share] lines that end well
+    terminal_marks: str = ""  #: characters that end a line well; empty: the sentence-final marks of all scripts
+    spare_markless: bool = False  #: keep a text none of whose lines ends well
+    max_short_lines: float | None = None  #: [share] lines below short_line_chars
+    short_line_chars: int = 30  #: [characters] a shorter line is short
+    max_duplicate_line_chars: float | None = None  #: [share] characters in lines that stood before
+    max_newlines_per_word: float | None = None  #: [ratio] line breaks over words
 
 
 @dataclass
@@ -81,26 +81,26 @@ class C4RulesConfig:
     Where any of them is on, the lines that stay are stripped of white space at both ends.
     """
 
-    max_word_chars: int | None = None
-    remove_citations: bool = False
-    terminal_lines_only: bool = False
-    min_words_per_line: int | None = None
-    drop_lorem_ipsum: bool = False
-    remove_javascript_lines: bool = False
-    drop_curly_brackets: bool = False
-    remove_policy_lines: bool = False
-    min_sentences: int | None = None
+    max_word_chars: int | None = None  #: [characters] a line with a longer word is taken out
+    remove_citations: bool = False  #: take out citation marks such as [3]
+    terminal_lines_only: bool = False  #: take out lines that do not end well
+    min_words_per_line: int | None = None  #: [words] a shorter line is taken out
+    drop_lorem_ipsum: bool = False  #: drop a text that holds lorem ipsum
+    remove_javascript_lines: bool = False  #: take out lines that speak of JavaScript
+    drop_curly_brackets: bool = False  #: drop a text with a curly bracket
+    remove_policy_lines: bool = False  #: take out lines of terms and cookie notices
+    min_sentences: int | None = None  #: [sentences] a text with fewer is dropped
 
 
 @dataclass
 class TextRulesConfig:
     """The rules for the texts of one language. `words: characters` counts each Han character or kana as a word of its own."""
 
-    words: str = "spaced"
-    quality: QualityRulesConfig = field(default_factory=QualityRulesConfig)
-    repetition: RepetitionRulesConfig = field(default_factory=RepetitionRulesConfig)
-    lines: LineRulesConfig = field(default_factory=LineRulesConfig)
-    c4: C4RulesConfig = field(default_factory=C4RulesConfig)
+    words: str = "spaced"  #: what a word is
+    quality: QualityRulesConfig = field(default_factory=QualityRulesConfig)  #: Gopher's quality rules
+    repetition: RepetitionRulesConfig = field(default_factory=RepetitionRulesConfig)  #: Gopher's repetition rules
+    lines: LineRulesConfig = field(default_factory=LineRulesConfig)  #: FineWeb's rules on lines
+    c4: C4RulesConfig = field(default_factory=C4RulesConfig)  #: C4's rules
 
 
 @dataclass
@@ -112,26 +112,27 @@ class LanguageConfig:
     long text, from its beginning, middle and end.
     """
 
-    identify: bool = False
-    keep: list[str] = field(default_factory=list)
-    among: list[str] = field(default_factory=list)
-    min_chars: int = 50
-    min_confidence: float = 0.5
-    drop_unsure: bool = False
-    sample_chars: int = 1500
+    identify: bool = False  #: whether the language of each text is identified
+    keep: list[str] = field(default_factory=list)  #: languages to keep; empty: that of the source
+    among: list[str] = field(default_factory=list)  #: languages to guess among; empty: all that the model knows
+    min_chars: int = 50  #: [letters] a shorter text is not judged
+    min_confidence: float = 0.5  #: [probability] below it the language is und
+    drop_unsure: bool = False  #: drop those texts
+    sample_chars: int = 1500  #: [characters] read of a long text
 
 
 @dataclass
 class PrivateDataConfig:
     """What is done about each kind of private data: `ignore`, `count`, `mask` (replaced by its kind, as `<EMAIL>`) or `drop` the text."""
 
-    email: str = "ignore"
-    phone: str = "ignore"
-    resident_id_cn: str = "ignore"
-    ssn_us: str = "ignore"
-    payment_card: str = "ignore"
-    ip_address: str = "ignore"
-    private_key: str = "ignore"
+    email: str = "ignore"  #: e-mail addresses
+    phone: str = "ignore"  #: telephone numbers
+    resident_id_cn: str = "ignore"  #: Chinese resident identity numbers
+    ssn_us: str = "ignore"  #: US social security numbers
+    payment_card: str = "ignore"  #: payment card numbers
+    ip_address: str = "ignore"  #: IP addresses
+    private_key: str = "ignore"  #: private keys
+    #: tokens of well-known services
     api_token: str = "ignore"  # noqa: S105 - an action
 
 
@@ -139,7 +140,7 @@ class PrivateDataConfig:
 class FilterConfig:
     """What is done to the text of every source, by its language. `rules` without the source's language or `any` drop nothing."""
 
-    unicode: UnicodeConfig = field(default_factory=UnicodeConfig)
-    rules: dict[str, TextRulesConfig] = field(default_factory=dict)
-    language: LanguageConfig = field(default_factory=LanguageConfig)
-    private: PrivateDataConfig = field(default_factory=PrivateDataConfig)
+    unicode: UnicodeConfig = field(default_factory=UnicodeConfig)  #: repairs of the text
+    rules: dict[str, TextRulesConfig] = field(default_factory=dict)  #: rules by language, and any for those that have none of their own
+    language: LanguageConfig = field(default_factory=LanguageConfig)  #: language identification
+    private: PrivateDataConfig = field(default_factory=PrivateDataConfig)  #: private data

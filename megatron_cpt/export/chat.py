@@ -1,7 +1,7 @@
 """Adds what an instruct model learned on top of a base to the continued base: continued + (instruct - base), tensor by tensor.
 
 After Huang et al. 2023 (Chat Vector, arXiv 2310.04799) and Jindal et al. 2024 (arXiv 2410.10739). It is arithmetic on weights and no
-training: docs/export.md says when it fails.
+training: docs/reference/export.md says when it fails.
 """
 
 from __future__ import annotations

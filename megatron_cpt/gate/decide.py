@@ -1,7 +1,7 @@
 """Judges a candidate against the frozen base by the rules of the plan. Pure: dictionaries in, a verdict out.
 
 A promotion needs proof of every gain and of the absence of every harm that the rules name; a rollback needs proof of harm. What is
-proven neither way is unknown, which promotes nothing and rolls nothing back. docs/evaluation.md gives the reasons and sources.
+proven neither way is unknown, which promotes nothing and rolls nothing back. docs/reference/evaluation.md gives the reasons and sources.
 """
 
 from __future__ import annotations

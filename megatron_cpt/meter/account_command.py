@@ -20,10 +20,10 @@ from megatron_cpt.record.unknown import Unavailable
 
 DESCRIPTION = "Print what runs took: time, devices, tokens, energy, carbon and money of every attempt, planned against actual."
 EXAMPLES = """examples:
-  megatron-cpt account                          every run of runs/, a row each
-  megatron-cpt account runs/quickstart          one run by stage, with the reasons why it is not as planned
-  megatron-cpt account --by user,week --csv     for a spreadsheet
-  megatron-cpt account --ask-sacct              first add what Slurm knows of jobs that died before they could write
+  megatron-cpt account                          # every run of runs/, a row each
+  megatron-cpt account runs/quickstart          # one run by stage, with the reasons why it is not as planned
+  megatron-cpt account --by user,week --csv     # for a spreadsheet
+  megatron-cpt account --ask-sacct              # first add what Slurm knows of jobs that died before they could write
 """
 
 

@@ -2,7 +2,7 @@
 
 A run has one in its folder, and the folder of the runs has one of all of them, which outlives a run's folder. A failed attempt stays on
 the bill. One that was killed has a start and no end: its last heartbeat says what it took at least, and of training the recorded steps
-say what it read (killed.py). `docs/ledger.md` says what each field means.
+say what it read (killed.py). `docs/reference/ledger.md` says what each field means.
 """
 
 from __future__ import annotations

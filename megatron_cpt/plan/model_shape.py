@@ -130,7 +130,7 @@ class ModelShape:
         Raises:
             CheckpointError: listing every field that is missing, unknown or has a value that cannot be kept.
         """
-        next_step = "Use a base model of a supported family (docs/models.md)."
+        next_step = "Use a base model of a supported family (docs/reference/models.md)."
         name = family_of(config.get("architectures"))
         if name is None:
             supported = ", ".join(family.architecture for family in FAMILIES.values())

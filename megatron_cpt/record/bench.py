@@ -1,6 +1,6 @@
 """Benchmarks that people write: one JSON object a line, checked as a whole before anything is scored with it.
 
-A file is of one kind, told by the fields of its rows (docs/bench.md):
+A file is of one kind, told by the fields of its rows (docs/reference/bench.md):
 
     choice       question, choices, answer: the place of the right one counted from 0, its letter, or its text
     generation   question, answer: a text, or a list of texts that are all right; with metric "regex" a pattern
@@ -101,7 +101,7 @@ def read_bench(path: Path) -> Bench:
         shown = [printable(problem) for problem in sorted(problems[:SHOWN_PROBLEMS], key=_row_of)]
         if problems.full:
             shown.append("and more: these are the first that were found")
-        raise_all(DataError, shown, where=path, next_step="Mend the rows; docs/bench.md shows one of each kind.")
+        raise_all(DataError, shown, where=path, next_step="Mend the rows; docs/reference/bench.md shows one of each kind.")
     assert kind is not None
     return Bench(path, sha256_file(path), kind, metrics, tuple(items), group, tuple(shared["licence"]), tuple(shared["source"]))
 

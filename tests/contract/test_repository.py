@@ -69,7 +69,7 @@ def test_shell_files_stay_short() -> None:
 
 
 def test_the_table_of_parallelism_names_tests_that_exist_and_options_that_can_be_set() -> None:
-    text = (ROOT / "docs" / "parallelism.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "parallelism.md").read_text(encoding="utf-8")
     legend = dict(re.findall(r"^\| ([A-Z]) \| `(\S+)` \|$", text, flags=re.MULTILINE))
     for name in legend.values():
         file, _, test = name.partition("::")

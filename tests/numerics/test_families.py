@@ -1,6 +1,6 @@
 """Every family: weights go to core and back bit by bit, also through other layouts, and the model computes what transformers computes.
 
-`docs/models.md` has the table that these tests prove, with what they print.
+`docs/reference/models.md` has the table that these tests prove, with what they print.
 """
 
 from __future__ import annotations

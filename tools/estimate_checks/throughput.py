@@ -242,8 +242,9 @@ def group() -> Group:
     return Group(
         title="FLOPs, shares of the peak, days and step times",
         order=20,
-        intro="FLOPs are model FLOPs in the convention that each row names. Step times come from the step model (docs/planning.md) on the"
-        " rates of `conf/gpu/`, none of which was measured in a training run. Rows without a tolerance are reported.",
+        intro="FLOPs are model FLOPs in the convention that each row names. Step times come from the step model"
+        " ([planning](../reference/planning.md)) on the rates of `conf/gpu/`, none of which was measured in a training run."
+        " Rows without a tolerance are reported.",
         checks=(*flops_checks(), *utilization_checks(), *days_checks(), *steps),
         means=(
             Mean("step time, Korthikanti 2022", tuple(step for step in steps if step.id.startswith("K22"))),

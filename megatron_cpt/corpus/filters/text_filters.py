@@ -53,7 +53,7 @@ class TextFilters:
             ConfigError,
             list(_problems(settings)),
             where=WHERE,
-            next_step="conf/filter/ holds examples; docs/corpus.md says what each means.",
+            next_step="conf/filter/ holds examples; docs/reference/corpus.md says what each means.",
         )
         self.unicode = UnicodeRepair(settings.unicode) if settings.unicode != UnicodeConfig() else None
         rules = settings.rules.get(language) or settings.rules.get(ANY)

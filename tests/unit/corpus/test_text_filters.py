@@ -78,7 +78,7 @@ def test_rules_go_by_the_language_of_the_source() -> None:
 def test_chinese_rules_keep_most_statutes_and_drop_other_text() -> None:
     filters = TextFilters(FilterConfig(rules={"any": rules_of("zh")}), language="zh")
     kept = [filters(text).reason is None for text in statutes()]
-    assert sum(kept) / len(kept) > 0.6  # the others repeat their phrases (docs/corpus.md)
+    assert sum(kept) / len(kept) > 0.6  # the others repeat their phrases (docs/reference/corpus.md)
     no_han = [filters(text) for text in python_texts()[:50]]
     assert all(verdict.reason for verdict in no_han)
 
