@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from megatron_cpt.meter.ledger import JOULES_PER_KWH
@@ -23,7 +23,7 @@ from megatron_cpt.report.comparison.measures import (
     excluded_items,
     identity_of,
 )
-from megatron_cpt.report.comparison.settings import Value, differing
+from megatron_cpt.report.comparison.settings import Differing, differing
 
 GAIN, FORGETTING = "domain", "general"  # the groups of rules that the two axes are made of
 BASE_TOLERANCE = 1e-3  # bits per byte, or a share: layouts and thread counts move a base's own figure by less (docs/evaluation.md)
@@ -60,6 +60,7 @@ class Group:
     """Runs with the same base and items; `cost_name` says which figure stands for cost, the first that all of them know."""
 
     identity: dict[str, Any]
+    settings: Differing
     gain: Axis
     forgetting: Axis
     cost_name: str
@@ -71,32 +72,37 @@ class Group:
         return sha256_plain(self.identity)
 
     @property
+    def base_name(self) -> str:
+        """The folder's name of the base, and the beginning of the digest of its weights."""
+        found = (run.entry.baseline["subjects"]["base"].get("checkpoint") for run in self.runs)
+        name = next((PurePath(str(path)).name for path in found if path), "")
+        return f"{name} ({self.identity['base'][:12]})" if name else str(self.identity["base"][:12])
+
+    @property
     def front(self) -> tuple[Placed, ...]:
         """The runs on the front, the largest gain first."""
-        return tuple(
-            sorted((run for run in self.runs if run.is_on_front), key=lambda run: -run.gain.worsening if isinstance(run.gain, Change) else 0.0, reverse=True)
-        )
+        return tuple(sorted((run for run in self.runs if run.is_on_front), key=lambda run: -point_of(run.gain)))
+
+
+def point_of(measured: Measured) -> float:
+    """Return the point value of a figure of a run that has a point."""
+    assert isinstance(measured, Change)
+    return measured.value
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All runs in the order asked for; `apart` has a value a run, `waiting` those of no group, each with the reason."""
+    """All runs in the order asked for, with the settings of all of them; `waiting` are those of no group, each with the reason."""
 
     entries: tuple[Entry, ...]
-    apart: dict[str, list[Value]]
-    equal: dict[str, str]
+    settings: Differing
     groups: tuple[Group, ...]
     waiting: tuple[tuple[Entry, str], ...]
-
-    def values(self, entry: Entry) -> list[Value]:
-        """Return a run's values of the settings that differ, in their order."""
-        return [values[self.entries.index(entry)] for values in self.apart.values()]
 
 
 def compare(folders: Sequence[Path]) -> Comparison:
     """Read runs and set those against each other that can be."""
     entries = tuple(Entry.read(folder, name=name) for folder, name in zip(folders, names_of(folders), strict=True))
-    apart, equal = differing([(entry.settings, entry.records.manifests if entry.records else {}) for entry in entries])
     by_print: dict[str, list[tuple[Entry, dict[str, Any]]]] = {}
     waiting = []
     for entry in entries:
@@ -106,7 +112,13 @@ def compare(folders: Sequence[Path]) -> Comparison:
         else:
             by_print.setdefault(sha256_plain(identity), []).append((entry, identity))
     groups = tuple(_group([entry for entry, _ in same], same[0][1]) for same in by_print.values())
-    return Comparison(entries, apart, equal, groups, tuple(waiting))
+    return Comparison(entries, _settings(entries), groups, tuple(waiting))
+
+
+def _settings(entries: Sequence[Entry]) -> Differing:
+    return differing(
+        [entry.name for entry in entries], [(entry.settings, entry.records.manifests if entry.records else {}) for entry in entries]
+    )
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
@@ -137,20 +149,16 @@ def _group(entries: Sequence[Entry], identity: dict[str, Any]) -> Group:
     placed = []
     for entry, cost in zip(entries, costs, strict=True):
         assert entry.plan is not None
-        first, second = (
-            change_of(axis, entry.plan.gate, entry.baseline, entry.candidate, exclude=exclude) for axis in (gain, forgetting)
-        )
+        first, second = (change_of(axis, entry.plan.gate, entry.baseline, entry.candidate, exclude=exclude) for axis in (gain, forgetting))
         placed.append(Placed(entry, first.gain if isinstance(first, Change) else first, second, cost))
     points = {
-        run.entry.name: (run.gain.worsening, run.forgetting.worsening)
+        run.entry.name: (point_of(run.gain), point_of(run.forgetting))
         for run in placed
         if isinstance(run.gain, Change) and isinstance(run.forgetting, Change)
     }
     above = dominators(points)
-    runs = tuple(
-        Placed(run.entry, run.gain, run.forgetting, run.cost, above.get(run.entry.name)) for run in placed
-    )
-    return Group(identity, gain, forgetting, cost_name, runs, tuple(_notes(entries, (gain, forgetting), exclude)))
+    runs = tuple(Placed(run.entry, run.gain, run.forgetting, run.cost, above.get(run.entry.name)) for run in placed)
+    return Group(identity, _settings(entries), gain, forgetting, cost_name, runs, tuple(_notes(entries, (gain, forgetting), exclude)))
 
 
 def _costs(entries: Sequence[Entry]) -> tuple[str, list[Figure]]:

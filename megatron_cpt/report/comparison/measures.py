@@ -27,9 +27,12 @@ PROTOCOL = ("window_tokens", "stride_tokens")  # of how a text is scored: other 
 
 @dataclass(frozen=True)
 class Change:
-    """A change from the base to the trained model in the unit of its metric, with the ends of its interval; a worsening is positive."""
+    """A change from the base to the trained model in the unit of its metric, with the ends of its interval.
 
-    worsening: float
+    As measured, a worsening is positive.
+    """
+
+    value: float
     low: float
     high: float
     num_items: int
@@ -37,7 +40,7 @@ class Change:
     @property
     def gain(self) -> Change:
         """The same as an improvement: positive is better."""
-        return replace(self, worsening=0.0 - self.worsening, low=0.0 - self.high, high=0.0 - self.low)
+        return replace(self, value=0.0 - self.value, low=0.0 - self.high, high=0.0 - self.low)
 
 
 Measured = Change | Unavailable
@@ -131,7 +134,9 @@ def change_of(
         one, _, evidence = judged[0]
         return Change(worsening[0], evidence.lower(one.level), evidence.upper(one.level), num_items)
     resampled = [
-        pairs.resampled_worsening(num_resamples=gate.bootstrap_samples, seed=gate.seed ^ zlib.crc32(f"{one.rule.of} {one.rule.metric}".encode()))
+        pairs.resampled_worsening(
+            num_resamples=gate.bootstrap_samples, seed=gate.seed ^ zlib.crc32(f"{one.rule.of} {one.rule.metric}".encode())
+        )
         for one, pairs, _ in judged
     ]
     tail = (1 - gate.confidence) / 2

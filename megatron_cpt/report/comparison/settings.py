@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from megatron_cpt.record.hashing import canonical_json, sha256_plain
@@ -23,7 +24,10 @@ def settings_of(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
     inputs = {stage: manifest.inputs for stage, manifest in manifests.items()}
     corpus, init, plan = (inputs.get(stage, {}) for stage in ("corpus", "init", "plan"))
     nested: dict[str, Any] = {
-        "source": {name: {**source.get("settings", {}), "files": source.get("files", {})} for name, source in _items(corpus.get("sources"))},
+        "source": {
+            name: {**_map(_map(source).get("settings")), "files": _map(source).get("files")}
+            for name, source in _map(corpus.get("sources")).items()
+        },
         "corpus": {key: value for key, value in corpus.items() if key not in ("sources", "seed")},
         "tokenizer": {
             **_map(inputs.get("vocab", {}).get("tokenizer")),
@@ -50,11 +54,29 @@ def stage_of(key: str) -> str:
     return "vocab" if head == "tokenizer" else "plan"
 
 
-def differing(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Manifest]]]) -> tuple[dict[str, list[Value]], dict[str, str]]:
-    """Return the settings that differ, each with a value a run, and those that are equal in all runs that have decided them.
+@dataclass(frozen=True)
+class Differing:
+    """Settings of runs: `apart` has a value a run, in the order of the runs, and `equal` the value that all have."""
+
+    runs: tuple[str, ...]
+    apart: dict[str, list[Value]]
+    equal: dict[str, str]
+
+    def of(self, run: str) -> list[Value]:
+        """Return a run's values of the settings that differ."""
+        return [values[self.runs.index(run)] for values in self.apart.values()]
+
+    @property
+    def set_and_equal(self) -> dict[str, str]:
+        return {key: value for key, value in self.equal.items() if value != NOT_SET}
+
+
+def differing(names: Sequence[str], runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Manifest]]]) -> Differing:
+    """Return the settings that differ between runs, and those that are equal in all runs that have decided them.
 
     A value is unknown where the run's stage has not finished. A list of one run differs from none: all its settings are equal.
     """
+    runs = [(_without(_sources_of_some(runs), settings), manifests) for settings, manifests in runs]
     keys = dict.fromkeys(key for settings, _ in runs for key in settings)
     apart: dict[str, list[Value]] = {}
     equal: dict[str, str] = {}
@@ -65,7 +87,25 @@ def differing(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Manifest]]]) 
             apart[key] = values
         elif known:
             equal[key] = known.pop()
-    return apart, equal
+    return Differing(tuple(names), apart, equal)
+
+
+def _sources_of_some(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Manifest]]]) -> set[str]:
+    """Return the sources that a run has and another, whose corpus has finished too, has not: that they differ says all of it."""
+    each = [{_source(key) for key in settings if key.startswith("source.")} for settings, manifests in runs if "corpus" in manifests]
+    return set().union(*each) - set.intersection(*each) if each else set()
+
+
+def _without(names: set[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings in which `there` stands for all that is set of the sources of these names."""
+    kept = {key: value for key, value in settings.items() if not (key.startswith("source.") and _source(key) in names)}
+    mine = sorted({_source(key) for key in settings if key.startswith("source.")} & names)
+    return kept | {f"source.{name}": "there" for name in mine}
+
+
+def _source(key: str) -> str:
+    """Return the name in a key such as `source.law.files.law.jsonl`; a name may have dots, and then its first part stands for it."""
+    return key.split(".")[1]
 
 
 def _value(key: str, settings: Mapping[str, Any], manifests: Mapping[str, Manifest]) -> Value:
@@ -95,7 +135,3 @@ def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _map(found: Any) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
-
-
-def _items(found: Any) -> list[tuple[str, Mapping[str, Any]]]:
-    return [(name, _map(source)) for name, source in _map(found).items()]
