@@ -64,9 +64,10 @@ def jobs_of(overrides: Sequence[str], expanded: Sequence[Sequence[str]], compose
 
 
 def names(run_names: Sequence[str], varied: Sequence[Sequence[str]]) -> list[str]:
-    """Return unique names for runs: the configured ones, with the values that the sweep varies where those do not tell them apart.
+    """Return names for runs: the configured ones, with the values that the sweep varies where those do not tell them apart.
 
-    A value keeps its name when other values join the sweep, so a larger sweep goes on from the runs of a smaller one.
+    A value keeps its name when other values join the sweep, so a larger sweep goes on from the runs of a smaller one. Only jobs that
+    are equal in every value get one name, and are one run.
     """
     if len(set(run_names)) == len(run_names):
         return list(run_names)
