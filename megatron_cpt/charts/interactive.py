@@ -74,13 +74,19 @@ def _xy(chart: XYChart) -> dict[str, Any]:
     layout = _layout(
         340,
         xaxis=_axis(chart.x.title),
-        yaxis=_axis(chart.y.title),
+        yaxis=_axis(chart.y.title, exponentformat=_exponents(drawn)),
         hovermode="closest" if is_scatter else "x unified",
         showlegend=len(drawn) > 1,
         shapes=[*shapes, *more_shapes],
         annotations=[*notes, *more_notes],
     )
     return {"data": data, "layout": layout}
+
+
+def _exponents(drawn: Sequence[Series]) -> str:
+    """Return how Plotly writes an axis of these: 6e-4 for a learning rate, and not 600µ; 140k for tokens."""
+    largest = max((abs(y) for each in drawn for _, y in each.points), default=0.0)
+    return "e" if largest < 0.1 else "SI"
 
 
 def _trace(series: Series, chart: XYChart, *, is_scatter: bool) -> dict[str, Any]:
@@ -164,9 +170,12 @@ def _bars(chart: BarChart) -> dict[str, Any]:
             continue
         values = [each.values[place] for place in kept]
         written = [_plain(chart.pattern.format(value)) for value in values]
+        errors = {}
+        if each.intervals:
+            errors = {f"error_{along}": _errors([value or 0.0 for value in values], [each.intervals[place] for place in kept], "fg")}
         data.append(
             {
-                "type": "bar", "orientation": "h" if chart.across else "v", "name": _plain(each.name), along: values, over: kept,
+                **errors, "type": "bar", "orientation": "h" if chart.across else "v", "name": _plain(each.name), along: values, over: kept,
                 "marker": {"color": _colour(each.colour)}, "text": written, "textposition": "auto" if chart.across else "none",
                 "customdata": [_plain(chart.names[place]) for place in kept], "cliponaxis": False,
                 "hovertemplate": "%{customdata}: %{text}<extra>%{fullData.name}</extra>",
