@@ -41,7 +41,7 @@ def _colour(name: str) -> str:
 
 def _axis(title: str, **more: Any) -> dict[str, Any]:
     return {
-        "title": {"text": _plain(title), "standoff": 8},
+        "title": {"text": _plain(title), "standoff": 8, "font": {"size": 12, "color": "var(--soft)"}},
         "gridcolor": "var(--rule)",
         "linecolor": "var(--rule)",
         "zeroline": False,
@@ -57,7 +57,7 @@ def _layout(height: int, **more: Any) -> dict[str, Any]:
         "paper_bgcolor": "var(--bg)",
         "plot_bgcolor": "var(--bg)",
         "font": TEXT,
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
         "hoverlabel": {"bgcolor": "var(--bg)", "bordercolor": "var(--rule)", "font": TEXT},
         "modebar": {"bgcolor": "var(--bg)", "color": "var(--soft)", "activecolor": "var(--fg)"},
         "uirevision": "kept",  # a new colour scheme leaves the zoom alone
@@ -188,9 +188,11 @@ def _bars(chart: BarChart) -> dict[str, Any]:
     if chart.across:
         names |= {"autorange": "reversed"}
     mode = "stack" if chart.stacked else "overlay" if is_one_each else "group"
-    num_bars = sum(1 if chart.stacked else max(sum(each.values[place] is not None for each in chart.series), 1) for place in places)
+    num_lines = [len(textwrap.wrap(name, NAME_WIDTH)) for name in chart.names]
+    num_bars = [1 if chart.stacked else max(sum(each.values[place] is not None for each in chart.series), 1) for place in places]
+    room = [max(30 * bars, 18 * lines) for bars, lines in zip(num_bars, num_lines, strict=True)]
     layout = _layout(
-        110 + 30 * num_bars + 10 * len(places) if chart.across else 340,
+        110 + sum(room) + 10 * len(places) if chart.across else 340,
         **{f"{along}axis": _axis(chart.axis.title, rangemode="tozero"), f"{over}axis": names},
         barmode=mode, hovermode="closest", showlegend=len(data) > 1,
     )  # fmt: skip

@@ -58,7 +58,7 @@ def _over_tokens(found: Sequence[Course], margins: dict[str, float]) -> list[XYC
             Series(
                 each.text,
                 [(place.tokens, place.difference) for place in each.places],
-                COLOURS[number % len(COLOURS)],
+                COLOURS[(number + (role == "general")) % len(COLOURS)],
                 intervals=[place.interval for place in each.places],
                 mode="both",
             )

@@ -43,7 +43,7 @@ def history(records: RunRecords) -> Section:
     missing = len(attempts) - len(begun)
     words = note(f"{missing} attempts have no recorded beginning and are not in the picture.") if missing else ""
     return Section(
-        "history", "Attempts", drawn + table(head, rows, numbers=(1, 4, 5, 6, 7), is_sortable=True) + words + notes(_events(records))
+        "history", "Attempts", drawn + table(head, rows, numbers=(1, 2, 4, 5, 6, 7), is_sortable=True) + words + notes(_events(records))
     )
 
 

@@ -131,7 +131,9 @@ def _fit(fit: Mapping[str, Any] | None, key: str, pattern: str) -> Cell:
 
 def _ratio(fits: Mapping[str, Mapping[str, Any]], key: str) -> Cell:
     before, after = _value(fits.get("base"), key), _value(fits.get("extended"), key)
-    return Cell("unknown", None) if not before or after is None else Cell(f"{after / before:.3f}", after / before)
+    if before == 0:
+        return Cell("", None)
+    return Cell("unknown", None) if before is None or after is None else Cell(f"{after / before:.3f}", after / before)
 
 
 def completions(records: RunRecords) -> Section:

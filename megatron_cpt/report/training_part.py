@@ -92,10 +92,10 @@ def memory(records: RunRecords) -> Section | None:
     key = "device_peak_bytes" if plan.backend == "cuda" else "resident_bytes"
     read = [float(step[key]) for step in records.steps if is_number(step.get(key))]
     measured = max(read) if read else None
-    planned_names = [f"stage {rank.pipeline_rank}, a step as planned" for rank in ranks]
+    stages = [f", stage {rank.pipeline_rank}" if len(ranks) > 1 else "" for rank in ranks]
     saves = [max(rank.checkpoint_save, rank.checkpoint_load) for rank in ranks]
-    save_names = [f"stage {rank.pipeline_rank}, a checkpoint as planned" for rank in ranks if max(saves) > 0]
-    names = [*planned_names, *save_names, "measured peak"]
+    save_names = [f"planned: a checkpoint{stage}" for stage in stages if max(saves) > 0]
+    names = [*(f"planned: a step{stage}" for stage in stages), *save_names, "measured peak"]
     kinds = list(dict.fromkeys(name for rank in ranks for name, size in memory_parts(rank).items() if size > 0))
     rest = [None] * (len(names) - len(ranks))
     series = [

@@ -6,7 +6,7 @@ from html import escape
 
 from megatron_cpt.charts.page import table
 from megatron_cpt.report.records import RunRecords
-from megatron_cpt.report.section import Section, figure_text, interval_text, note
+from megatron_cpt.report.section import Section, figure_text, interval_text, note, notes
 from megatron_cpt.report.summary import VERDICT_WORDS
 
 
@@ -16,8 +16,7 @@ def verdict_head(records: RunRecords) -> str:
     decision = verdict.decision if verdict else "unknown"
     words = VERDICT_WORDS[decision] if verdict else "Not judged yet"
     reasons = "".join(f"<li>{escape(reason)}</li>" for reason in verdict.reasons) if verdict else ""
-    notes = "".join(note(each) for each in verdict.notes) if verdict else ""
-    return f'<p class="verdict {decision}">{escape(words)}</p><ul>{reasons}</ul>{notes}'
+    return f'<p class="verdict {decision}">{escape(words)}</p><ul>{reasons}</ul>{notes(verdict.notes if verdict else ())}'
 
 
 def rules(records: RunRecords) -> Section | None:
@@ -34,13 +33,13 @@ def rules(records: RunRecords) -> Section | None:
             figure_text(rule.candidate),
             figure_text(rule.difference, "{:+.4f}"),
             interval_text(rule.low, rule.high),
-            rule.reason,
         )
         for rule in verdict.rules
     ]
-    head = ("on", "rule", "outcome", "base", "candidate", "difference", f"{verdict.confidence:.0%} interval", "in words")
+    head = ("on", "rule", "outcome", "base", "candidate", "difference", f"{verdict.confidence:.0%} interval")
+    words = notes([str(rule) for rule in verdict.rules])
     text = "The gate's own figures: corrected for the number of rules, without items that overlap with the training data."
-    return Section("rules", "The gate's rules", table(head, rows, numbers=(3, 4, 5, 6), is_sortable=True) + note(text))
+    return Section("rules", "The gate's rules", table(head, rows, numbers=(3, 4, 5, 6), is_sortable=True) + words + note(text))
 
 
 def rounds(records: RunRecords) -> Section | None:
