@@ -15,6 +15,7 @@ from typing import Any
 from megatron_cpt.charts.data import BarChart, Chart, Ends, Mark, Series, Timeline, XYChart
 
 NAME_WIDTH = 20  # characters of a bar's name in a line
+LEGEND_WIDTH = 40  # characters of a name in a legend, which on a phone has room for no more
 TEXT = {"family": "system-ui, sans-serif", "size": 13, "color": "var(--fg)"}
 
 
@@ -33,6 +34,11 @@ def as_json(value: object) -> str:
 
 def _plain(text: str) -> str:
     return escape(text, quote=False)
+
+
+def _name(text: str) -> str:
+    """Return a series' name for a legend."""
+    return _plain(text if len(text) <= LEGEND_WIDTH else f"{text[: LEGEND_WIDTH - 1]}…")
 
 
 def _colour(name: str) -> str:
@@ -95,7 +101,7 @@ def _trace(series: Series, chart: XYChart, *, is_scatter: bool) -> dict[str, Any
     value = "%{y:.5~g}"
     trace: dict[str, Any] = {
         "type": "scatter",
-        "name": _plain(series.name),
+        "name": _name(series.name),
         "x": xs,
         "y": ys,
         "mode": f"{mode}+text" if series.labels else mode,
@@ -175,7 +181,7 @@ def _bars(chart: BarChart) -> dict[str, Any]:
             errors = {f"error_{along}": _errors([value or 0.0 for value in values], [each.intervals[place] for place in kept], "fg")}
         data.append(
             {
-                **errors, "type": "bar", "orientation": "h" if chart.across else "v", "name": _plain(each.name), along: values, over: kept,
+                **errors, "type": "bar", "orientation": "h" if chart.across else "v", "name": _name(each.name), along: values, over: kept,
                 "marker": {"color": _colour(each.colour)}, "text": written, "textposition": "auto" if chart.across else "none",
                 "customdata": [_plain(chart.names[place]) for place in kept], "cliponaxis": False,
                 "hovertemplate": "%{customdata}: %{text}<extra>%{fullData.name}</extra>",
@@ -188,7 +194,7 @@ def _bars(chart: BarChart) -> dict[str, Any]:
     if chart.across:
         names |= {"autorange": "reversed"}
     mode = "stack" if chart.stacked else "overlay" if is_one_each else "group"
-    num_lines = [len(textwrap.wrap(name, NAME_WIDTH)) for name in chart.names]
+    num_lines = [_wrapped(name).count("<br>") + 1 for name in chart.names]
     num_bars = [1 if chart.stacked else max(sum(each.values[place] is not None for each in chart.series), 1) for place in places]
     room = [max(30 * bars, 18 * lines) for bars, lines in zip(num_bars, num_lines, strict=True)]
     layout = _layout(
@@ -200,7 +206,7 @@ def _bars(chart: BarChart) -> dict[str, Any]:
 
 
 def _wrapped(name: str) -> str:
-    return "<br>".join(_plain(line) for line in textwrap.wrap(name, NAME_WIDTH)) or _plain(name)
+    return "<br>".join(_plain(line) for line in textwrap.wrap(name, NAME_WIDTH, max_lines=3, placeholder="…")) or _plain(name)
 
 
 def _timeline(chart: Timeline) -> dict[str, Any]:
@@ -210,7 +216,7 @@ def _timeline(chart: Timeline) -> dict[str, Any]:
         spans = [span for span in chart.spans if span.kind == kind]
         data.append(
             {
-                "type": "bar", "orientation": "h", "name": _plain(kind), "y": [rows.index(span.row) for span in spans],
+                "type": "bar", "orientation": "h", "name": _name(kind), "y": [rows.index(span.row) for span in spans],
                 "base": [span.begin for span in spans], "x": [span.end - span.begin for span in spans],
                 "marker": {"color": _colour(spans[0].colour), "line": {"color": _colour(spans[0].colour), "width": 1}},
                 "customdata": [_plain(span.words or span.kind) for span in spans], "width": 0.6,
