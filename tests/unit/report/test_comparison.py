@@ -61,9 +61,13 @@ def test_gain_forgetting_and_front_of_a_sweep(compared: Comparison) -> None:
         assert (run.gain.value, run.forgetting.value) == (pytest.approx(gain), pytest.approx(forgetting))
         assert (run.gain.low, run.gain.high) == (pytest.approx(gain), pytest.approx(gain))  # every document changed by the same
     assert [run.entry.name for run in group.front] == ["lr-middle", "lr-free", "lr-low"]  # the largest gain first
-    assert found["lr-high"].dominated_by == ("lr-middle",)
+    (lead,) = found["lr-high"].ahead or ()
+    assert (lead.name, lead.is_sure) == ("lr-middle", True)
+    assert isinstance(lead.gain, Change)
+    assert isinstance(lead.forgetting, Change)
+    assert (lead.gain.value, lead.forgetting.value) == (pytest.approx(0.2 - 0.15), pytest.approx(0.3 - 0.01))
     assert found["lr-high"].entry.state.word == "rolled back"
-    assert found["lr-failed"].dominated_by is None
+    assert found["lr-failed"].ahead is None
     assert found["lr-failed"].standing == "no point"
     assert str(found["lr-failed"].entry.state) == "failed (in train, exit code 3)"
     assert group.settings.apart["schedule.peak_lr"] == ["9", "0.5", "0.004", "0.003", "0.006"]
@@ -96,6 +100,22 @@ def test_the_interval_is_that_of_the_verdict_for_a_rule_alone(tmp_path: Path) ->
     assert (-gain.value, -gain.high, -gain.low) == (pytest.approx(law.difference), pytest.approx(law.low), pytest.approx(law.high))
     assert (forgetting.value, forgetting.low, forgetting.high) == (web.difference, web.low, web.high)
     assert forgetting.low < forgetting.value < forgetting.high
+
+
+def test_a_lead_that_hangs_on_a_few_items_is_not_sure(tmp_path: Path) -> None:
+    """Point values say that one dominates; half of the items say otherwise by more than the mean, and no interval leaves 0 out."""
+    even = {name: [value - 0.1 for value in spread(1.8 if name == "law" else 1.2)] for name in ("law", "web")}
+    uneven = {name: [value - (0.3 if index % 2 else -0.28) for index, value in enumerate(values)] for name, values in even.items()}
+    make_run(tmp_path / "even", trained=record("train", even))
+    make_run(tmp_path / "uneven", trained=record("train", uneven))
+    (group,) = compare([tmp_path / "even", tmp_path / "uneven"]).groups
+    (front,), (behind,) = group.front, [run for run in group.runs if not run.is_on_front]
+    assert (front.entry.name, behind.entry.name) == ("uneven", "even")
+    assert not behind.is_surely_behind
+    assert behind.standing == "behind, but not surely: uneven"
+    make_run(tmp_path / "better", trained=record("train", {name: [value - 0.01 for value in values] for name, values in even.items()}))
+    (again,) = compare([tmp_path / "even", tmp_path / "better"]).groups
+    assert again.runs[0].standing == "surely behind: better"  # by far less, on every item
 
 
 def test_several_rules_in_one_unit_are_one_mean(tmp_path: Path) -> None:
