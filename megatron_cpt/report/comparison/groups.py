@@ -52,7 +52,7 @@ class Lead:
 
 @dataclass(frozen=True)
 class Placed:
-    """A run in its group; `ahead` are the runs on the front that dominate it, None for a run without a point, empty for one on the front."""
+    """A run in its group; `ahead` are the runs on the front that dominate it; None: without a point, empty: on it."""
 
     entry: Entry
     gain: Measured
@@ -220,8 +220,10 @@ def _notes(entries: Sequence[Entry], axes: Sequence[Axis], exclude: dict[str, se
         if found and max(found.values()) - min(found.values()) > BASE_TOLERANCE:
             listed = ", ".join(f"{name} {figure:.4f}" for name, figure in found.items())
             notes.append(f"The base itself scored differently on {axis.title}: {listed}. Another number format or machine can do that.")
+    shared: dict[tuple[str, str], list[str]] = {}
     for entry in entries:
-        for run in dict.fromkeys(entry.taken_over().values()):
-            stages = [stage for stage, from_run in entry.taken_over().items() if from_run == run]
-            notes.append(f"{entry.name} took {', '.join(stages)} over from {run}, whose bill has them.")
+        taken = entry.taken_over()
+        for run in dict.fromkeys(taken.values()):
+            shared.setdefault((run, ", ".join(stage for stage in taken if taken[stage] == run)), []).append(entry.name)
+    notes += [f"{', '.join(names)} took {stages} over from {run}, whose bill has them." for (run, stages), names in shared.items()]
     return notes
