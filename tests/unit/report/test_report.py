@@ -6,9 +6,11 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 
-from megatron_cpt.charts.line import Series, line_chart
-from megatron_cpt.report.page import table, write_report
-from megatron_cpt.report.records import current_steps
+from megatron_cpt.charts.data import Axis, Series, XYChart
+from megatron_cpt.charts.figure import still
+from megatron_cpt.charts.page import table
+from megatron_cpt.report.page import write_report
+from megatron_cpt.report.steps import StepRecords
 
 
 class Tags(HTMLParser):
@@ -38,7 +40,7 @@ def test_the_page_needs_no_other_file(tmp_path: Path) -> None:
     write_report(tmp_path / "out", run_dir)
     tags = Tags()
     tags.feed((tmp_path / "out" / "report.html").read_text())
-    assert tags.sources == []
+    assert [source for source in tags.sources if not source.startswith("#")] == []
     assert tags.opened.count("polyline") == 3  # loss, rate, norm; throughput was not recorded
 
 
@@ -59,7 +61,7 @@ def test_benchmarks_stand_beside_texts_with_unknown_for_what_was_not_scored(tmp_
 
 
 def test_a_chart_places_points_in_proportion() -> None:
-    chart = line_chart("t", [Series("s", [(0, 0), (5, 5), (10, 10)], "a")], x_label="x", y_label="y")
+    chart = still(XYChart("t", [Series("s", [(0, 0), (5, 5), (10, 10)])], Axis("x"), Axis("y")))
     points = chart.split('points="')[1].split('"')[0].split(" ")
     (x0, y0), (x1, y1), (x2, y2) = [tuple(map(float, point.split(","))) for point in points]
     assert abs((x0 + x2) / 2 - x1) < 0.11  # coordinates have one decimal
@@ -68,8 +70,8 @@ def test_a_chart_places_points_in_proportion() -> None:
 
 
 def test_points_that_are_not_finite_are_left_out() -> None:
-    assert "nan" not in line_chart("t", [Series("s", [(0, float("nan")), (1, 1)], "a")], x_label="x", y_label="y")
-    assert "no data" in line_chart("t", [Series("s", [(0, float("inf"))], "a")], x_label="x", y_label="y")
+    assert "nan" not in still(XYChart("t", [Series("s", [(0, float("nan")), (1, 1)])], Axis("x"), Axis("y")))
+    assert "no data" in still(XYChart("t", [Series("s", [(0, float("inf"))])], Axis("x"), Axis("y")))
 
 
 def test_cells_are_escaped() -> None:
@@ -84,5 +86,5 @@ def test_only_the_steps_that_led_to_the_current_weights_are_drawn() -> None:
         step(1, 1.0), step(2, 2.0), {"kind": "event", "event": "rollback"},
         {"kind": "resume", "step": 1, "round": 2}, step(2, 5.0), step(3, 6.0),
     ]  # fmt: skip
-    assert [line["loss"] for line in current_steps(lines)] == [1.0, 5.0, 6.0]
-    assert [line["loss"] for line in current_steps(lines[:3])] == [1.0, 2.0]  # after a rollback: what was tried
+    assert [line["loss"] for line in StepRecords.of(lines).steps] == [1.0, 5.0, 6.0]
+    assert [line["loss"] for line in StepRecords.of(lines[:3]).steps] == [1.0, 2.0]  # after a rollback: what was tried
