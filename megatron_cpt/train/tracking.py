@@ -153,7 +153,7 @@ class TensorBoardRun(Guest):
         super().on_start(state)
 
     def _load(self) -> None:
-        from torch.utils import tensorboard  # noqa: F401, PLC0415  -- needs the package tensorboard
+        import torch.utils.tensorboard  # noqa: F401, PLC0415  -- needs the package tensorboard
 
     def _start(self) -> Any:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
