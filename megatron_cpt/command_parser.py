@@ -64,6 +64,9 @@ def parser() -> Parser:
         "--from", dest="start", choices=names, metavar="STAGE", help="begin at this stage; the earlier ones must have finished"
     )
     walk.add_argument("--only", choices=names, metavar="STAGE", help="this stage alone")
+    walk.add_argument(
+        "--share", metavar="I/N", help="with --only corpus or index: share I of N (from 0) of the work, as an element of an array does it"
+    )
     rounds = walk.add_mutually_exclusive_group()
     rounds.add_argument(
         "--new-round", action="store_true", help="after a verdict: put this round's records away and go on from the good checkpoint"

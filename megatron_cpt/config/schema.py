@@ -104,13 +104,31 @@ class SourceConfig:
 class EngineConfig:
     """Where the corpus is read and cleaned: `local` processes, a `slurm` array or `ray`. It decides time alone, never a byte.
 
+    `auto` is an array before the stage's job in a submitted line, where the corpus has more than one task, and `local` elsewhere.
     `workers: null` is every core of this machine (local), 16 elements of the array (slurm), every core of the cluster (ray). A task
     reads about `task_mb` MB; long jsonl files are cut at lines.
     """
 
-    kind: str = "local"
+    kind: str = "auto"
     workers: int | None = None
     task_mb: float = 64.0
+
+
+@dataclass
+class IndexEngineConfig:
+    """Where the index is made: `local`, or a `slurm` array of an element for each source. It decides time alone, never a byte.
+
+    `auto` is an array before the stage's job in a submitted line, where more than one source is trained on, and `local` elsewhere.
+    """
+
+    kind: str = "auto"
+
+
+@dataclass
+class IndexConfig:
+    """How the training documents become token ids."""
+
+    engine: IndexEngineConfig = field(default_factory=IndexEngineConfig)
 
 
 @dataclass
@@ -637,6 +655,7 @@ class ExperimentConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     source: dict[str, SourceConfig] = field(default_factory=dict)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    index: IndexConfig = field(default_factory=IndexConfig)
     bench: dict[str, BenchConfig] = field(default_factory=dict)
     blend: BlendConfig = field(default_factory=BlendConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
