@@ -196,7 +196,7 @@ def report_coverage(
     target, others = domain_samples(plan, survivors, decisions.reason == KEPT, decisions.choice)
     yardstick = Yardstick.of(settings, terms=terms, target=target, others=others)
     # a local process is as good as any: this pass reads what was kept, once
-    workers = settings.engine.workers if settings.engine.kind == "local" else None
+    workers = settings.engine.workers if settings.engine.kind in ("auto", "local") else None
     paths = {name: folder / f"{name}.train.jsonl" for name in sorted(plan.sources)}
     report = coverage_report(yardstick, count_files(paths, yardstick, workers=workers), target=settings.select.target)
     if report["num_terms"]:

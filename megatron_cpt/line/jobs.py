@@ -16,7 +16,7 @@ from megatron_cpt.line.expecting import expected_plan, is_before_the_plan
 from megatron_cpt.line.inputs import INPUTS
 from megatron_cpt.line.ranks import LAUNCHER_VARIABLE
 from megatron_cpt.line.run import Run, say
-from megatron_cpt.line.shares import prepare_corpus, shares_of
+from megatron_cpt.line.shares import prepared_corpus, shares_of
 from megatron_cpt.meter.attempts import attempts_of
 from megatron_cpt.meter.here import slurm_job
 from megatron_cpt.meter.ledger import LEDGER_NAME, STEP_RECORDS
@@ -81,9 +81,8 @@ def submit(config: ExperimentConfig, *, config_yaml: str, dry_run: bool, until: 
         frozen = freeze(run.folder, config_yaml=config_yaml, env_file=None if env_file is None else Path(env_file))
         jobs = _jobs(run, frozen, lead=lead, stages=stages, shares=shares)
         try:
-            if "corpus" in shares:
-                prepare_corpus(run, sources)
-            submission = submit_line(jobs, dry_run=False)
+            with prepared_corpus(run, sources) if "corpus" in shares else contextlib.nullcontext():
+                submission = submit_line(jobs, dry_run=False)
         except BaseException:
             shutil.rmtree(frozen, ignore_errors=True)
             raise

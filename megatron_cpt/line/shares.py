@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megatron_cpt.errors import ConfigError, CptError
+from megatron_cpt.errors import ConfigError, CptError, raise_all
 from megatron_cpt.line.inputs import INPUTS
 from megatron_cpt.line.run import Run, indented, say
 from megatron_cpt.meter.here import slurm_job
@@ -59,13 +61,14 @@ def shares_of(run: Run, stage: str, sources: Mapping[str, Any]) -> Shares | None
 
 
 def _shares_of_corpus(run: Run, sources: Mapping[str, Any]) -> Shares | None:
+    from megatron_cpt.corpus.build import scratch_of  # noqa: PLC0415
+    from megatron_cpt.corpus.engine import engine_problems, num_shares, pending_shares  # noqa: PLC0415
+    from megatron_cpt.corpus.tasks import plan_tasks  # noqa: PLC0415
+
+    raise_all(ConfigError, engine_problems(run.config.corpus.engine))
     kind = run.config.corpus.engine.kind
     if kind not in ("auto", "slurm"):
         return None
-    from megatron_cpt.corpus.build import scratch_of  # noqa: PLC0415
-    from megatron_cpt.corpus.engine import num_shares, pending_shares  # noqa: PLC0415
-    from megatron_cpt.corpus.tasks import plan_tasks  # noqa: PLC0415
-
     plan = plan_tasks(run.config.source, run.config.corpus, inputs=sources)
     count = num_shares(plan)
     if kind == "auto" and count == 1:
@@ -73,14 +76,23 @@ def _shares_of_corpus(run: Run, sources: Mapping[str, Any]) -> Shares | None:
     return Shares(count, pending_shares(scratch_of(run.of("corpus")), plan, count))
 
 
-def prepare_corpus(run: Run, sources: Mapping[str, Any]) -> None:
-    """Leave in the run's folder what the shares of the corpus need."""
-    from megatron_cpt.corpus.build import prepare_first_pass  # noqa: PLC0415
+@contextmanager
+def prepared_corpus(run: Run, sources: Mapping[str, Any]) -> Iterator[None]:
+    """Leave in the run's folder what the shares of the corpus need, unless the block fails: then nothing is left that was not there."""
+    from megatron_cpt.corpus.build import prepare_first_pass, scratch_of  # noqa: PLC0415
     from megatron_cpt.corpus.tasks import plan_tasks  # noqa: PLC0415
 
     plan = plan_tasks(run.config.source, run.config.corpus, inputs=sources)
-    with run_lock(run.folder):
-        prepare_first_pass(run.of("corpus"), plan, benches={name: Path(bench.path) for name, bench in run.config.bench.items()})
+    scratch = scratch_of(run.of("corpus"))
+    was_there = scratch.exists()
+    try:
+        with run_lock(run.folder):
+            prepare_first_pass(run.of("corpus"), plan, benches={name: Path(bench.path) for name, bench in run.config.bench.items()})
+        yield
+    except BaseException:
+        if not was_there:
+            shutil.rmtree(scratch, ignore_errors=True)
+        raise
 
 
 def corpus_share(run: Run, share: int, num_shares: int, _: Attempt) -> None:

@@ -201,9 +201,10 @@ def jobs_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 def import_jobs(run_dir: Path, jobs: Sequence[Job], *, project_dir: Path | None, is_emulated: bool = False) -> int:
     """Put on a run's bill what Slurm knows of its jobs and the bill does not, and return how many lines that were.
 
-    An element of an array is a job of the array's stage. A run of a job in which no attempt began is an attempt of its own, of all the job's time. An attempt that was killed in one gets the
-    time up to the job's end. One that ended itself keeps its own figures, and gets the job's energy where it has none and was alone in
-    the job. A second import adds nothing. Jobs still running, and jobs that the ledger does not name, are left alone.
+    An element of an array is a job of the array's stage. A run of a job in which no attempt began is an attempt of its own, of all the
+    job's time. An attempt that was killed in one gets the time up to the job's end. One that ended itself keeps its own figures, and gets
+    the job's energy where it has none and was alone in the job. A second import adds nothing. Jobs still running, and jobs that the ledger
+    does not name, are left alone.
 
     Args:
         is_emulated: Slurm's meter is a made-up one, of a test cluster: its joules are marked and count as estimates.

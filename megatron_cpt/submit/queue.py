@@ -22,7 +22,7 @@ class JobState:
     Attributes:
         state: Slurm's word, such as PENDING or NODE_FAIL; `UNKNOWN` where Slurm has forgotten the job.
         elapsed: of its present or last run, in Slurm's form `[d-]hh:mm:ss`.
-        exit_code: of the batch shell; None before its end.
+        exit_code: of the batch shell; None before its end. `signal` is the one that ended it, 0 for none.
         num_starts: how often it has begun to run; 0 for one that never did.
         elements: of an array, each element by its number; `state` is then that of one at work, else waiting, else not well ended.
     """
@@ -34,6 +34,7 @@ class JobState:
     exit_code: int | None = None
     num_starts: int = 0
     elements: Mapping[int, JobState] = field(default_factory=dict)
+    signal: int = 0
 
     @property
     def is_queued(self) -> bool:
@@ -94,7 +95,7 @@ def states_of(job_ids: Sequence[str], *, call: Call = call_slurm) -> dict[str, J
             "",
         )  # one cancelled in the queue can bear a start, but no node
         starts[shown] = starts.get(shown, 0) + has_run
-        exit_code = code.partition(":")[0]
+        exit_code, _, signal = code.partition(":")
         ended = JobState(
             state=state.split()[0],  # "CANCELLED by 1000"
             elapsed=elapsed,
@@ -102,6 +103,7 @@ def states_of(job_ids: Sequence[str], *, call: Call = call_slurm) -> dict[str, J
             reason="" if reason == "None" else reason,
             exit_code=int(exit_code) if exit_code.isdigit() else None,
             num_starts=starts[shown],
+            signal=int(signal) if signal.isdigit() else 0,
         )
         if spec:
             elements.setdefault(job_id, {}).update(dict.fromkeys(numbers_in(spec), ended))

@@ -66,10 +66,14 @@ def _how(job: SubmittedJob, state: JobState, *, is_finished: bool, because: str 
     if state.state == "CANCELLED" and not state.num_starts:
         return "cancelled before it began" if because is None else f"not run, since {because} did not finish"
     if state.state == "FAILED":
-        return ENDS.get(state.exit_code or 0, f"failed with exit {state.exit_code}: see {job.stage}-{job.job_id}.out")
+        return ENDS.get(state.exit_code or 0, f"{_failure(state)}: see {job.stage}-{job.job_id}.out")
     if state.state == "UNKNOWN":
         return f"unknown: {state.reason or 'Slurm has forgotten this job'}, and the stage has left no complete record"
     return SLURM_ENDS.get(state.state, state.state.lower())
+
+
+def _failure(state: JobState) -> str:
+    return f"killed by signal {state.signal}" if state.signal and not state.exit_code else f"failed with exit {state.exit_code}"
 
 
 def _elements_in_words(job: SubmittedJob, state: JobState, because: str | None) -> str:
@@ -84,7 +88,7 @@ def _elements_in_words(job: SubmittedJob, state: JobState, because: str | None) 
         elif each.state == "CANCELLED" and not each.num_starts:
             words = "cancelled before they began" if because is None else f"not run, since {because} did not finish"
         elif each.state == "FAILED":
-            words = f"failed with exit {each.exit_code}"
+            words = _failure(each)
         else:
             words = "unknown" if each.state == "UNKNOWN" else SLURM_ENDS.get(each.state, each.state.lower())
         by_words.setdefault(words, []).append(number)
