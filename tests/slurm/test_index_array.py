@@ -1,4 +1,4 @@
-"""The index as an array of a submitted line, on a real Slurm: an element that is killed, and one that is requeued, are done again, they alone."""
+"""The index as an array of a submitted line, on a real Slurm: a killed and a requeued element are done again, they alone."""
 
 from __future__ import annotations
 
