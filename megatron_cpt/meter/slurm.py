@@ -27,6 +27,7 @@ FIELDS = ("JobIDRaw", "JobID", "User", "State", "ExitCode", "Start", "ElapsedRaw
 NEEDED = ("JobIDRaw", "State", "ElapsedRaw")
 NO_VALUES = (0xFFFFFFFE, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFE, 0xFFFFFFFFFFFFFFFF)  # slurm.h: NO_VAL, INFINITE and their 64-bit forms
 STATUS = {"COMPLETED": "finished", "RUNNING": "running", "CANCELLED": "stopped", "REQUEUED": "stopped", "PREEMPTED": "stopped"}
+PUT_BACK = ("REQUEUED", "PREEMPTED", "NODE_FAIL")
 NOT_BEGUN = ("PENDING", "REQUEUE_HOLD", "RESIZING")
 TIMEOUT_SECONDS = 120
 RATES = ("usd_per_device_hour", "tariff", "pue", "grid_g_co2e_per_kwh")
@@ -124,13 +125,21 @@ def parse_sacct(text: str, *, where: object) -> list[Job]:
             steps.setdefault(job_id, []).append(row)
     found = []
     for job_id, same in jobs.items():
-        begun = [row for row in same if row["State"].split()[:1] and row["State"].split()[0] not in NOT_BEGUN and _seconds(row)]
+        begun = [row for row in same if _has_begun(row)]
         begun.sort(key=lambda row: _time(row.get("Start", "")) or math.inf)
         for number, row in enumerate(begun):
+            if not _seconds(row):
+                continue
             restart = row.get("Restarts", "")
             of_steps = steps.get(job_id, []) if len(begun) == 1 else []  # nobody can tell which run of a requeued job a step is of
             found.append(_job(job_id, int(restart) if restart.isdigit() else number, row, of_steps))
     return found
+
+
+def _has_begun(row: Mapping[str, str]) -> bool:
+    """Say whether a row is a run of its job. One that was put back within its first second is; one cancelled in the queue is not."""
+    state = (row["State"].split() or [""])[0]
+    return state not in ("", *NOT_BEGUN) and (_seconds(row) > 0 or state in PUT_BACK)
 
 
 def _job(job_id: str, restart: int, row: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> Job:

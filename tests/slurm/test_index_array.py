@@ -20,6 +20,7 @@ STRUCK = """\
 PATH={python}:$PATH
 if [[ ${{SLURM_ARRAY_TASK_ID:-}} && $SLURM_JOB_NAME == *-index-tasks && ! -e {marks}/$SLURM_ARRAY_TASK_ID ]]; then
   touch {marks}/$SLURM_ARRAY_TASK_ID
+  sleep 1.5 # Slurm counts whole seconds
   if [[ $SLURM_ARRAY_TASK_ID == 0 ]]; then scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_0" && sleep 60; fi
   kill -KILL $$
 fi

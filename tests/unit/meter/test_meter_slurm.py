@@ -185,6 +185,13 @@ def test_sacct_is_asked_for_the_jobs_alone_with_duplicates_and_times_in_seconds(
         ask_sacct(["7"], command=str(command))
 
 
+def test_a_run_that_was_put_back_within_its_first_second_counts_as_a_start_and_costs_nothing(tmp_path: Path) -> None:
+    """The second start wrote its own end: taken for the first one, it would be on the bill twice."""
+    rows = ("7|REQUEUED|0|2026-11-25T05:00:00", "7|COMPLETED|9|2026-11-25T05:00:20", "8|CANCELLED by 0|0|2026-11-25T05:00:00")
+    (job,) = parse_sacct("\n".join(("JobIDRaw|State|ElapsedRaw|Start", *rows)), where="test")
+    assert (job.job_id, job.restart, job.seconds) == ("7", 1, 9.0)
+
+
 ARRAY = f"""{HEAD}
 31|30_0|root|COMPLETED|0:0|2026-11-25T05:00:00|12|1|cpu=1,node=1|2400
 32|30_1|root|NODE_FAIL|1:0|2026-11-25T05:00:00|7|1|cpu=1,node=1|1400
