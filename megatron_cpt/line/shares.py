@@ -6,6 +6,7 @@ place, and a source of the index is under the lock of its writer. The stage's ow
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from megatron_cpt.config.schema import ExperimentConfig
 from megatron_cpt.errors import ConfigError, CptError, raise_all
 from megatron_cpt.line.inputs import INPUTS
 from megatron_cpt.line.run import Run, indented, say
@@ -22,6 +24,7 @@ from megatron_cpt.meter.ledger import Attempt
 from megatron_cpt.meter.slurm import note_jobs
 from megatron_cpt.record.index_pair import sidecar_path
 from megatron_cpt.record.manifest import MANIFEST_NAME, resumed_folder, run_lock
+from megatron_cpt.record.typed import to_plain
 from megatron_cpt.submit.array import Shares, array_argv, submit_and_wait
 from megatron_cpt.submit.frozen import freeze
 from megatron_cpt.submit.slurm import Place
@@ -168,16 +171,19 @@ def launcher(run: Run, stage: str) -> LaunchArray | None:
         return None
 
     def launch(num_shares: int, pending: Sequence[int]) -> None:
-        from megatron_cpt.config.compose import as_yaml  # noqa: PLC0415
-
         cluster = run.config.cluster
         env_file = None if cluster.env_file is None else Path(cluster.env_file)
-        place = Place(run.folder, freeze(run.folder, config_yaml=as_yaml(run.config), env_file=env_file), Path.cwd())
+        place = Place(run.folder, freeze(run.folder, config_yaml=as_json(run.config), env_file=env_file), Path.cwd())
         shares = Shares(num_shares, tuple(pending))
         argv = array_argv(stage, cluster=cluster, run_name=run.config.run_name, place=place, shares=shares)
         submit_and_wait(argv, environment=os.environ, submitted=lambda job_id: note_jobs(run.folder, {stage: job_id}))
 
     return launch
+
+
+def as_json(config: ExperimentConfig) -> str:
+    """Return a configuration as text that `--composed` reads: JSON is YAML in which no text can be taken for a number."""
+    return json.dumps(to_plain(config), ensure_ascii=False, indent=1) + "\n"
 
 
 def index_by_array(run: Run, launch_array: LaunchArray) -> None:

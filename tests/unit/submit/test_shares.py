@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cpt.config.compose import compose
+from megatron_cpt.config.compose import compose, load_composed
 from megatron_cpt.config.schema import EngineConfig, IndexEngineConfig, ProvenanceConfig, SourceConfig
 from megatron_cpt.corpus.tasks import TaskPlan
 from megatron_cpt.errors import ConfigError
 from megatron_cpt.line.inputs import INPUTS
 from megatron_cpt.line.run import Run
-from megatron_cpt.line.shares import launcher, parse_share, prepared_corpus, shares_of
+from megatron_cpt.line.shares import as_json, launcher, parse_share, prepared_corpus, shares_of
 from megatron_cpt.submit.array import Shares
 
 
@@ -99,3 +99,10 @@ def test_what_is_no_share_is_refused(stage: str | None, share: str) -> None:
     with pytest.raises(ConfigError, match="share"):
         parse_share(stage, share)
     assert parse_share("index", "1/2") == (1, 2)
+
+
+def test_the_configuration_that_elements_read_is_the_stages_own(tmp_path: Path) -> None:
+    odd = ['tokenizer.document_separator="#end, 文=1"', 'model.provenance="1e-5"', "schedule.peak_lr=1e-5", "cluster.time_limit='10'"]
+    config = compose(["experiment=tiny", *odd])
+    (tmp_path / "config.yaml").write_text(as_json(config), encoding="utf-8")
+    assert load_composed(tmp_path / "config.yaml") == config
