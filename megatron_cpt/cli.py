@@ -162,6 +162,8 @@ def _do(arguments: argparse.Namespace, config: ExperimentConfig, siblings: Seque
         from megatron_cpt.line.calibrating import calibrate  # noqa: PLC0415
 
         print(calibrate(config, out=arguments.out), end="")
+    elif arguments.command == "run" and arguments.share is not None:
+        stages.do_share(config, arguments.only, arguments.share)
     else:
         stages.walk(config, _chosen(arguments), begin=_begins(arguments), siblings=siblings)
         if arguments.command == "plan" and arguments.deepspeed is not None:

@@ -59,33 +59,7 @@ def parser() -> Parser:
     )
     root.add_argument("--version", action="version", version=megatron_cpt.__version__)
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    walk = commands.add_parser("run", help="walk the line: " + " ".join(stage.name for stage in STAGES))
-    names = [stage.name for stage in STAGES]
-    walk.add_argument("--until", choices=names, metavar="STAGE", help="stop after this stage")
-    walk.add_argument(
-        "--from", dest="start", choices=names, metavar="STAGE", help="begin at this stage; the earlier ones must have finished"
-    )
-    walk.add_argument("--only", choices=names, metavar="STAGE", help="this stage alone")
-    rounds = walk.add_mutually_exclusive_group()
-    rounds.add_argument(
-        "--new-round", action="store_true", help="after a verdict: put this round's records away and go on from the good checkpoint"
-    )
-    rounds.add_argument("--retry", action="store_true", help="after a rollback: begin the next round of gate.retries")
-    _common(walk)
-    for stage in STAGES:
-        example = f"megatron-cpt {stage.name} experiment=quickstart"
-        command = commands.add_parser(
-            stage.name,
-            help=stage.does,
-            description=f"{stage.does.capitalize()}.\n\nreads:   {stage.reads}\nwrites:  {stage.writes}\nrefuses: {stage.refuses}",
-            epilog=f"examples:\n  {example}\n  {example} run_name=second\n\n{EXIT_CODES}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        if stage.name == "plan":
-            command.add_argument(
-                "--deepspeed", type=Path, metavar="DIR", help="also write the nearest ds_config.json and accelerate launch for DeepSpeed"
-            )
-        _common(command)
+    _line(commands)
     _common(commands.add_parser("audit", help="check that the verdict was carried out and that no record is missing"))
     drill = commands.add_parser(
         "drill",
@@ -136,7 +110,7 @@ def parser() -> Parser:
         "submit",
         help="send the line to Slurm as a chain of jobs",
     )
-    submit.add_argument("--until", choices=names, metavar="STAGE", help="submit the line up to this stage")
+    submit.add_argument("--until", choices=[stage.name for stage in STAGES], metavar="STAGE", help="submit the line up to this stage")
     submit.add_argument("--dry-run", action="store_true", help="print every job body and sbatch line, and submit nothing")
     _common(submit)
     _common(commands.add_parser("status", help="show a submitted line: its jobs, last step, loss, rate and spend"))
@@ -146,6 +120,40 @@ def parser() -> Parser:
     _common(cancel)
     _explain(root.commands())
     return root
+
+
+def _line(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Add the command that walks the line, and one a stage."""
+    walk = commands.add_parser("run", help="walk the line: " + " ".join(stage.name for stage in STAGES))
+    names = [stage.name for stage in STAGES]
+    walk.add_argument("--until", choices=names, metavar="STAGE", help="stop after this stage")
+    walk.add_argument(
+        "--from", dest="start", choices=names, metavar="STAGE", help="begin at this stage; the earlier ones must have finished"
+    )
+    walk.add_argument("--only", choices=names, metavar="STAGE", help="this stage alone")
+    walk.add_argument(
+        "--share", metavar="I/N", help="with --only corpus or index: share I of N (from 0) of the work, as an element of an array does it"
+    )
+    rounds = walk.add_mutually_exclusive_group()
+    rounds.add_argument(
+        "--new-round", action="store_true", help="after a verdict: put this round's records away and go on from the good checkpoint"
+    )
+    rounds.add_argument("--retry", action="store_true", help="after a rollback: begin the next round of gate.retries")
+    _common(walk)
+    for stage in STAGES:
+        example = f"megatron-cpt {stage.name} experiment=quickstart"
+        command = commands.add_parser(
+            stage.name,
+            help=stage.does,
+            description=f"{stage.does.capitalize()}.\n\nreads:   {stage.reads}\nwrites:  {stage.writes}\nrefuses: {stage.refuses}",
+            epilog=f"examples:\n  {example}\n  {example} run_name=second\n\n{EXIT_CODES}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if stage.name == "plan":
+            command.add_argument(
+                "--deepspeed", type=Path, metavar="DIR", help="also write the nearest ds_config.json and accelerate launch for DeepSpeed"
+            )
+        _common(command)
 
 
 def _compare(commands: argparse._SubParsersAction[Parser]) -> None:

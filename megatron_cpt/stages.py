@@ -25,8 +25,9 @@ from megatron_cpt.line.preparing import corpus_body, index_body, init_body, plan
 from megatron_cpt.line.rounds import begin_asked_round, begin_retry, rollback_without_retry
 from megatron_cpt.line.run import Run, say
 from megatron_cpt.line.scoring import baseline_body, eval_body
+from megatron_cpt.line.shares import SHARES, parse_share
 from megatron_cpt.line.training import train_body
-from megatron_cpt.meter.energy import open_meter
+from megatron_cpt.meter.energy import Meter, NoMeter, open_meter
 from megatron_cpt.meter.here import slurm_job
 from megatron_cpt.meter.killed import settle
 from megatron_cpt.meter.ledger import LEDGER_NAME, Attempt, Planned, attempt
@@ -89,6 +90,26 @@ def walk(
     if chosen[-1].name == "report":
         say("")
         say((run.of("report") / "summary.txt").read_text(encoding="utf-8").rstrip())
+
+
+def do_share(config: ExperimentConfig, stage: str | None, share: str) -> None:
+    """Do a share of a stage's work, which the stage takes up when it runs; several processes may be at different shares of a run.
+
+    Raises:
+        ConfigError: the stage has no shares, this is none of them, or the stage has finished with other inputs.
+        CptError: the work failed; the stage's own job will try it again.
+    """
+    run = Run.of_round(config)
+    number, num_shares = parse_share(stage, share)
+    assert stage is not None
+    inputs = INPUTS[stage](run) if (run.of(stage) / MANIFEST_NAME).exists() else {}
+    if inputs and finished(run.of(stage), inputs) is not None:
+        say(f"{stage}: finished before with equal inputs")
+        return
+    meter = NoMeter("shares of a stage share their node with others")
+    with _on_the_bill(run, stage, meter=meter) as entry:
+        SHARES[stage](run, number, num_shares, entry)
+    say(f"{stage}: share {number} of {num_shares} done in {entry.seconds:.1f} s")
 
 
 def _walk_round(run: Run, stages: Sequence[StageInfo], chosen: Sequence[StageInfo], siblings: Sequence[Path]) -> Sequence[StageInfo]:
@@ -186,7 +207,7 @@ def _outdated(folder: Path, inputs: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def _on_the_bill(run: Run, stage: str) -> Iterator[Attempt]:
+def _on_the_bill(run: Run, stage: str, *, meter: Meter | None = None) -> Iterator[Attempt]:
     planned, num_ranks, num_nodes = None, 1, 1
     if stage in STAGES_ON_RANKS:
         plan = run.plan
@@ -201,7 +222,7 @@ def _on_the_bill(run: Run, stage: str) -> Iterator[Attempt]:
         stage,
         num_ranks=num_ranks,
         usd_per_device_hour=run.price,
-        meter=open_meter(backend),
+        meter=meter or open_meter(backend),
         planned=planned,
         round_number=run.round.number,
         project_dir=run.folder.parent,

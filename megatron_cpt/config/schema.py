@@ -105,13 +105,31 @@ class SourceConfig:
 class EngineConfig:
     """Where the corpus is read and cleaned: `local` processes, a `slurm` array or `ray`. It decides time alone, never a byte.
 
+    `auto` is an array before the stage's job in a submitted line, where the corpus has more than one task, and `local` elsewhere.
     `workers: null` is every core of this machine (local), 16 elements of the array (slurm), every core of the cluster (ray). A task
     reads about `task_mb` MB; long jsonl files are cut at lines.
     """
 
-    kind: str = "local"  #: what reads and cleans the corpus
+    kind: str = "auto"  #: what reads and cleans the corpus
     workers: int | None = None  #: processes, array elements or cores; null: as many as there are (16 of an array)
     task_mb: float = 64.0  #: [MB] text that one task reads
+
+
+@dataclass
+class IndexEngineConfig:
+    """Where the index is made: `local`, or a `slurm` array of an element for each source. It decides time alone, never a byte.
+
+    `auto` is an array before the stage's job in a submitted line, where more than one source is trained on, and `local` elsewhere.
+    """
+
+    kind: str = "auto"  #: what makes the index
+
+
+@dataclass
+class IndexConfig:
+    """How the training documents become token ids."""
+
+    engine: IndexEngineConfig = field(default_factory=IndexEngineConfig)  #: where the work is done
 
 
 @dataclass
@@ -649,6 +667,7 @@ class ExperimentConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)  #: the vocabulary
     source: dict[str, SourceConfig] = field(default_factory=dict)  #: texts, by name
     corpus: CorpusConfig = field(default_factory=CorpusConfig)  #: how the sources become the corpus
+    index: IndexConfig = field(default_factory=IndexConfig)  #: how the corpus becomes token ids
     bench: dict[str, BenchConfig] = field(default_factory=dict)  #: benchmarks, by name
     blend: BlendConfig = field(default_factory=BlendConfig)  #: what is trained on, how much of each
     optim: OptimConfig = field(default_factory=OptimConfig)  #: the optimizer

@@ -119,10 +119,19 @@ def build_corpus(
     shutil.rmtree(scratch)
 
 
+def prepare_first_pass(folder: Path, plan: TaskPlan, *, benches: Mapping[str, Path]) -> None:
+    """Leave beside the stage's folder what shares of the first pass need, before the stage itself begins."""
+    prepare_grams(prepare_scratch(folder, plan), plan.settings, benches)
+
+
+def scratch_of(folder: Path) -> Path:
+    """Return the folder of the tasks, beside the stage's; a stage works in `.corpus-<random>.partial`."""
+    return folder.parent / f".{folder.name.removeprefix('.').partition('-')[0]}.scratch"
+
+
 def prepare_scratch(folder: Path, plan: TaskPlan) -> Path:
     """Return the folder of the tasks with this plan in it; tasks that are not in the plan are removed, the finished ones in it stay."""
-    stage = folder.name.removeprefix(".").partition("-")[0]  # a stage works in `.corpus-<random>.partial`
-    scratch = folder.parent / f".{stage}.scratch"
+    scratch = scratch_of(folder)
     wanted = {task.identity for task in plan.tasks}
     if (scratch / "tasks").is_dir():
         for found in (scratch / "tasks").iterdir():
@@ -187,7 +196,7 @@ def report_coverage(
     target, others = domain_samples(plan, survivors, decisions.reason == KEPT, decisions.choice)
     yardstick = Yardstick.of(settings, terms=terms, target=target, others=others)
     # a local process is as good as any: this pass reads what was kept, once
-    workers = settings.engine.workers if settings.engine.kind == "local" else None
+    workers = settings.engine.workers if settings.engine.kind in ("auto", "local") else None
     paths = {name: folder / f"{name}.train.jsonl" for name in sorted(plan.sources)}
     report = coverage_report(yardstick, count_files(paths, yardstick, workers=workers), target=settings.select.target)
     if report["num_terms"]:

@@ -1,5 +1,7 @@
 """Runs the tasks of the first pass: in this process, in local worker processes, as a Slurm array, or on Ray. Finished ones are left alone.
 
+What an array's elements did, in a submitted line before the stage, is finished work like any other.
+
 A damaged file costs its own task; the others are done, and then all damaged files are named at once. A worker that dies, or a full
 disk, stops the pass at once. In every case a rerun goes on with the tasks that are not done.
 """
@@ -7,6 +9,7 @@ disk, stops the pass at once. In every case a rerun goes on with the tasks that 
 from __future__ import annotations
 
 import json
+import math
 import os
 import selectors
 import subprocess
@@ -23,15 +26,15 @@ from megatron_cpt.config.schema import EngineConfig
 from megatron_cpt.corpus.scratch import drop_incomplete, task_folder
 from megatron_cpt.corpus.tasks import MB, TaskPlan
 from megatron_cpt.corpus.worker import FirstPass, answer, error_file
-from megatron_cpt.errors import ConfigError, CptError, DataError, raise_all
+from megatron_cpt.errors import CptError, DataError, raise_all
 
-KINDS = ("local", "slurm", "ray")
+KINDS = ("auto", "local", "slurm", "ray")
 WORKER = "megatron_cpt.corpus.worker"
 SMALLEST_SHARE_MB = 16  # a worker takes half a second to start, in which one reads about so much
 SAY_EVERY_SECONDS = 10.0
 ARRAY_ELEMENTS = 16
-# (command of an element without its number, how many elements, environment, folder of their logs): submits them and waits for their end
-LaunchArray = Callable[[Sequence[str], int, dict[str, str], Path], None]
+# (number of shares, those to do): submits an element for each and waits for their end
+LaunchArray = Callable[[int, Sequence[int]], None]
 
 
 def engine_problems(engine: EngineConfig) -> list[str]:
@@ -44,6 +47,18 @@ def engine_problems(engine: EngineConfig) -> list[str]:
     if not engine.task_mb > 0:
         problems.append(f"corpus.engine.task_mb is {engine.task_mb}: use a number above 0")
     return problems
+
+
+def num_shares(plan: TaskPlan) -> int:
+    """Return in how many shares an array does the tasks: as many as were asked for, else up to 16 of at least one task's MB."""
+    engine = plan.settings.engine
+    wanted = engine.workers or min(ARRAY_ELEMENTS, max(1, math.ceil(plan.num_bytes / (engine.task_mb * MB))))
+    return min(wanted, len(plan.tasks))
+
+
+def pending_shares(scratch: Path, plan: TaskPlan, count: int) -> tuple[int, ...]:
+    """Return the numbers of the shares that have a task which is not done; share I of N has the tasks I, I + N, I + 2N ..."""
+    return tuple(sorted({rank % count for rank, task in enumerate(plan.tasks) if not task_folder(scratch, task).exists()}))
 
 
 def num_workers(plan: TaskPlan, num_pending: int) -> int:
@@ -89,7 +104,7 @@ def run_first_pass(scratch: Path, plan: TaskPlan, *, say: Callable[[str], None],
         return
     kind = plan.settings.engine.kind
     progress = Progress(plan, say, done, time.monotonic())
-    if kind == "slurm":
+    if kind == "slurm" and launch_array is not None:
         failures = by_array(scratch, plan, pending, launch_array=launch_array)
     elif kind == "ray":
         from megatron_cpt.corpus.on_ray import by_ray  # noqa: PLC0415 - optional: extra [ray]
@@ -216,20 +231,16 @@ def by_processes(scratch: Path, plan: TaskPlan, pending: Sequence[int], count: i
     return failures
 
 
-def by_array(scratch: Path, plan: TaskPlan, pending: Sequence[int], *, launch_array: LaunchArray | None) -> dict[int, list[str]]:
+def by_array(scratch: Path, plan: TaskPlan, pending: Sequence[int], *, launch_array: LaunchArray) -> dict[int, list[str]]:
     """Do tasks as an array of jobs and wait for its end; what did not succeed is told from the files that the elements left.
 
     Raises:
         CptError: an element ended without a word, or could not write.
-        ConfigError: this line has no way to submit.
     """
-    if launch_array is None:
-        raise ConfigError("There is no Slurm here.", where="corpus.engine.kind", next_step="Use corpus.engine.kind=local.")
     for rank in pending:
         error_file(scratch, rank).unlink(missing_ok=True)
-    count = min(plan.settings.engine.workers or ARRAY_ELEMENTS, len(pending))
-    (scratch / "logs").mkdir(exist_ok=True)
-    launch_array([sys.executable, "-m", WORKER, str(scratch), "--of", str(count)], count, environment(), scratch / "logs")
+    count = num_shares(plan)
+    launch_array(count, pending_shares(scratch, plan, count))
     failures: dict[int, list[str]] = {}
     for rank in pending:
         if task_folder(scratch, plan.tasks[rank]).exists():
@@ -239,7 +250,7 @@ def by_array(scratch: Path, plan: TaskPlan, pending: Sequence[int], *, launch_ar
             raise CptError(
                 f"An element of the array ended before task {rank} was done.",
                 where=plan.tasks[rank].shown,
-                next_step=f"See its log in {scratch / 'logs'}. Run again: finished tasks stay.",
+                next_step="See its log in the run's folder slurm/. Run again: finished tasks stay.",
             )
         done = json.loads(path.read_text(encoding="utf-8"))
         if done["error"] != "data":

@@ -1,8 +1,6 @@
 """One worker of the first pass: rebuilds each task from the frozen plan and runs it under datatrove's executor.
 
-    python -m megatron_cpt.corpus.worker SCRATCH          ranks on standard input, an answer in JSON for each on standard output
-    python -m megatron_cpt.corpus.worker SCRATCH --of N   in an array of N jobs: the tasks I, I + N, I + 2N ..., where I is the
-                                                          element's number (SLURM_ARRAY_TASK_ID)
+    python -m megatron_cpt.corpus.worker SCRATCH    ranks on standard input, an answer in JSON for each on standard output
 
 Whatever libraries print goes to standard error.
 """
@@ -25,7 +23,7 @@ from datatrove.executor.local import LocalPipelineExecutor
 from megatron_cpt.corpus.blocks import DamagedFiles, blocks_of
 from megatron_cpt.corpus.scratch import TaskWriter, task_folder
 from megatron_cpt.corpus.tasks import TaskPlan
-from megatron_cpt.errors import CptError
+from megatron_cpt.errors import CptError, DataError, raise_all
 from megatron_cpt.record.store import write_json
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -99,18 +97,25 @@ def serve(runner: FirstPass, ranks: TextIO, answers: TextIO) -> None:
         answers.flush()
 
 
-def run_element(runner: FirstPass, element: int, num_elements: int) -> int:
-    """Do every `num_elements`-th unfinished task; leave the reasons of those that failed in `errors/`, return an exit code."""
-    failed = 0
-    for rank in range(element, len(runner.plan.tasks), num_elements):
+def do_share(scratch: Path, share: int, num_shares: int) -> int:
+    """Do the unfinished ones of the tasks I, I + N, I + 2N ..., as an element of an array does; return how many tasks the share has.
+
+    Raises:
+        CptError: naming what went wrong with which tasks; the stage reads the same from `errors/`.
+    """
+    runner = FirstPass(scratch, TaskPlan.load(scratch))
+    ranks = range(share, len(runner.plan.tasks), num_shares)
+    problems: list[str] = []
+    for rank in ranks:
         done = answer(runner, rank)
-        path = error_file(runner.scratch, rank)
+        path = error_file(scratch, rank)
         if "error" in done:
-            failed = 1
+            problems += done["texts"]
             write_json(path, done)
         else:
             path.unlink(missing_ok=True)
-    return failed
+    raise_all(DataError, problems, where="corpus")
+    return len(ranks)
 
 
 def error_file(scratch: Path, rank: int) -> Path:
@@ -120,11 +125,8 @@ def error_file(scratch: Path, rank: int) -> Path:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scratch", type=Path)
-    parser.add_argument("--of", type=int)
     chosen = parser.parse_args(argv)
     runner = FirstPass(chosen.scratch, TaskPlan.load(chosen.scratch))
-    if chosen.of is not None:
-        return run_element(runner, int(os.environ["SLURM_ARRAY_TASK_ID"]), chosen.of)
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # what a library prints is no answer
     serve(runner, sys.stdin, answers)

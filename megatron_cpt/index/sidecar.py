@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_cpt.errors import DataError
+from megatron_cpt.errors import ConfigError, DataError
 from megatron_cpt.record.hashing import sha256_file
 from megatron_cpt.record.index_pair import bin_path, idx_path, sidecar_path
+from megatron_cpt.record.manifest import differing_fields
 from megatron_cpt.record.store import read_json, write_json
 
 SCHEMA_VERSION = 1
@@ -72,14 +73,23 @@ def check_digests(prefix: Path, record: Mapping[str, Any]) -> None:
 
 
 def finished_with(prefix: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the record of a pair that is whole and was made of these inputs, else None."""
+    """Return the record of a pair that is whole and was made of these inputs, None where there is no whole pair.
+
+    Raises:
+        ConfigError: a whole pair of other inputs stands there; each differing field is named.
+    """
     if not sidecar_path(prefix).is_file():
         return None
     try:
         record = read_sidecar(prefix)
-        if record["inputs"] != dict(inputs):
-            return None
+        recorded = record["inputs"]
         check_digests(prefix, record)
     except (DataError, KeyError):
         return None
+    changes = differing_fields(recorded, inputs)
+    if changes:
+        raise ConfigError(
+            "An index was finished with other inputs:\n    " + "\n    ".join(changes), where=prefix,
+            rule="a finished index is never redone in place", next_step=f"Remove {prefix.parent} and run again to build it anew.",
+        )  # fmt: skip
     return record

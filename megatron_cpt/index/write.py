@@ -122,9 +122,9 @@ class _Pass:
     def run(self) -> dict[str, Any]:
         job = self.job
         num_records = num_bytes = 0
-        if job.rejects:
-            job.rejects.restart()
-        with IndexWriter(job.prefix, num_ids=job.codec.num_ids) as writer:
+        with IndexWriter(job.prefix, num_ids=job.codec.num_ids) as writer:  # its lock keeps others from the list of rejects too
+            if job.rejects:
+                job.rejects.restart()
             with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as writing:
                 batches = job.batches()
                 ahead = reading.submit(next, batches, None)

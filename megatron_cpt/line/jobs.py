@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from megatron_cpt.config.files import shipped_slurm
 from megatron_cpt.config.schema import ExperimentConfig
@@ -15,6 +16,7 @@ from megatron_cpt.line.expecting import expected_plan, is_before_the_plan
 from megatron_cpt.line.inputs import INPUTS
 from megatron_cpt.line.ranks import LAUNCHER_VARIABLE
 from megatron_cpt.line.run import Run, say
+from megatron_cpt.line.shares import prepared_corpus, shares_of
 from megatron_cpt.meter.attempts import attempts_of
 from megatron_cpt.meter.here import slurm_job
 from megatron_cpt.meter.ledger import LEDGER_NAME, STEP_RECORDS
@@ -25,6 +27,7 @@ from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan
 from megatron_cpt.record.manifest import MANIFEST_NAME, finished
 from megatron_cpt.record.store import exclusive, read_lines
 from megatron_cpt.record.unknown import Figure, show
+from megatron_cpt.submit.array import Shares, with_arrays
 from megatron_cpt.submit.cancel import cancel_line
 from megatron_cpt.submit.frozen import PREFIX, commit_with_changes, freeze, submissions_of
 from megatron_cpt.submit.preflight import preflight as look_at_nodes
@@ -58,13 +61,15 @@ def submit(config: ExperimentConfig, *, config_yaml: str, dry_run: bool, until: 
     )
     if too_few:
         say(f"note: {too_few}")
-    stages = [stage for stage in _left_to_do(run) if until is None or STAGES.index(stage) <= STAGES.index(until)]
+    sources = INPUTS["corpus"](run)
+    stages = [stage for stage in _left_to_do(run, sources) if until is None or STAGES.index(stage) <= STAGES.index(until)]
     if not stages:
         say(f"{config.run_name}: every stage up to {until} has finished with equal inputs")
         return
+    shares = {stage: found for stage in stages if (found := shares_of(run, stage, sources)) is not None}
     if dry_run:
         frozen = run.folder / "slurm" / f"{PREFIX}{len(submissions_of(run.folder)) + 1}"
-        jobs = _jobs(run, frozen, lead=lead, stages=stages)
+        jobs = _jobs(run, frozen, lead=lead, stages=stages, shares=shares)
         for path in sorted([*shipped_slurm().glob("*.sbatch"), *shipped_slurm().glob("*.sh")]):
             say(f"# --- {frozen}/slurm/{path.name}\n{path.read_text(encoding='utf-8')}")
         for line in submit_line(jobs, dry_run=True).lines:
@@ -74,14 +79,16 @@ def submit(config: ExperimentConfig, *, config_yaml: str, dry_run: bool, until: 
         _refuse_second_line(run)
         env_file = run.config.cluster.env_file
         frozen = freeze(run.folder, config_yaml=config_yaml, env_file=None if env_file is None else Path(env_file))
-        jobs = _jobs(run, frozen, lead=lead, stages=stages)
+        jobs = _jobs(run, frozen, lead=lead, stages=stages, shares=shares)
         try:
-            submission = submit_line(jobs, dry_run=False)
+            with prepared_corpus(run, sources) if "corpus" in shares else contextlib.nullcontext():
+                submission = submit_line(jobs, dry_run=False)
         except BaseException:
             shutil.rmtree(frozen, ignore_errors=True)
             raise
         write_submitted(frozen, jobs, submission.job_ids, commit=commit_with_changes())
-        note_jobs(run.folder, submission.job_ids)
+        for job in jobs:
+            note_jobs(run.folder, {job.stage: submission.job_ids[job.name]})
     for line in submission.lines:
         say(line)
     steps = (
@@ -96,18 +103,18 @@ def _step_seconds(plan: RunPlan) -> Figure:
     return seconds / plan.num_steps if isinstance(seconds, float | int) and plan.num_steps else plan.estimate.step_seconds
 
 
-def _jobs(run: Run, frozen: Path, *, lead: int, stages: Sequence[str]) -> list[Job]:
+def _jobs(run: Run, frozen: Path, *, lead: int, stages: Sequence[str], shares: Mapping[str, Shares]) -> list[Job]:
     place = Place(run_dir=run.folder, frozen=frozen, work_dir=Path.cwd())
-    return line_of_jobs(cluster=run.config.cluster, run_name=run.config.run_name, place=place, lead_seconds=lead, stages=stages)
+    jobs = line_of_jobs(cluster=run.config.cluster, run_name=run.config.run_name, place=place, lead_seconds=lead, stages=stages)
+    return with_arrays(jobs, shares, cluster=run.config.cluster, run_name=run.config.run_name, place=place)
 
 
-def _left_to_do(run: Run) -> list[str]:
+def _left_to_do(run: Run, sources: Mapping[str, Any]) -> list[str]:
     """Return the stages from the first that has not finished on; one that has, with other inputs, is refused here and not in its job."""
-    INPUTS["corpus"](run)
     for number, stage in enumerate(STAGES[:-1]):
         if not (run.of(stage) / MANIFEST_NAME).exists():
             return list(STAGES[number:])
-        finished(run.of(stage), INPUTS[stage](run))
+        finished(run.of(stage), sources if stage == "corpus" else INPUTS[stage](run))
     return [STAGES[-1]]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from megatron_cpt.gate.rounds import earlier_of
 from megatron_cpt.launch_ranks import run_in_child
 from megatron_cpt.line.inputs import row_pairs
 from megatron_cpt.line.run import Run, indented, threads_of_this_host
+from megatron_cpt.line.shares import index_by_array, launcher
 from megatron_cpt.meter.ledger import Attempt
 from megatron_cpt.plan.benches import copy_benches, read_benches
 from megatron_cpt.plan.checks import padding_problem
@@ -27,24 +27,15 @@ from megatron_cpt.record.tokenizer_file import load_tokenizer
 from megatron_cpt.record.vocab_contract import check_vocab, read_layout
 
 BASE_RECORD = "base.json"
-SLURM_DIR = Path(__file__).resolve().parents[2] / "slurm"
 
 
 def corpus_body(run: Run, result: StageResult, _: Attempt) -> None:
     from megatron_cpt.corpus.build import build_corpus  # noqa: PLC0415
-    from megatron_cpt.submit.array import array_argv, submit_and_wait  # noqa: PLC0415
-
-    def launch_array(command: Sequence[str], num_elements: int, environment: dict[str, str], logs: Path) -> None:
-        argv = array_argv(
-            f"{run.config.run_name}-corpus-tasks", cluster=run.config.cluster, body=SLURM_DIR / "element.sbatch", logs=logs,
-            num_elements=num_elements, command=command,
-        )  # fmt: skip
-        submit_and_wait(argv, environment=environment)
 
     benches = {name: Path(bench.path) for name, bench in run.config.bench.items()}
     build_corpus(
         result, sources=run.config.source, settings=run.config.corpus, seed=run.config.seed, benches=benches,
-        shares=run.config.blend.shares, say=indented, launch_array=launch_array,
+        shares=run.config.blend.shares, say=indented, launch_array=launcher(run, "corpus"),
     )  # fmt: skip
 
 
@@ -69,10 +60,12 @@ def vocab_body(run: Run, result: StageResult, _: Attempt) -> None:
 def index_body(run: Run, result: StageResult, entry: Attempt) -> None:
     from megatron_cpt.index.build import build_index  # noqa: PLC0415
 
-    build_index(
+    launch_array = launcher(run, "index")
+    if launch_array is not None:
+        index_by_array(run, launch_array)
+    entry.tokens = build_index(
         result, corpus_folder=run.of("corpus"), vocab_folder=run.of("vocab"), corpus_facts=run.manifest("corpus").facts, say=indented
     )
-    entry.tokens = sum(source["tokens"] for source in result.facts["sources"].values())
 
 
 def init_body(run: Run, result: StageResult, _: Attempt) -> None:

@@ -132,7 +132,7 @@ def _import(run_dirs: Sequence[Path], options: argparse.Namespace) -> None:
     jobs = parse_sacct(text, where=where)
     project_dir = None if options.run_dir else options.runs_dir
     added = sum(import_jobs(run_dir, jobs, project_dir=_project_of(run_dir, project_dir)) for run_dir in run_dirs)
-    strange = sum(job.job_id not in wanted for job in jobs)
+    strange = sum(job.job_id not in wanted and job.array_id not in wanted for job in jobs)
     left = f"; {strange} of jobs that no ledger here names were left out" if strange else ""
     print(f"{where}: {len(jobs)} runs of jobs, {added} lines added to the bill{left}", file=sys.stderr)
 

@@ -23,15 +23,17 @@ from megatron_cpt.meter.ledger import LEDGER_NAME, append_to_bills
 from megatron_cpt.record.store import read_lines
 from megatron_cpt.record.unknown import Figure, Unavailable
 
-FIELDS = ("JobIDRaw", "User", "State", "ExitCode", "Start", "ElapsedRaw", "NNodes", "AllocTRES", "ConsumedEnergyRaw")
+FIELDS = ("JobIDRaw", "JobID", "User", "State", "ExitCode", "Start", "ElapsedRaw", "NNodes", "AllocTRES", "ConsumedEnergyRaw")
 NEEDED = ("JobIDRaw", "State", "ElapsedRaw")
 NO_VALUES = (0xFFFFFFFE, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFE, 0xFFFFFFFFFFFFFFFF)  # slurm.h: NO_VAL, INFINITE and their 64-bit forms
 STATUS = {"COMPLETED": "finished", "RUNNING": "running", "CANCELLED": "stopped", "REQUEUED": "stopped", "PREEMPTED": "stopped"}
+PUT_BACK = ("REQUEUED", "PREEMPTED", "NODE_FAIL")
 NOT_BEGUN = ("PENDING", "REQUEUE_HOLD", "RESIZING")
 TIMEOUT_SECONDS = 120
 RATES = ("usd_per_device_hour", "tariff", "pue", "grid_g_co2e_per_kwh")
 MAX_WATTS_PER_NODE = 100_000.0  # far above any node; a counter that was reset or wrapped comes out as up to 2^64 microjoules more
 METHOD = "Slurm ConsumedEnergyRaw of the job's whole nodes"
+NOT_OF_ELEMENTS = "elements of an array share nodes, whose whole energy Slurm counts for each of them"
 EMULATED = f"{METHOD}, from an emulated meter: no measurement"
 
 
@@ -39,7 +41,8 @@ EMULATED = f"{METHOD}, from an emulated meter: no measurement"
 class Job:
     """One run of a Slurm job; a requeued job has several with one id, told apart by `restart`.
 
-    `began` is in seconds since the epoch; None where Slurm does not say. `joules` are those of the job's nodes.
+    `began` is in seconds since the epoch; None where Slurm does not say. `joules` are those of the job's nodes. `array_id` is the id of
+    the array that it is an element of, None where it is a job of its own.
     """
 
     job_id: str
@@ -52,6 +55,7 @@ class Job:
     num_nodes: int
     num_gpus: int
     joules: Figure
+    array_id: str | None = None
 
 
 def note_jobs(run_dir: Path, job_ids: Mapping[str, str]) -> None:
@@ -121,13 +125,21 @@ def parse_sacct(text: str, *, where: object) -> list[Job]:
             steps.setdefault(job_id, []).append(row)
     found = []
     for job_id, same in jobs.items():
-        begun = [row for row in same if row["State"].split()[:1] and row["State"].split()[0] not in NOT_BEGUN and _seconds(row)]
+        begun = [row for row in same if _has_begun(row)]
         begun.sort(key=lambda row: _time(row.get("Start", "")) or math.inf)
         for number, row in enumerate(begun):
+            if not _seconds(row):
+                continue
             restart = row.get("Restarts", "")
             of_steps = steps.get(job_id, []) if len(begun) == 1 else []  # nobody can tell which run of a requeued job a step is of
             found.append(_job(job_id, int(restart) if restart.isdigit() else number, row, of_steps))
     return found
+
+
+def _has_begun(row: Mapping[str, str]) -> bool:
+    """Say whether a row is a run of its job. One that was put back within its first second is; one cancelled in the queue is not."""
+    state = (row["State"].split() or [""])[0]
+    return state not in ("", *NOT_BEGUN) and (_seconds(row) > 0 or state in PUT_BACK)
 
 
 def _job(job_id: str, restart: int, row: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> Job:
@@ -136,6 +148,9 @@ def _job(job_id: str, restart: int, row: Mapping[str, str], steps: Sequence[Mapp
         of_steps = [_joules(step.get("ConsumedEnergyRaw", "")) for step in steps]
         known = [each for each in of_steps if not isinstance(each, Unavailable)]
         joules = math.fsum(known) if known and len(known) == len(of_steps) else joules
+    array_id, _, element = row.get("JobID", "").partition("_")
+    if element:
+        joules = Unavailable(NOT_OF_ELEMENTS)
     num_nodes = int(row["NNodes"]) if row.get("NNodes", "").isdigit() else 1
     if not isinstance(joules, Unavailable) and joules > MAX_WATTS_PER_NODE * num_nodes * (_seconds(row) + 1):
         joules = Unavailable(f"Slurm says {joules:.4g} J, more than nodes can draw: its meter was reset or wrapped")
@@ -151,6 +166,7 @@ def _job(job_id: str, restart: int, row: Mapping[str, str], steps: Sequence[Mapp
         num_nodes=num_nodes,
         num_gpus=_num_gpus(row.get("AllocTRES", "")),
         joules=joules,
+        array_id=array_id if element else None,
     )
 
 
@@ -194,9 +210,10 @@ def jobs_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 def import_jobs(run_dir: Path, jobs: Sequence[Job], *, project_dir: Path | None, is_emulated: bool = False) -> int:
     """Put on a run's bill what Slurm knows of its jobs and the bill does not, and return how many lines that were.
 
-    A run of a job in which no attempt began is an attempt of its own, of all the job's time. An attempt that was killed in one gets the
-    time up to the job's end. One that ended itself keeps its own figures, and gets the job's energy where it has none and was alone in
-    the job. A second import adds nothing. Jobs still running, and jobs that the ledger does not name, are left alone.
+    An element of an array is a job of the array's stage. A run of a job in which no attempt began is an attempt of its own, of all the
+    job's time. An attempt that was killed in one gets the time up to the job's end. One that ended itself keeps its own figures, and gets
+    the job's energy where it has none and was alone in the job. A second import adds nothing. Jobs still running, and jobs that the ledger
+    does not name, are left alone.
 
     Args:
         is_emulated: Slurm's meter is a made-up one, of a test cluster: its joules are marked and count as estimates.
@@ -208,11 +225,12 @@ def import_jobs(run_dir: Path, jobs: Sequence[Job], *, project_dir: Path | None,
     done = {line.get("attempt") for line in lines if line.get("kind") == "imported"}
     added = 0
     for job in jobs:
-        if job.job_id not in stages or job.state == "RUNNING":
+        stage = stages.get(job.job_id) or stages.get(job.array_id or "")
+        if stage is None or job.state == "RUNNING":
             continue
         inside = [start for start in starts if _is_of(start, job)]
         rates = {key: starts[-1][key] for key in RATES if starts and key in starts[-1]}  # the run's own, for a job that wrote none
-        for line in _lines_for(job, stages[job.job_id], inside, ended, is_emulated=is_emulated):
+        for line in _lines_for(job, stage, inside, ended, is_emulated=is_emulated):
             if line["attempt"] not in done:
                 append_to_bills(run_dir, {"kind": "imported", "run": run_dir.resolve().name, **rates, **line}, project_dir=project_dir)
                 added += 1

@@ -200,6 +200,11 @@ def write_manifest(
     return manifest
 
 
+def resumed_folder(folder: Path, inputs: Mapping[str, Any]) -> Path:
+    """Return the folder in which a resumed stage works before it is published: one for each inputs, where parts of it may be made too."""
+    return folder.parent / f".{folder.name}-{sha256_plain([dict(inputs), megatron_cpt.__version__])[:8]}.partial"
+
+
 def build_stage(folder: Path, inputs: Mapping[str, Any], body: Callable[[StageResult], None], *, is_resumed: bool = False) -> Manifest:
     """Run a stage's body in a folder aside, then publish it whole; leave nothing behind when it fails.
 
@@ -207,8 +212,7 @@ def build_stage(folder: Path, inputs: Mapping[str, Any], body: Callable[[StageRe
         is_resumed: the body knows what it finished before it was killed: it begins in the folder that an earlier try with equal inputs
             left, where there is one; so that folder stays when it fails.
     """
-    identity = sha256_plain([dict(inputs), megatron_cpt.__version__])[:8] if is_resumed else uuid.uuid4().hex[:8]
-    aside = folder.parent / f".{folder.name}-{identity}.partial"
+    aside = resumed_folder(folder, inputs) if is_resumed else folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}.partial"
     for stale in folder.parent.glob(f".{folder.name}-*.partial"):
         if not is_resumed or stale != aside:
             shutil.rmtree(stale)

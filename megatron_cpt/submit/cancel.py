@@ -35,7 +35,7 @@ def cancel_line(
     others = [job.job_id for job in jobs if job.job_id in now and job.job_id not in training]
     if others:
         call(["scancel", *others])
-        say(f"cancelled: {', '.join(job.stage for job in jobs if job.job_id in others)}")
+        say(f"cancelled: {', '.join(job.name for job in jobs if job.job_id in others)}")
     if not training:
         return True
     say(f"training is asked to save and end (at most {patience_seconds:.0f} s; its job is {training[0]})")

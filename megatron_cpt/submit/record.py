@@ -10,7 +10,7 @@ from pathlib import Path
 from megatron_cpt.record.store import read_json, write_json
 from megatron_cpt.record.typed import from_plain, to_plain
 from megatron_cpt.submit.frozen import submissions_of
-from megatron_cpt.submit.slurm import Job
+from megatron_cpt.submit.slurm import Job, job_name
 
 JOBS_NAME = "jobs.json"
 SCHEMA_VERSION = 1
@@ -18,12 +18,21 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class SubmittedJob:
-    """`after` holds the ids of the jobs that this one waits for, `condition` Slurm's word for how they must end."""
+    """`after` holds the ids of the jobs that this one waits for, `condition` Slurm's word for how they must end.
+
+    `elements` are the numbers of an array's elements, and `after_any` the ids of arrays whose end this one waits for, good or bad.
+    """
 
     stage: str
     job_id: str
     after: tuple[str, ...]
     condition: str
+    elements: tuple[int, ...] = ()
+    after_any: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return job_name(self.stage, self.elements)
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,12 @@ class SubmittedLine:
 
 
 def write_submitted(frozen: Path, jobs: Sequence[Job], job_ids: dict[str, str], *, commit: str) -> None:
-    listed = tuple(SubmittedJob(job.stage, job_ids[job.stage], tuple(job_ids[stage] for stage in job.after), job.condition) for job in jobs)
+    def ids(names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(job_ids[name] for name in names)
+
+    listed = tuple(
+        SubmittedJob(job.stage, job_ids[job.name], ids(job.after), job.condition, job.elements, ids(job.after_any)) for job in jobs
+    )
     write_json(frozen / JOBS_NAME, to_plain(SubmittedLine(SCHEMA_VERSION, listed, commit)))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,19 +24,35 @@ TIME_LIMIT = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 class Job:
     """One job of the line: `argv` lacks the dependency, which is known only when the earlier jobs have their ids.
 
-    `after` names the stages that it waits for; `condition` is Slurm's word for how they must have ended.
+    Attributes:
+        after: names of the jobs that it waits for; `condition` is Slurm's word for how they must have ended.
+        elements: of an array that does shares of its stage's work, the numbers of its elements; empty for a stage's own job.
+        after_any: names of jobs whose end it waits for, good or bad: what an array leaves, the stage's own job does.
     """
 
     stage: str
     argv: tuple[str, ...]
     after: tuple[str, ...]
     condition: str = "afterok"
+    elements: tuple[int, ...] = ()
+    after_any: tuple[str, ...] = ()
 
-    def submit_argv(self, ids: Sequence[str]) -> list[str]:
-        """Return the whole sbatch line for the ids of the jobs that this one waits for."""
-        if not ids:
+    @property
+    def name(self) -> str:
+        return job_name(self.stage, self.elements)
+
+    def submit_argv(self, ids: Mapping[str, str]) -> list[str]:
+        """Return the whole sbatch line for the ids of earlier jobs by name."""
+        waits = ((self.condition, self.after), ("afterany", self.after_any))
+        dependency = ",".join(":".join((condition, *(ids[name] for name in names))) for condition, names in waits if names)
+        if not dependency:
             return list(self.argv)
-        return [self.argv[0], f"--dependency={self.condition}:{':'.join(ids)}", "--kill-on-invalid-dep=yes", *self.argv[1:]]
+        return [self.argv[0], f"--dependency={dependency}", "--kill-on-invalid-dep=yes", *self.argv[1:]]
+
+
+def job_name(stage: str, elements: Sequence[int]) -> str:
+    """Return what tells a job of a line from the others: its stage, or that of whose tasks it is an array."""
+    return f"{stage}-tasks" if elements else stage
 
 
 @dataclass(frozen=True)
@@ -125,13 +141,18 @@ def sbatch_argv(stage: str, *, cluster: ClusterConfig, run_name: str, place: Pla
     ]
     if on_ranks and cluster.backend == "cuda":
         argv.append(f"--gpus-per-node={cluster.ranks_per_node}")
-    options = (("partition", cluster.partition), ("account", cluster.account), ("qos", cluster.qos), ("time", cluster.time_limit))
-    argv += [f"--{option}={value}" for option, value in options if value is not None]
+    argv += site_options(cluster)
     bodies = place.frozen / "slurm"
     if stage == "train":
         body = (bodies / "train.sbatch", place.frozen, place.run_dir, cluster.max_requeues)
         return (*argv, f"--signal=B:USR1@{lead_seconds}", *map(str, body))
     return (*argv, *map(str, (bodies / ("ranks.sbatch" if on_ranks else "stage.sbatch"), place.frozen, stage)))
+
+
+def site_options(cluster: ClusterConfig) -> list[str]:
+    """Return what every job of a line asks of its site."""
+    options = (("partition", cluster.partition), ("account", cluster.account), ("qos", cluster.qos), ("time", cluster.time_limit))
+    return [f"--{option}={value}" for option, value in options if value is not None]
 
 
 def line_of_jobs(*, cluster: ClusterConfig, run_name: str, place: Place, lead_seconds: int, stages: Sequence[str] = STAGES) -> list[Job]:

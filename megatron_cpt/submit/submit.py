@@ -21,8 +21,8 @@ class Submission:
     """What was, or in a dry run would be, sent to Slurm.
 
     Attributes:
-        lines: each sbatch line, quoted for a shell; in a dry run the ids of earlier jobs read `<stage>`.
-        job_ids: by stage; empty in a dry run.
+        lines: each sbatch line, quoted for a shell; in a dry run the ids of earlier jobs read `<name>`.
+        job_ids: by name, which is the stage, or `<stage>-tasks` of an array; empty in a dry run.
     """
 
     lines: tuple[str, ...]
@@ -63,15 +63,15 @@ def submit_line(jobs: Sequence[Job], *, dry_run: bool, call: Call = call_slurm) 
     lines = []
     try:
         for job in jobs:
-            argv = job.submit_argv([f"<{stage}>" if dry_run else ids[stage] for stage in job.after])
+            argv = job.submit_argv({name: f"<{name}>" for name in (*job.after, *job.after_any)} if dry_run else ids)
             if not ids and not dry_run:
                 argv.insert(1, "--hold")
             lines.append(shlex.join(argv))
             if not dry_run:
                 Path(_log_folder(argv)).mkdir(parents=True, exist_ok=True)  # Slurm fails a job whose log it cannot open, without a word
-                ids[job.stage] = _job_id(call(argv))
+                ids[job.name] = job_id_in(call(argv))
         if ids:
-            call(["scontrol", "release", ids[jobs[0].stage]])
+            call(["scontrol", "release", ids[jobs[0].name]])
     except BaseException:
         if ids:
             call(["scancel", *ids.values()])
@@ -79,7 +79,7 @@ def submit_line(jobs: Sequence[Job], *, dry_run: bool, call: Call = call_slurm) 
     return Submission(lines=tuple(lines), job_ids=ids)
 
 
-def _job_id(answer: str) -> str:
+def job_id_in(answer: str) -> str:
     """Read the id from `sbatch --parsable`, which prints `id` or `id;cluster`."""
     found = re.fullmatch(r"(\d+)(;\S+)?", answer.strip())
     if found is None:

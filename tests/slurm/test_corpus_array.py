@@ -12,9 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from submitting import logs, submit
 from virtual_cluster import NODES, VirtualCluster
 
 from megatron_cpt.record.manifest import Manifest
+from megatron_cpt.record.store import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 ON_SLURM = ("corpus.engine.kind=slurm", "corpus.engine.workers=3", "corpus.engine.task_mb=0.2")
@@ -31,12 +33,18 @@ def outputs(workspace: Path, name: str) -> dict[str, str]:
     return {path: file.sha256 for path, file in Manifest.load(workspace / "runs" / name / "corpus").outputs.items()}
 
 
-def test_an_array_gives_the_same_bytes_as_one_machine(slurm_cluster: VirtualCluster, cluster_workspace: Path) -> None:
-    for name, overrides in (("corpus-here", ()), ("corpus-array", ON_SLURM)):
-        done = run_corpus(slurm_cluster, cluster_workspace, name, *overrides)
-        assert done.returncode == 0, done.stdout + done.stderr
+def test_an_array_before_the_stages_job_gives_the_same_bytes_as_one_machine(slurm_cluster: VirtualCluster, cluster_workspace: Path) -> None:
+    done = run_corpus(slurm_cluster, cluster_workspace, "corpus-here")
+    assert done.returncode == 0, done.stdout + done.stderr
+    submit(slurm_cluster, cluster_workspace, "corpus-array", *ON_SLURM, "--until", "corpus")
+    run_dir = cluster_workspace / "runs" / "corpus-array"
+    array, own = read_json(run_dir / "slurm" / "submission-1" / "jobs.json")["jobs"]
+    assert (array["elements"], own["after_any"]) == ([0, 1, 2], [array["job_id"]])
+    assert slurm_cluster.wait_for(own["job_id"]) == ["COMPLETED"], logs(cluster_workspace, "corpus-array")
+    assert slurm_cluster.states(array["job_id"]) == ["COMPLETED"] * 3
+    assert "3 of 3 tasks were done before" in (run_dir / "slurm" / f"corpus-{own['job_id']}.out").read_text()
     assert outputs(cluster_workspace, "corpus-array") == outputs(cluster_workspace, "corpus-here")
-    assert not (cluster_workspace / "runs" / "corpus-array" / ".corpus.scratch").exists()
+    assert not (run_dir / ".corpus.scratch").exists()
 
 
 def test_a_cancelled_element_is_named_by_its_file_and_a_rerun_gives_the_same_bytes(

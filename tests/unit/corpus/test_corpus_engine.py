@@ -26,8 +26,11 @@ from megatron_cpt.config.schema import (
     SourceConfig,
 )
 from megatron_cpt.corpus import engine
-from megatron_cpt.corpus.build import build_corpus
+from megatron_cpt.corpus.build import build_corpus, prepare_first_pass, scratch_of
+from megatron_cpt.corpus.engine import num_shares, pending_shares
 from megatron_cpt.corpus.sources import source_inputs
+from megatron_cpt.corpus.tasks import plan_tasks
+from megatron_cpt.corpus.worker import do_share
 from megatron_cpt.errors import ConfigError, CptError, DataError
 from megatron_cpt.record.manifest import StageResult
 
@@ -244,3 +247,43 @@ def test_without_ray_its_extra_is_named(tmp_path, sources, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"megatron-cpt\[ray\]"):
         build(tmp_path / "out", sources, kind="ray")
+
+
+def test_shares_that_an_array_did_before_the_stage_are_taken_up_and_what_they_left_is_done(tmp_path, sources):
+    whole = build(tmp_path / "whole", sources, workers=1)
+    settings = CorpusConfig(EngineConfig(kind="slurm", workers=3, task_mb=SMALL))
+    plan = plan_tasks(sources, settings, inputs={"sources": source_inputs(sources)})
+    folder = tmp_path / "array"
+    prepare_first_pass(folder / "corpus", plan, benches={})
+    scratch = scratch_of(folder / "corpus")
+    assert pending_shares(scratch, plan, 3) == (0, 1, 2)
+    assert [do_share(scratch, number, 3) for number in (0, 2)] == [len(plan.tasks[number::3]) for number in (0, 2)]
+    assert pending_shares(scratch, plan, 3) == (1,)
+    said: list[str] = []
+    assert build(folder, sources, said, kind="slurm", workers=3, task_mb=SMALL) == whole
+    done = len(plan.tasks) - len(plan.tasks[1::3])
+    assert f"corpus: {done} of {len(plan.tasks)} tasks were done before" in said
+
+
+def test_a_damaged_file_in_a_share_is_named_by_it_and_again_by_the_stage(tmp_path, sources):
+    (tmp_path / "folder" / "03.jsonl.gz").write_bytes(b"\x1f\x8bno gzip")
+    settings = CorpusConfig(EngineConfig(workers=2, task_mb=SMALL))
+    prepare_first_pass(tmp_path / "out" / "corpus", plan_tasks(sources, settings, inputs={"sources": source_inputs(sources)}), benches={})
+    told = 0
+    for number in range(2):
+        try:
+            do_share(scratch_of(tmp_path / "out" / "corpus"), number, 2)
+        except DataError as error:
+            told += "03.jsonl.gz" in str(error)
+    assert told == 1
+    with pytest.raises(DataError, match=r"03\.jsonl\.gz"):
+        build(tmp_path / "out", sources, workers=1, task_mb=SMALL)
+
+
+@pytest.mark.parametrize(
+    ("settings", "shares"), [({}, 1), ({"task_mb": SMALL}, 0), ({"workers": 5, "task_mb": SMALL}, 5), ({"workers": 99}, 2)]
+)
+def test_an_array_has_as_many_shares_as_were_asked_for_or_as_there_are_tasks_worth_one(sources, settings, shares):
+    plan = plan_tasks(sources, CorpusConfig(EngineConfig(**settings)), inputs={"sources": source_inputs(sources)})
+    wanted = shares or min(16, -(-plan.num_bytes // int(SMALL * 1e6)))
+    assert num_shares(plan) == wanted

@@ -10,10 +10,11 @@ import torch
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from megatron_cpt.errors import DataError
-from megatron_cpt.index.build import build_index
+from megatron_cpt.errors import ConfigError, DataError
+from megatron_cpt.index.build import build_index, build_parts
 from megatron_cpt.index.format import IndexWriter
 from megatron_cpt.index.verify import verify_index
+from megatron_cpt.record.hashing import files_under
 from megatron_cpt.record.manifest import StageResult
 from megatron_cpt.record.tokenizer_file import load_tokenizer
 from megatron_cpt.record.vocab_contract import Check, Drift, probe_of, write_contract
@@ -157,14 +158,50 @@ def test_a_source_that_stands_finished_is_not_done_again_and_a_damaged_one_is(tm
     assert "finished before" not in said[1]
 
 
-def test_another_corpus_is_not_taken_for_the_finished_one(tmp_path, vocab_folder):
-    build(tmp_path, vocab_folder, {"law": ["one", "two"]})
-    result = StageResult(tmp_path / "index")
+def test_another_corpus_is_refused_where_a_finished_pair_stands_and_the_field_is_named(tmp_path, vocab_folder):
+    first = build(tmp_path, vocab_folder, {"law": ["one", "two"]})
+    before = {path.name: path.read_bytes() for path in first.folder.glob("*.*")}
     (tmp_path / "corpus" / "law.train.jsonl").write_text('{"id": "a", "text": "six", "source": "law"}\n')
     facts = {"sources": {"law": {"role": "domain", "licence": "MIT", "train_documents": 1}}}
-    build_index(result, corpus_folder=tmp_path / "corpus", vocab_folder=vocab_folder, corpus_facts=facts, say=lambda line: None)
-    dataset = IndexedDataset(str(result.folder / "law.train"))
-    assert [ids.tolist() for ids in dataset[0:1]] == [[*ids_of(vocab_folder, "six"), 256]]
+    with pytest.raises(ConfigError, match=r"finished with other inputs:\n +texts\.law\.train\.jsonl: "):
+        build_index(StageResult(first.folder), corpus_folder=tmp_path / "corpus", vocab_folder=vocab_folder, corpus_facts=facts, say=print)
+    assert {path.name: path.read_bytes() for path in first.folder.glob("*.*")} == before
+
+
+def test_parts_of_other_processes_are_gathered_into_the_bytes_of_the_undivided_stage(tmp_path, vocab_folder):
+    sources = {"law": [*TEXTS, "bad \U00040000 plane 4"], "notes": ["a", "b"], "tales": ["once", "upon"]}
+    whole = build(tmp_path, vocab_folder, sources)
+    facts = {"sources": {name: {"role": "domain", "licence": "MIT", "train_documents": len(texts)} for name, texts in sources.items()}}
+    given = {"corpus_folder": tmp_path / "corpus", "vocab_folder": vocab_folder, "corpus_facts": facts}
+    folder = tmp_path / "parts"
+    for names in (["tales"], ["law"], ["law"]):  # as elements in any order do, one of them twice
+        build_parts(folder, names, **given, say=lambda line: None)
+    said: list[str] = []
+    gathered = StageResult(folder)
+    assert (
+        build_index(gathered, **given, say=said.append) == 4
+    )  # two documents of one byte, with their end marks: of the one part that was left
+    assert ["finished before" in line for line in said] == [True, False, True]
+    assert gathered.facts == whole.facts
+    files = [{path.relative_to(at).as_posix(): path.read_bytes() for path in files_under(at)} for at in (whole.folder, folder)]
+    assert files[0] == files[1]
+
+
+def test_a_part_at_which_another_process_works_is_refused_and_its_list_of_rejects_is_left_alone(tmp_path, vocab_folder):
+    build(tmp_path, vocab_folder, {"law": ["one"]}, name="other")
+    facts = {"sources": {"law": {"role": "domain", "licence": "MIT", "train_documents": 1}}}
+    folder = tmp_path / "parts"
+    rejects = folder / "rejects" / "law.jsonl"
+    rejects.parent.mkdir(parents=True)
+    rejects.write_text("of the other process\n")
+    with (
+        IndexWriter(folder / "law.train", num_ids=257),
+        pytest.raises(DataError, match="Another process is writing this index"),
+    ):
+        build_parts(
+            folder, ["law"], corpus_folder=tmp_path / "corpus", vocab_folder=vocab_folder, corpus_facts=facts, say=lambda line: None
+        )
+    assert rejects.read_text() == "of the other process\n"
 
 
 def test_a_shard_with_a_broken_line_is_refused_by_its_number(tmp_path, vocab_folder):

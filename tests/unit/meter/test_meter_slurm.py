@@ -183,3 +183,44 @@ def test_sacct_is_asked_for_the_jobs_alone_with_duplicates_and_times_in_seconds(
     command.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurmdbd' >&2\nexit 1\n")
     with pytest.raises(DataError, match="Unable to contact slurmdbd"):
         ask_sacct(["7"], command=str(command))
+
+
+def test_a_run_that_was_put_back_within_its_first_second_counts_as_a_start_and_costs_nothing(tmp_path: Path) -> None:
+    """The second start wrote its own end: taken for the first one, it would be on the bill twice."""
+    rows = ("7|REQUEUED|0|2026-11-25T05:00:00", "7|COMPLETED|9|2026-11-25T05:00:20", "8|CANCELLED by 0|0|2026-11-25T05:00:00")
+    (job,) = parse_sacct("\n".join(("JobIDRaw|State|ElapsedRaw|Start", *rows)), where="test")
+    assert (job.job_id, job.restart, job.seconds) == ("7", 1, 9.0)
+
+
+ARRAY = f"""{HEAD}
+31|30_0|root|COMPLETED|0:0|2026-11-25T05:00:00|12|1|cpu=1,node=1|2400
+32|30_1|root|NODE_FAIL|1:0|2026-11-25T05:00:00|7|1|cpu=1,node=1|1400
+32|30_1|root|COMPLETED|0:0|2026-11-25T05:01:00|11|1|cpu=1,node=1|2200
+30|30_2|root|FAILED|0:9|2026-11-25T05:00:00|3|1|cpu=1,node=1|600
+30.batch|30_2.batch||FAILED|0:9|2026-11-25T05:00:00|3|1|cpu=1,node=1|600
+33|33|root|COMPLETED|0:0|2026-11-25T05:02:00|5|1|cpu=8,node=1|1000
+"""
+
+
+def test_elements_of_an_array_are_on_the_bill_of_its_stage_once_each_beside_the_stages_own_job(tmp_path: Path) -> None:
+    """Element 0 wrote its own end, element 1 lost a node before it wrote a word and wrote its end in its second start, element 2 was
+    killed before it wrote; job 33 is the stage's own. The last element bears the array's id as its raw one."""
+    note_jobs(tmp_path, {"index": "30"})
+    note_jobs(tmp_path, {"index": "33"})
+    at = began("2026-11-25T05:00:00")
+    for name, job_id, restart, seconds in (("a", "31", 0, 11.0), ("b", "32", 1, 10.0), ("own", "33", 0, 4.0)):
+        write_start(tmp_path, name, job_id, restart, began=at + 1, stage="index", device="cpu", num_ranks=1)
+        end = {"kind": "end", "attempt": name, "stage": "index", "status": "finished", "num_ranks": 1, "seconds": seconds}
+        more = {"device_seconds": seconds, "tokens": 5, "joules": {"unavailable": "no meter"}, "usd": 1.0, "exit_code": 0, "planned": None}
+        append_line(tmp_path / "ledger.jsonl", {**end, **more})
+    jobs = parse_sacct(ARRAY, where="test")
+    assert import_jobs(tmp_path, jobs, project_dir=None) == 3  # two that wrote nothing, and the energy of the stage's own job
+    assert import_jobs(tmp_path, jobs, project_dir=None) == 0
+    found = {record.attempt_id: (record.stage, record.status, record.seconds) for record in attempts_of(tmp_path)}
+    assert found == {
+        "a": ("index", "finished", 11.0), "b": ("index", "finished", 10.0), "own": ("index", "finished", 4.0),
+        "slurm-32-0": ("index", "failed", 7.0), "slurm-30-0": ("index", "failed", 3.0),
+    }  # fmt: skip
+    joules = {record.attempt_id: record.joules for record in attempts_of(tmp_path)}
+    assert joules["own"] == 1000.0
+    assert all(isinstance(joules[name], Unavailable) for name in ("a", "b", "slurm-32-0", "slurm-30-0"))  # they shared nodes

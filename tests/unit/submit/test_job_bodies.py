@@ -180,3 +180,15 @@ def test_containers_stand_between_srun_and_the_command(stage: Stage) -> None:
         "--nodes=1", "--ntasks=1", "--cpus-per-task=8", "--container-image=a.sqsh", "apptainer", "exec", "--nv", "my image.sif",
         "python", "-m", "megatron_cpt", "run", "--only", "index", "--composed", f"{stage.folder}/frozen/config.yaml",
     ]  # fmt: skip
+
+
+def test_an_element_does_its_share_in_the_sites_environment_on_the_cores_that_it_asked_for(stage: Stage) -> None:
+    (stage.folder / "frozen" / "env.sh").write_text("export FROM_SITE=yes\nsrun_options=(--mpi=none) wrap=(apptainer exec image.sif)\n")
+    stage.command("srun", 'printf "%s\n" "$FROM_SITE" "$RAYON_NUM_THREADS" "$OMP_NUM_THREADS" "$PYTHONPATH" "$@"\n')
+    body = ["bash", str(ROOT / "slurm" / "element.sbatch"), str(stage.folder / "frozen"), "index", "12"]
+    done = subprocess.run(body, env=stage.environment(SLURM_ARRAY_TASK_ID="7"), capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "yes", "8", "8", f"{stage.folder}/frozen/code", "--nodes=1", "--ntasks=1", "--cpus-per-task=8", "--mpi=none", "apptainer", "exec",
+        "image.sif", "python", "-m", "megatron_cpt", "run", "--only", "index", "--share", "7/12", "--composed",
+        f"{stage.folder}/frozen/config.yaml",
+    ]  # fmt: skip

@@ -87,6 +87,64 @@ def test_the_table_is_in_columns() -> None:
     assert len({line.index(word) for line, word in zip(lines[1:3], ("COMPLETED", "FAILED"), strict=True)}) == 1
 
 
+WITH_ARRAY = (
+    SubmittedJob("vocab", "1", (), "afterok"),
+    SubmittedJob("index", "2", ("1",), "afterok", elements=(0, 1, 2, 3)),
+    SubmittedJob("index", "6", ("1",), "afterok", after_any=("2",)),
+    SubmittedJob("init", "7", ("6",), "afterok"),
+)
+# As Slurm 22.05 prints an array: one element done, one requeued and at work, one killed, one waiting.
+SACCT_ARRAY = """\
+1|COMPLETED|00:00:05|n1|None|0:0|2026-11-25T02:22:00
+2_0|COMPLETED|00:00:09|n1|None|0:0|2026-11-25T02:23:00
+2_1|NODE_FAIL|00:00:04|n2|None|1:0|2026-11-25T02:23:00
+2_1|RUNNING|00:00:04|n1|None|0:0|2026-11-25T02:24:00
+2_2|FAILED|00:00:05|n1|RaisedSignal:9(Killed)|0:9|2026-11-25T02:23:00
+2_[3]|PENDING|00:00:00|None assigned|Resources|0:0|Unknown
+"""
+SQUEUE_ARRAY = "2_1|RUNNING|0:04|n1|None\n2_3|PENDING|0:00||Resources\n6|PENDING|0:00||Dependency\n7|PENDING|0:00||Dependency\n"
+
+
+def array_rows(sacct: str, squeue: str, finished: Sequence[str]) -> list[tuple[str, str, str]]:
+    states = states_of([job.job_id for job in WITH_ARRAY], call=slurm(sacct, squeue))  # type: ignore[arg-type]
+    return [(row.name, row.state, row.how) for row in rows_of(WITH_ARRAY, states, finished=finished)]
+
+
+def test_an_array_is_a_row_of_its_own_that_counts_its_elements_and_names_the_others_by_number() -> None:
+    rows = array_rows(SACCT_ARRAY, SQUEUE_ARRAY, ["vocab"])
+    assert rows[1] == ("index-tasks", "RUNNING", "1 of 4 elements done; at work: 1; killed by signal 9: 2; waiting: 3")
+    assert rows[2] == ("index", "PENDING", "waits (Dependency)")
+
+
+def test_an_array_that_has_ended_tells_what_it_left_and_keeps_nothing_from_running() -> None:
+    ended = SACCT_ARRAY.replace("2_1|RUNNING", "2_1|COMPLETED").replace("2_[3]|PENDING", "2_[3]|CANCELLED by 0")
+    ended += "6|COMPLETED|00:00:05|n1|None|0:0|2026-11-25T02:22:00\n7|COMPLETED|00:00:05|n1|None|0:0|2026-11-25T02:22:00\n"
+    rows = array_rows(ended, "", ["vocab", "index", "init"])
+    assert rows[1][2] == "2 of 4 elements done; killed by signal 9: 2; cancelled before they began: 3"
+    assert [row[2] for row in rows[2:]] == ["finished", "finished"]
+
+
+def test_elements_that_never_ran_since_an_earlier_stage_failed_say_so() -> None:
+    sacct = "1|FAILED|00:00:05|n1|NonZeroExitCode|3:0|2026-11-25T02:22:00\n2_[0-3]|CANCELLED|00:00:00|None assigned|Dependency|0:0|None\n"
+    sacct += "6|CANCELLED|00:00:00|None assigned|Dependency|0:0|None\n"
+    rows = array_rows(sacct, "", [])
+    assert rows[1][2] == "0 of 4 elements done; not run, since vocab did not finish: 0-3"
+    assert rows[2][2] == "not run, since vocab did not finish"
+    assert "0 of 4 elements done; unknown: 0-3" in [row[2] for row in array_rows("", "", [])]
+
+
+def test_an_array_in_the_queue_is_cancelled_with_its_elements(tmp_path: Path) -> None:
+    calls, said = [], []
+
+    def call(argv: Sequence[str]) -> str:
+        calls.append(list(argv))
+        return SQUEUE_ARRAY if argv[0] == "squeue" else ""
+
+    assert cancel_line(WITH_ARRAY, stop_file=tmp_path / "stop", patience_seconds=60, say=said.append, call=call)
+    assert calls[-1] == ["scancel", "2", "6", "7"]
+    assert said == ["cancelled: index-tasks, index, init"]
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cancel, "POLL_SECONDS", 0.01)

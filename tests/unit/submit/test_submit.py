@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,8 @@ from megatron_cpt.errors import ConfigError, CptError
 from megatron_cpt.line.inputs import plan_settings, with_recorded_queue
 from megatron_cpt.record.manifest import write_manifest
 from megatron_cpt.record.unknown import Unavailable
+from megatron_cpt.submit.array import Shares, array_spec, numbers_in, with_arrays
+from megatron_cpt.submit.record import newest_submitted, write_submitted
 from megatron_cpt.submit.slurm import STAGES, Place, line_of_jobs, requeue_problem, signal_lead_seconds, time_limit_seconds
 from megatron_cpt.submit.submit import call_slurm, submit_line
 
@@ -33,9 +35,12 @@ H100 = ClusterConfig(
 ODD = ['tokenizer.document_separator="#end, 文=1"', 'model.path="/data/epoch=9-step=1.ckpt"', 'model.provenance="$(touch x);y"']
 
 
-def jobs(run_dir: Path, *, cluster: ClusterConfig = H100, stages: Sequence[str] = STAGES) -> list:
+def jobs(
+    run_dir: Path, *, cluster: ClusterConfig = H100, stages: Sequence[str] = STAGES, shares: Mapping[str, Shares] | None = None
+) -> list:
     place = Place(run_dir=run_dir, frozen=run_dir / "slurm" / "submission-1", work_dir=Path("/home/me"))
-    return line_of_jobs(cluster=cluster, run_name="r", place=place, lead_seconds=90, stages=stages)
+    line = line_of_jobs(cluster=cluster, run_name="r", place=place, lead_seconds=90, stages=stages)
+    return with_arrays(line, shares or {}, cluster=cluster, run_name="r", place=place)
 
 
 def test_the_train_job_asks_for_one_launcher_a_node_all_gpus_and_a_warning_to_the_batch_shell() -> None:
@@ -108,6 +113,57 @@ def test_what_is_no_composed_configuration_is_refused_with_its_place(tmp_path: P
     (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"config\.yaml"):
         load_composed(tmp_path / "config.yaml")
+
+
+def test_an_array_asks_for_its_pending_elements_alone_of_a_rank_s_cores_and_starts_each_again_by_itself() -> None:
+    array, own = jobs(Path("/runs/r"), stages=["index"], shares={"index": Shares(8, (0, 1, 2, 5))})
+    frozen = "/runs/r/slurm/submission-1"
+    assert list(array.argv) == [
+        "sbatch", "--parsable", "--job-name=r-index-tasks", "--chdir=/home/me", "--array=0-2,5", "--nodes=1", "--ntasks=1",
+        "--cpus-per-task=8", "--output=/runs/r/slurm/index-tasks-%A_%a.out", "--open-mode=append", "--requeue", "--partition=gpu",
+        "--account=law", "--qos=long", "--time=24:00:00", f"{frozen}/slurm/element.sbatch", frozen, "index", "8",
+    ]  # fmt: skip
+    assert own.argv == jobs(Path("/runs/r"), stages=["index"])[0].argv
+    (corpus, _) = jobs(Path("/runs/r"), stages=["corpus"], shares={"corpus": Shares(2, (0, 1))})
+    assert "--cpus-per-task=1" in corpus.argv
+
+
+@pytest.mark.parametrize(("numbers", "spec"), [((0,), "0"), ((0, 1), "0-1"), ((3, 4, 5, 9, 11, 12), "3-5,9,11-12")])
+def test_numbers_of_elements_are_written_as_ranges_and_read_back(numbers: tuple[int, ...], spec: str) -> None:
+    assert array_spec(numbers) == spec
+    assert numbers_in(f"[{spec}%2]") == numbers_in(spec) == list(numbers)
+
+
+def test_what_slurm_prints_of_elements_that_wait_is_read_in_each_of_its_forms() -> None:
+    assert numbers_in("[0-6:2]") == [0, 2, 4, 6]
+    assert numbers_in("[1,3,...]") == [1, 3]  # cut off by Slurm
+
+
+def test_a_stage_waits_for_what_its_array_waits_for_and_for_the_arrays_end_good_or_bad(tmp_path: Path) -> None:
+    slurm = Slurm()
+    listed = jobs(tmp_path, stages=["corpus", "vocab", "index"], shares={"corpus": Shares(2, (0, 1)), "index": Shares(3, (0, 1, 2))})
+    found = submit_line(listed, dry_run=False, call=slurm)
+    assert found.job_ids == {"corpus-tasks": "101", "corpus": "102", "vocab": "103", "index-tasks": "104", "index": "105"}
+    waits = [next((part for part in argv if part.startswith("--dependency")), None) for argv in slurm.calls[:5]]
+    assert waits == [
+        None, "--dependency=afterany:101", "--dependency=afterok:102", "--dependency=afterok:103", "--dependency=afterok:103,afterany:104",
+    ]  # fmt: skip
+    assert slurm.calls[5] == ["scontrol", "release", "101"]
+    frozen = tmp_path / "slurm" / "submission-1"
+    frozen.mkdir()
+    write_submitted(frozen, listed, found.job_ids, commit="abc")
+    newest = newest_submitted(tmp_path)
+    assert newest is not None
+    assert [(job.name, job.job_id, job.after, job.elements, job.after_any) for job in newest[1].jobs[-2:]] == [
+        ("index-tasks", "104", ("103",), (0, 1, 2), ()),
+        ("index", "105", ("103",), (), ("104",)),
+    ]
+    dry = submit_line(listed, dry_run=True, call=slurm)
+    assert "--dependency=afterok:<vocab>,afterany:<index-tasks>" in shlex.split(dry.lines[-1])
+
+
+def test_a_stage_whose_shares_are_all_done_has_no_array() -> None:
+    assert [job.name for job in jobs(Path("/runs/r"), stages=["index"], shares={"index": Shares(3, ())})] == ["index"]
 
 
 class Slurm:
