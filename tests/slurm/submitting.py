@@ -57,11 +57,11 @@ def wait_for_step(workspace: Path, name: str, step: int, *, seconds: float = 150
         time.sleep(0.1)
 
 
-def copy_prepared(workspace: Path, name: str, *, owner: str | None = None) -> None:
-    """Give a new run what the run `whole` had before it trained."""
+def copy_prepared(workspace: Path, name: str, *, source: str = "whole", owner: str | None = None) -> None:
+    """Give a new run what the run `source` had before it trained."""
     run_dir = workspace / "runs" / name
     for stage in ("corpus", "vocab", "index", "init", "plan", "baseline"):
-        shutil.copytree(workspace / "runs" / "whole" / stage, run_dir / stage)
+        shutil.copytree(workspace / "runs" / source / stage, run_dir / stage)
     if owner is not None:
         for path in (run_dir, *run_dir.rglob("*")):
             shutil.chown(path, owner)

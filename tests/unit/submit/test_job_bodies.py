@@ -84,6 +84,29 @@ def stage(tmp_path: Path) -> Stage:
     return made
 
 
+def test_a_warning_that_comes_before_the_ranks_reaches_them_all_the_same(stage: Stage) -> None:
+    """Ranks that begin remove a stop request that is older than they are, so that one of an earlier attempt does not end them."""
+    stage.command("python", TRAINER.replace("touch \"$RUN/started\"", "touch \"$RUN/started\"; sleep 1; rm -f $RUN/train/stop-requested"))
+    process = stage.start()
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=20)
+    assert stage.calls == ["show job 7", "requeue 7"]
+    assert not (stage.folder / "run" / "train" / "stop-requested").exists()
+
+
+def test_a_warning_during_the_preflight_requeues_without_a_start(stage: Stage) -> None:
+    stage.command("python", TRAINER.replace('exit "${PREFLIGHT:-0}"', 'touch "$RUN/looking"; sleep 1; exit 0'))
+    argv = ["bash", str(ROOT / "slurm" / "train.sbatch"), str(stage.folder / "frozen"), str(stage.folder / "run"), "2"]
+    process = subprocess.Popen(argv, env=stage.environment())
+    while not (stage.folder / "run" / "looking").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGUSR1)
+    process.wait(timeout=20)
+    assert stage.calls == ["show job 7", "requeue 7"]
+    assert not (stage.folder / "run" / "started").exists()
+    assert not (stage.folder / "run" / "train" / "stop-requested").exists()
+
+
 @pytest.mark.parametrize("warning", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_warning_to_the_batch_shell_ends_in_a_checkpoint_and_a_requeue(stage: Stage, warning: signal.Signals) -> None:
     process = stage.start()
