@@ -63,7 +63,6 @@ def walk(config: ExperimentConfig, chosen: Sequence[StageInfo], *, begin: Litera
         CptError: the first stage that cannot be done; earlier stages stay finished.
     """
     run = Run(config)
-    run.folder.parent.mkdir(parents=True, exist_ok=True)
     with run_lock(run.folder):
         settle(run.folder, project_dir=run.folder.parent)
         finish_move(run.folder)

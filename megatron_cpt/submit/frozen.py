@@ -16,7 +16,7 @@ import megatron_cpt
 from megatron_cpt.config.files import shipped_conf, shipped_slurm
 from megatron_cpt.errors import ConfigError
 from megatron_cpt.record.manifest import COMMIT_NAME, commit_in_use
-from megatron_cpt.record.store import write_text
+from megatron_cpt.record.store import make_folder, write_text
 
 CONFIG_NAME = "config.yaml"
 PREFIX = "submission-"
@@ -37,7 +37,7 @@ def freeze(run_dir: Path, *, config_yaml: str, env_file: Path | None) -> Path:
     """
     if env_file is not None and not env_file.is_file():
         raise ConfigError("The environment file of the cluster does not exist.", where="cluster.env_file", value=str(env_file.resolve()))
-    (run_dir / "slurm").mkdir(parents=True, exist_ok=True)
+    make_folder(run_dir / "slurm")
     taken = len(submissions_of(run_dir))
     for number in itertools.count(taken + 1):
         folder = run_dir / "slurm" / f"{PREFIX}{number}"

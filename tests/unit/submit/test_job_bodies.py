@@ -86,7 +86,7 @@ def stage(tmp_path: Path) -> Stage:
 
 def test_a_warning_that_comes_before_the_ranks_reaches_them_all_the_same(stage: Stage) -> None:
     """Ranks that begin remove a stop request that is older than they are, so that one of an earlier attempt does not end them."""
-    stage.command("python", TRAINER.replace("touch \"$RUN/started\"", "touch \"$RUN/started\"; sleep 1; rm -f $RUN/train/stop-requested"))
+    stage.command("python", TRAINER.replace('touch "$RUN/started"', 'touch "$RUN/started"; sleep 1; rm -f $RUN/train/stop-requested'))
     process = stage.start()
     process.send_signal(signal.SIGUSR1)
     process.communicate(timeout=20)
