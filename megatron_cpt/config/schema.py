@@ -315,7 +315,9 @@ class ClusterConfig:
 
     Under Slurm `env_file` is a shell file that each job sources (examples: slurm/env/), and a training job that is warned or loses a
     node starts again at most `max_requeues` times; `preflight` looks at every node before it trains. `has_emulated_meter` marks the
-    joules of Slurm's accounting as no measurement.
+    joules of Slurm's accounting as no measurement. `memory_gb` is what each job asks for of a node's memory, 0 all of it; `null` is the
+    cluster's default, or for jobs on ranks what the plan says they need where that is more. With `exclusive` jobs on ranks have whole
+    nodes to themselves, memory included.
     """
 
     backend: str = MISSING
@@ -332,6 +334,8 @@ class ClusterConfig:
     max_requeues: int = 20
     preflight: bool = True
     has_emulated_meter: bool = False
+    memory_gb: float | None = None
+    exclusive: bool = False
 
 
 @dataclass

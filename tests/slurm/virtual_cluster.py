@@ -161,12 +161,12 @@ class VirtualCluster:
             assert time.monotonic() < last_look, f"job {job_id}: {states} after {seconds:.0f} s\n{self.out('squeue')}"
             time.sleep(0.3)
 
-    def kill_node(self, node: str) -> None:
-        """Kill every process of a node at once, as a power cut does."""
+    def kill_node(self, node: str, *, only: str = "") -> None:
+        """Kill every process of a node at once, as a power cut does; with `only` those whose command line has that word."""
         own = (self.folder / "run" / f"{node}.uts").read_text().strip()
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if os.readlink(process / "ns" / "uts") == own:
+                if os.readlink(process / "ns" / "uts") == own and only.encode() in (process / "cmdline").read_bytes():
                     os.kill(int(process.name), signal.SIGKILL)
 
     def start_node(self, node: str) -> None:

@@ -194,6 +194,18 @@ def test_a_node_list_that_cannot_be_expanded_ends_the_start(stage: Stage) -> Non
     assert not (stage.folder / "run" / "reached").exists()
 
 
+def test_an_environment_may_read_variables_that_are_not_set_and_ends_the_job_when_it_fails(stage: Stage) -> None:
+    """Lmod and conda do the first; the second is a module that is not there any more."""
+    env, body = stage.folder / "frozen" / "env.sh", [str(ROOT / "slurm" / "stage.sbatch"), str(stage.folder / "frozen"), "index"]
+    stage.command("srun", 'echo "$ADDED"\n')
+    env.write_text("export ADDED=$CONDA_SHLVL-is-not-set\n")
+    done = subprocess.run(["bash", *body], env=stage.environment(), capture_output=True, text=True, check=True)
+    assert done.stdout == "-is-not-set\n"
+    env.write_text("module load apptainer\n")
+    done = subprocess.run(["bash", *body], env=stage.environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (127, "")
+
+
 def test_containers_stand_between_srun_and_the_command(stage: Stage) -> None:
     (stage.folder / "frozen" / "env.sh").write_text("srun_options=(--container-image=a.sqsh) wrap=(apptainer exec --nv 'my image.sif')\n")
     stage.command("srun", 'printf "%s\\n" "$@"\n')
