@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import statistics
 import sys
 from pathlib import Path
 
 import pytest
-from submitting import ROOT, copy_prepared, cpt, logs, losses, submit, wait_for_step
+from submitting import BEFORE_TRAINING, ROOT, copy_prepared, cpt, logs, losses, submit, wait_for_step
 from virtual_cluster import WATTS_PER_NODE, VirtualCluster
 
 from megatron_cpt.record.store import read_json, read_lines
@@ -91,6 +92,28 @@ def test_two_runs_share_nodes_and_one_that_is_warned_saves_requeues_and_goes_on(
     lines = read_lines(cluster_workspace / "runs" / "warned" / "ledger.jsonl")
     assert [line["slurm"]["restart"] for line in lines if line["kind"] == "start"] == [0, 1]
     assert [line["status"] for line in lines if line["kind"] == "end"] == ["stopped", "finished"]
+
+
+@pytest.mark.long  # limits are in minutes, and Slurm looks at them every half minute
+def test_a_run_longer_than_its_time_limit_chains_itself_and_has_the_losses_of_one_that_had_the_time(
+    walked: dict[str, str], slurm_cluster: VirtualCluster, cluster_workspace: Path
+) -> None:
+    """The warning comes a minute before the end of two: 75 s of steps do not fit, however fast or busy the machine is."""
+    records = read_lines(cluster_workspace / "runs" / "whole" / "train" / "metrics.jsonl")
+    num_steps = int(75 / statistics.median(record["seconds"] for record in records if record["kind"] == "step"))
+    longer = (f"blend.num_tokens={1024 * num_steps}", "blend.max_epochs=10000", "cluster.checkpoint_seconds=25", "--until", "train")
+    copy_prepared(cluster_workspace, "free", stages=BEFORE_TRAINING[:4])
+    free = submit(slurm_cluster, cluster_workspace, "free", *longer)["train"]
+    assert slurm_cluster.wait_for(free, seconds=600) == ["COMPLETED"], logs(cluster_workspace, "free")
+    copy_prepared(cluster_workspace, "short", source="free")
+    short = submit(slurm_cluster, cluster_workspace, "short", *longer, 'cluster.time_limit="2"')["train"]
+    ends = slurm_cluster.wait_for(short, "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", seconds=900)
+    assert (ends[-1], set(ends[:-1])) == ("COMPLETED", {"REQUEUED"}), logs(cluster_workspace, "short")
+    assert "SIGUSR1 came" in logs(cluster_workspace, "short")
+    assert losses(cluster_workspace, "short") == losses(cluster_workspace, "free")
+    lines = read_lines(cluster_workspace / "runs" / "short" / "ledger.jsonl")
+    starts = [line["slurm"] for line in lines if line["kind"] == "start" and line["stage"] == "train"]
+    assert starts == [{"job_id": short, "restart": number} for number in range(len(ends))]
 
 
 def test_a_run_of_a_user_without_root_that_a_higher_partition_preempts_goes_on_after_it(
