@@ -222,6 +222,8 @@ def test_a_cancelled_line_of_a_user_without_root_ends_with_a_checkpoint_and_its_
     copy_prepared(cluster_workspace, "cancelled", owner="nobody")
     ids = submit(slurm_cluster, cluster_workspace, "cancelled", user="nobody")
     slurm_cluster.wait_for(ids["train"], "RUNNING")
+    script = cluster_workspace / "runs" / "cancelled" / "slurm" / "submission-1" / "slurm" / "train.sbatch"
+    assert slurm_cluster.out("squeue", "--noheader", f"--jobs={ids['train']}", "--format=%o") == str(script)  # as a take-back knows it
     refused = cpt(slurm_cluster, cluster_workspace, "submit", "run_name=cancelled", user="nobody")
     assert (refused.returncode, "still in the queue" in refused.stderr) == (2, True)
     wait_for_step(cluster_workspace, "cancelled", 1)
