@@ -94,6 +94,18 @@ def test_a_warning_that_comes_before_the_ranks_reaches_them_all_the_same(stage: 
     assert not (stage.folder / "run" / "train" / "stop-requested").exists()
 
 
+def test_training_that_ends_while_the_shell_is_being_warned_keeps_its_code(stage: Stage) -> None:
+    stage.command("date", "sleep 0.5\n")  # the trap is slow
+    process = stage.start()
+    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(signal.SIGUSR1)
+    (stage.folder / "run" / "train" / "stop-requested").touch()
+    while Path(f"/proc/{child}/exe").exists():  # neither of a process that has gone nor of one that nobody has waited for
+        time.sleep(0.01)
+    process.communicate(timeout=20)
+    assert stage.calls == ["show job 7", "requeue 7"]
+
+
 def test_a_warning_during_the_preflight_requeues_without_a_start(stage: Stage) -> None:
     stage.command("python", TRAINER.replace('exit "${PREFLIGHT:-0}"', 'touch "$RUN/looking"; sleep 1; exit 0'))
     argv = ["bash", str(ROOT / "slurm" / "train.sbatch"), str(stage.folder / "frozen"), str(stage.folder / "run"), "2"]
