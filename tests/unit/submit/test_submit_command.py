@@ -160,3 +160,5 @@ def test_memory_that_is_stated_goes_to_every_job_and_whole_nodes_have_all_of_the
     assert [mem_of(out, stage) for stage in ("corpus", "train")] == [["--mem=61036M"]] * 2  # 64e9 / 2**20 = 61,035.2
     out = login.submit("--dry-run", "cluster.exclusive=true")[1]
     assert [mem_of(out, stage) for stage in ("corpus", "train")] == [[], ["--exclusive", "--mem=0"]]
+    code, out, err = login.submit("--dry-run", "cluster.memory_gb=-1")
+    assert (code, out, "cluster.memory_gb=-1.0 is not 0 or more" in err) == (2, "", True)
