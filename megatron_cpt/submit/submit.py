@@ -89,7 +89,9 @@ def _take_back(job_ids: Sequence[str], jobs: Sequence[Job], *, call: Call) -> No
     unnamed = []
     with contextlib.suppress(CptError):
         lines = [line.strip().partition("|") for line in call(["squeue", "--noheader", "--format=%i|%o"]).splitlines()]
-        unnamed = [job_id for job_id, _, script in lines if script in scripts and job_id not in job_ids]
+        # the script, then its arguments
+        ours = [job_id for job_id, _, command in lines if any(f"{command} ".startswith(f"{script} ") for script in scripts)]
+        unnamed = [job_id for job_id in ours if job_id not in job_ids]
     taken = [*job_ids, *unnamed]
     if not taken:
         return

@@ -42,7 +42,8 @@ COMMANDS = {
     "sbatch": """\
 exec 9>"$STATE/lock" && flock 9
 number=$(($(wc -l <"$STATE/jobs") + 101))
-for word in "$@"; do [[ $word != *.sbatch ]] || script=$word; done
+script="" # with its arguments, as squeue shows it
+for word in "$@"; do [[ -z $script && $word != *.sbatch ]] || script="${script:+$script }$word"; done
 echo "$number|$script" >>"$STATE/jobs"
 [[ $number != "${DIES_AT:-}" ]] || kill -KILL $$
 echo "$number;virtual"
