@@ -28,6 +28,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PARENT_VARIABLE = "MEGATRON_CPT_PARENT"
 ATTEMPT_VARIABLE = "MEGATRON_CPT_ATTEMPT"
 METERED_VARIABLE = "MEGATRON_CPT_METERED_BOOT"  # the boot id of the machine whose energy the command itself reads
+TORCHRUN_GRACE_SECONDS = 30  # torchrun's own, whatever a save takes (pytorch/pytorch#119856)
 # Activations and gradients of some megabytes come and go in every step. By default glibc maps each anew from the kernel, which fills it
 # with zeros page by page: 3 to 12 % of a step on a CPU. These keep the freed memory, for about 3 % more of it
 # (docs/measured/benchmarks.md).
@@ -135,6 +136,7 @@ def run_ranks(
     stop_file: Path | None = None,
     attempt_id: str | None = None,
     on_cpu: bool = False,
+    grace_seconds: int = TORCHRUN_GRACE_SECONDS,
 ) -> int:
     """Run a module on ranks and return the launcher's exit code: 0, or another one whatever a rank's own code was.
 
@@ -144,6 +146,7 @@ def run_ranks(
         stop_file: where a signal to this process is written for the ranks to see; without it a signal ends this process.
         attempt_id: the attempt's name on the ledger, which the ranks write into their own records.
         on_cpu: the model's tensors lie in host memory; what the user's environment says of malloc goes first.
+        grace_seconds: how long a torchrun that Slurm asks to end leaves its ranks for a last checkpoint before it kills them.
     """
     environment = dict(KEEP_FREED_MEMORY if on_cpu else {}) | dict(os.environ, OMP_NUM_THREADS=str(threads_per_rank))
     environment.pop(PARENT_VARIABLE, None)
@@ -154,6 +157,8 @@ def run_ranks(
         environment[METERED_VARIABLE] = boot_id() or ""
     environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron's overlap of tensor-parallel communication relies on it
     environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if launcher is not None:
+        environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(grace_seconds))
     if launcher is None:
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks are here; a laptop's host name often does not resolve
         environment[PARENT_VARIABLE] = str(os.getpid())

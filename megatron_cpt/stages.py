@@ -76,7 +76,6 @@ def walk(
         CptError: the first stage that cannot be done; earlier stages stay finished.
     """
     run = Run(config)
-    run.folder.parent.mkdir(parents=True, exist_ok=True)
     with run_lock(run.folder):
         settle(run.folder, project_dir=run.folder.parent)
         finish_move(run.folder)

@@ -42,3 +42,7 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def use_local_device(self, local_rank: int) -> None:
         """Bind this process to the device of its number on this host."""
+
+    @abc.abstractmethod
+    def device_name(self) -> str | None:
+        """Return what tells this rank's device from every other; None where ranks share one."""

@@ -55,5 +55,8 @@ class CpuBackend(Backend):
     def use_local_device(self, local_rank: int) -> None:
         pass  # every rank of a host shares its one CPU
 
+    def device_name(self) -> str | None:
+        return None
+
     def config_overrides(self, *, has_experts: bool = False) -> dict[str, Any]:
         return {**FUSIONS_OFF, "use_cpu_initialization": True, **(LOCAL_EXPERTS if has_experts else {})}

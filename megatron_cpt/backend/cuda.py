@@ -106,3 +106,6 @@ class CudaBackend(Backend):
     def use_local_device(self, local_rank: int) -> None:
         torch.cuda.set_device(local_rank)
         self.device = torch.device("cuda", local_rank)
+
+    def device_name(self) -> str | None:
+        return f"GPU {torch.cuda.get_device_properties(self.device).uuid}"

@@ -343,7 +343,9 @@ class ClusterConfig:
 
     Under Slurm `env_file` is a shell file that each job sources (examples: slurm/env/), and a training job that is warned or loses a
     node starts again at most `max_requeues` times; `preflight` looks at every node before it trains. `has_emulated_meter` marks the
-    joules of Slurm's accounting as no measurement.
+    joules of Slurm's accounting as no measurement. `memory_gb` is what each job asks for of a node's memory, 0 all of it; `null` is the
+    cluster's default, or for jobs on ranks what the plan says they need where that is more. With `exclusive` jobs on ranks have whole
+    nodes to themselves, memory included.
     """
 
     backend: str = MISSING  #: devices that training runs on
@@ -360,6 +362,8 @@ class ClusterConfig:
     max_requeues: int = 20  #: [times] how often a warned or struck training job starts again
     preflight: bool = True  #: look at every node before training on it
     has_emulated_meter: bool = False  #: the joules of Slurm's accounting are no measurement here
+    memory_gb: float | None = None  #: [GB] asked for in each job, 0 all of a node; null: the default, or the plan's need
+    exclusive: bool = False  #: whole nodes for the jobs on ranks, memory included
 
 
 @dataclass

@@ -19,6 +19,7 @@ from megatron_cpt.record.typed import to_plain
 from megatron_cpt.stage_names import STAGES
 
 ROW_KEYS = ("row_init", "row_init_output", "row_probe")  # of `tokenizer`, but the init stage's
+_OF_THE_QUEUE = ("qos", "max_requeues", "preflight", "has_emulated_meter", "memory_gb", "exclusive")  # decide nothing in a plan
 _CAME_LATER = {
     "gate": ("limits", "retries", "max_retries"),
     "stop": ("max_tokens", "scores"),
@@ -157,7 +158,7 @@ def plan_settings(config: ExperimentConfig) -> dict[str, Any]:
         for name in names:
             if not settings[group][name]:  # null, none or no text
                 del settings[group][name]
-    for name in ("qos", "max_requeues", "preflight", "has_emulated_meter"):  # how jobs queue decides nothing in a plan
+    for name in _OF_THE_QUEUE:
         del settings["cluster"][name]
     if (config.cluster.checkpoint_seconds, config.cluster.restart_seconds) == (60.0, 900.0):
         del settings["cluster"]["checkpoint_seconds"], settings["cluster"]["restart_seconds"]

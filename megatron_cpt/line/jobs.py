@@ -6,12 +6,13 @@ import contextlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from megatron_cpt.config.files import shipped_slurm
-from megatron_cpt.config.schema import ExperimentConfig
-from megatron_cpt.errors import ConfigError, DataError
+from megatron_cpt.config.schema import ClusterConfig, ExperimentConfig
+from megatron_cpt.errors import ConfigError, CptError, DataError
 from megatron_cpt.line.expecting import expected_plan, is_before_the_plan
 from megatron_cpt.line.inputs import INPUTS
 from megatron_cpt.line.ranks import LAUNCHER_VARIABLE
@@ -22,18 +23,19 @@ from megatron_cpt.meter.here import slurm_job
 from megatron_cpt.meter.ledger import LEDGER_NAME, STEP_RECORDS
 from megatron_cpt.meter.slurm import ask_sacct, import_jobs, jobs_of, note_jobs, parse_sacct
 from megatron_cpt.meter.totals import total_of
-from megatron_cpt.plan.page import show_duration
+from megatron_cpt.plan.page import show_bytes, show_duration
 from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan
 from megatron_cpt.record.manifest import MANIFEST_NAME, finished
 from megatron_cpt.record.store import exclusive, read_lines
 from megatron_cpt.record.unknown import Figure, show
 from megatron_cpt.submit.array import Shares, with_arrays
 from megatron_cpt.submit.cancel import cancel_line
-from megatron_cpt.submit.frozen import PREFIX, commit_with_changes, freeze, submissions_of
+from megatron_cpt.submit.frozen import PREFIX, commit_with_changes, environment_text, freeze, submissions_of
+from megatron_cpt.submit.memory import Memory, default_memory_mib, node_bytes
 from megatron_cpt.submit.preflight import preflight as look_at_nodes
 from megatron_cpt.submit.queue import queued, states_of
 from megatron_cpt.submit.record import SubmittedLine, newest_submitted, write_submitted
-from megatron_cpt.submit.slurm import STAGES, Job, Place, line_of_jobs, requeue_problem, signal_lead_seconds
+from megatron_cpt.submit.slurm import STAGES, Job, Place, line_of_jobs, num_cpus_of, requeue_problem, signal_lead_seconds
 from megatron_cpt.submit.status import rows_of, table
 from megatron_cpt.submit.submit import call_slurm, submit_line
 
@@ -67,19 +69,20 @@ def submit(config: ExperimentConfig, *, config_yaml: str, dry_run: bool, until: 
         say(f"{config.run_name}: every stage up to {until} has finished with equal inputs")
         return
     shares = {stage: found for stage in stages if (found := shares_of(run, stage, sources)) is not None}
+    memory, env_file = _memory(run.config.cluster, plan), run.config.cluster.env_file
     if dry_run:
         frozen = run.folder / "slurm" / f"{PREFIX}{len(submissions_of(run.folder)) + 1}"
-        jobs = _jobs(run, frozen, lead=lead, stages=stages, shares=shares)
+        jobs = _jobs(run, frozen, lead=lead, stages=stages, shares=shares, memory=memory)
         for path in sorted([*shipped_slurm().glob("*.sbatch"), *shipped_slurm().glob("*.sh")]):
             say(f"# --- {frozen}/slurm/{path.name}\n{path.read_text(encoding='utf-8')}")
+        say(f"# --- {frozen}/env.sh\n{environment_text(env_file)}")
         for line in submit_line(jobs, dry_run=True).lines:
             say(line)
         return
     with exclusive(run.folder / "slurm" / ".lock", purpose=f"submitting the run {run.config.run_name!r}", patience_s=LOCK_SECONDS):
         _refuse_second_line(run)
-        env_file = run.config.cluster.env_file
-        frozen = freeze(run.folder, config_yaml=config_yaml, env_file=None if env_file is None else Path(env_file))
-        jobs = _jobs(run, frozen, lead=lead, stages=stages, shares=shares)
+        frozen = freeze(run.folder, config_yaml=config_yaml, env_file=env_file)
+        jobs = _jobs(run, frozen, lead=lead, stages=stages, shares=shares, memory=memory)
         try:
             with prepared_corpus(run, sources) if "corpus" in shares else contextlib.nullcontext():
                 submission = submit_line(jobs, dry_run=False)
@@ -103,10 +106,26 @@ def _step_seconds(plan: RunPlan) -> Figure:
     return seconds / plan.num_steps if isinstance(seconds, float | int) and plan.num_steps else plan.estimate.step_seconds
 
 
-def _jobs(run: Run, frozen: Path, *, lead: int, stages: Sequence[str], shares: Mapping[str, Shares]) -> list[Job]:
-    place = Place(run_dir=run.folder, frozen=frozen, work_dir=Path.cwd())
-    jobs = line_of_jobs(cluster=run.config.cluster, run_name=run.config.run_name, place=place, lead_seconds=lead, stages=stages)
-    return with_arrays(jobs, shares, cluster=run.config.cluster, run_name=run.config.run_name, place=place)
+def _memory(cluster: ClusterConfig, plan: RunPlan) -> Memory:
+    """Return what a plan's ranks need of a node, beside what the cluster gives by default, where a Slurm is here to say so."""
+    memory = Memory(node_bytes(plan))
+    with contextlib.suppress(CptError):  # a dry run may be on any machine
+        partitions = call_slurm(["scontrol", "show", "partition", "--oneliner"])
+        settings = call_slurm(["scontrol", "show", "config"])
+        found = default_memory_mib(cluster.partition, num_cpus=num_cpus_of(cluster), partitions=partitions, settings=settings)
+        memory = replace(memory, default_mib=found)
+    if memory.is_short and cluster.memory_gb is None and not cluster.exclusive:
+        say(
+            f"note: a job of {num_cpus_of(cluster)} cores has {memory.default_mib} MiB of a node here, and the ranks need about"
+            f" {show_bytes(memory.need_bytes)}: that is asked for (cluster.memory_gb and cluster.exclusive set it)"
+        )
+    return memory
+
+
+def _jobs(run: Run, frozen: Path, *, lead: int, stages: Sequence[str], shares: Mapping[str, Shares], memory: Memory) -> list[Job]:
+    place, cluster = Place(run_dir=run.folder, frozen=frozen, work_dir=Path.cwd()), run.config.cluster
+    jobs = line_of_jobs(cluster=cluster, run_name=run.config.run_name, place=place, lead_seconds=lead, stages=stages, memory=memory)
+    return with_arrays(jobs, shares, cluster=cluster, run_name=run.config.run_name, place=place)
 
 
 def _left_to_do(run: Run, sources: Mapping[str, Any]) -> list[str]:

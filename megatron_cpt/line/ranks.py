@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
 from megatron_cpt.config.files import shipped_launch
 from megatron_cpt.errors import CptError
-from megatron_cpt.launch_ranks import run_ranks
+from megatron_cpt.launch_ranks import TORCHRUN_GRACE_SECONDS, run_ranks
 from megatron_cpt.line.run import Run
 from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan
+from megatron_cpt.submit.slurm import LEAD_SLACK_SECONDS
 
 LAUNCHER_VARIABLE = "MEGATRON_CPT_LAUNCHER"  # set by the job bodies in slurm/
 
@@ -33,4 +35,6 @@ def start_ranks(
         stop_file=stop_file,
         attempt_id=attempt_id,
         on_cpu=plan.backend == "cpu",
+        # a step and a save, twice the stated time of one
+        grace_seconds=max(TORCHRUN_GRACE_SECONDS, math.ceil(2 * run.config.cluster.checkpoint_seconds) + LEAD_SLACK_SECONDS),
     )

@@ -11,7 +11,7 @@ from megatron_cpt.line.run import Run, indented
 from megatron_cpt.meter.killed import consumption_of
 from megatron_cpt.meter.ledger import STEP_RECORDS, Attempt
 from megatron_cpt.record.hashing import sha256_plain
-from megatron_cpt.record.store import read_json, read_lines
+from megatron_cpt.record.store import make_folder, read_json, read_lines
 from megatron_cpt.record.typed import to_plain
 
 STOP_FILE = "stop-requested"
@@ -27,7 +27,7 @@ def train_body(run: Run, folder: Path, entry: Attempt) -> dict[str, Any]:
     from megatron_cpt.train.outcome import OUTCOME_NAME, read_outcome  # noqa: PLC0415
 
     plan = run.plan
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     before, code = read_outcome(folder), 0
     if before is None or before.status != "limit":  # one that a limit ended is over, even if its command was killed before it said so
         (folder / OUTCOME_NAME).unlink(missing_ok=True)

@@ -45,6 +45,7 @@ from megatron_cpt.model.fsdp import WholeTensors, whole_tensors
 from megatron_cpt.model.optimizer_kind import OPTIMIZER_PREFIX, change_of_kind
 from megatron_cpt.model.safe_metadata import check_metadata, weights_only
 from megatron_cpt.model.tied import check_tied_copies
+from megatron_cpt.record.store import make_folder
 from megatron_cpt.record.vocab_layout import VocabLayout
 
 EMBEDDING_KEY = "embedding.word_embeddings.weight"  # megatron's own name, in checkpoints of other trainers too
@@ -268,8 +269,9 @@ def _request(folder: Path, chunks: Sequence[torch.nn.Module], *, optimizer: Any,
     """
     check_tied_copies(chunks)
     if distributed.get_rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     distributed.barrier()
+    make_folder(folder)  # it is there, but other machines of a network file system may not see it yet
     with whole_tensors(chunks, gathered=True) as whole:
         state = {**_sharded_state(chunks, optimizer, whole=whole, is_loading=False), _COMMON: common}
     # 0.19 prefers a writer from another package, and warns that it is not there

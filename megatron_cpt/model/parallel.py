@@ -11,9 +11,11 @@ from typing import Literal
 import torch
 from torch import distributed
 from torch._C._distributed_c10d import HashStore
+from torch.distributed import distributed_c10d
 
 from megatron_cpt.backend import Backend
 from megatron_cpt.errors import ConfigError
+from megatron_cpt.model.places import check_places, place_here
 from megatron_cpt.plan.run_plan import Layout
 
 # A rank that waits longer for the others fails: a dead peer must not hold an allocation for hours. It is above the
@@ -30,7 +32,7 @@ def start_ranks(layout: Layout, *, backend: Backend, seed: int, timeout: timedel
         timeout: longest wait in one collective.
 
     Raises:
-        ConfigError: the number of started processes is not the layout's.
+        ConfigError: the number of started processes is not the layout's, or two of them have one device.
     """
     from megatron.core import parallel_state  # noqa: PLC0415  # only after the backend was chosen
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed  # noqa: PLC0415
@@ -50,6 +52,8 @@ def start_ranks(layout: Layout, *, backend: Backend, seed: int, timeout: timedel
     backend.use_local_device(int(os.environ.get("LOCAL_RANK", "0")))
     if "RANK" in os.environ:
         distributed.init_process_group(backend.dist_backend, timeout=timeout)
+        place = place_here(backend.device_name(), threads=layout.threads_per_rank)
+        check_places(distributed_c10d._get_default_store(), rank=distributed.get_rank(), num_ranks=num_started, place=place)
     else:
         # A store inside the process needs no port, so that two single-rank runs on one host cannot collide.
         distributed.init_process_group(backend.dist_backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)

@@ -474,7 +474,11 @@ def device_problems(config: ExperimentConfig) -> list[str]:
             )
     problems += [
         f"{key}={value} is not 0 or more. Use null when it is not known."
-        for key, value in {"gpu.rest_of_node_watts": gpu.rest_of_node_watts, "gpu.network_watts": gpu.network_watts}.items()
+        for key, value in {
+            "gpu.rest_of_node_watts": gpu.rest_of_node_watts,
+            "gpu.network_watts": gpu.network_watts,
+            "cluster.memory_gb": config.cluster.memory_gb,
+        }.items()
         if value is not None and not (value >= 0 and math.isfinite(value))
     ]
     return problems

@@ -7,7 +7,6 @@ is refused, naming each field that differs.
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import shutil
 import subprocess
@@ -22,7 +21,7 @@ from typing import Any
 import megatron_cpt
 from megatron_cpt.errors import ConfigError, DataError
 from megatron_cpt.record.hashing import canonical_json, files_under, sha256_file, sha256_plain
-from megatron_cpt.record.store import exclusive, publish_folder, read_json, write_json
+from megatron_cpt.record.store import exclusive, make_folder, publish_folder, read_json, write_json
 from megatron_cpt.record.typed import from_plain, to_plain
 
 SCHEMA_VERSION = 1
@@ -234,6 +233,6 @@ def build_stage(folder: Path, inputs: Mapping[str, Any], body: Callable[[StageRe
 @contextlib.contextmanager
 def run_lock(run_dir: Path) -> Iterator[None]:
     """Let one process at a time work on a run."""
-    os.makedirs(run_dir, exist_ok=True)
+    make_folder(run_dir)
     with exclusive(run_dir / ".lock", purpose=f"working on the run {run_dir.name!r}"):
         yield

@@ -16,7 +16,30 @@ from typing import IO, Any
 from megatron_cpt.errors import ConfigError, DataError
 
 APPEND_PATIENCE_SECONDS = 10.0  # for another process's append, which takes the milliseconds of one sync
+FOLDER_PATIENCE_SECONDS = 10.0  # for a network file system to show all machines the folder that one of them has just made
+PASSING = (errno.EEXIST, errno.ENOENT, errno.ESTALE, errno.EIO, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ETIMEDOUT)
 NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTSUP)  # what file systems say that cannot lock
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are not there yet, also while many processes of many machines do the same.
+
+    A network file system may say for a moment that a folder which another machine has just made exists and is none, or that a handle
+    is stale: what can pass is tried again for ten seconds.
+
+    Raises:
+        OSError: it cannot be made; the last reason.
+    """
+    last_try = time.monotonic() + FOLDER_PATIENCE_SECONDS
+    while True:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno not in PASSING or os.path.isfile(path) or time.monotonic() >= last_try:
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
 
 def write_text(path: Path, text: str) -> None:
@@ -26,7 +49,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace a file atomically, as `write_text` does."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with aside.open("wb") as file:
@@ -78,7 +101,7 @@ def share_file(source: Path, target: Path) -> None:
 def publish_folder(aside: Path, final: Path) -> None:
     """Rename a finished folder to its final name, which must not exist."""
     assert not final.exists(), f"{final} exists"
-    final.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(final.parent)
     os.rename(aside, final)
     sync_folder(final.parent)
 
@@ -93,7 +116,7 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
         OSError: the line could not be written as a whole; what was written of it is taken back where the lock is held.
     """
     line = (json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n").encode("utf-8")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     is_new = not path.exists()
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
@@ -197,7 +220,7 @@ def exclusive(path: Path, *, purpose: str, patience_s: float = 0.0) -> Iterator[
     The lock belongs to the open file, so it ends with the process that holds it, however that ends. A killed process may
     need a moment for that, while it is in a write to a slow disk: `patience_s` is how many seconds to wait for it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with path.open("a+") as file:
         if not _locked(file, patience_s):
             file.seek(0)

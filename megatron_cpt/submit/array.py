@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from megatron_cpt.config.schema import ClusterConfig
 from megatron_cpt.errors import ConfigError
+from megatron_cpt.submit.memory import memory_options
 from megatron_cpt.submit.slurm import Job, Place, job_name, site_options
 from megatron_cpt.submit.submit import call_slurm, job_id_in
 
@@ -65,6 +66,8 @@ def array_argv(stage: str, *, cluster: ClusterConfig, run_name: str, place: Plac
         f"--output={place.run_dir}/slurm/{job_name(stage, shares.pending)}-%A_%a.out",
         "--open-mode=append",
         "--requeue",
+        # all of a node's memory would keep the elements from sharing one
+        *(memory_options(cluster, on_ranks=False, memory=None) if cluster.memory_gb else ()),
         *site_options(cluster),
         *map(str, body),
     )

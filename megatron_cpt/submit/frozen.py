@@ -16,7 +16,7 @@ import megatron_cpt
 from megatron_cpt.config.files import shipped_conf, shipped_slurm
 from megatron_cpt.errors import ConfigError
 from megatron_cpt.record.manifest import COMMIT_NAME, commit_in_use
-from megatron_cpt.record.store import write_text
+from megatron_cpt.record.store import make_folder, write_text
 
 CONFIG_NAME = "config.yaml"
 PREFIX = "submission-"
@@ -29,15 +29,33 @@ def submissions_of(run_dir: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
 
 
-def freeze(run_dir: Path, *, config_yaml: str, env_file: Path | None) -> Path:
+def environment_text(env_file: str | None) -> str:
+    """Return what every job of a submission sources: the cluster's own file, or without one the Python that submits.
+
+    Raises:
+        ConfigError: the file is not there, or no text.
+    """
+    if env_file is None:
+        own = shlex.quote(str(Path(sys.executable).parent))
+        said = "cluster.env_file is not set: the Python that submitted, and what else the shell of the submission had"
+        return f'# {said}\nPATH={own}:"$PATH"\n'
+    try:
+        return Path(env_file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        raise ConfigError(
+            f"The environment file of the cluster {reason}.", where="cluster.env_file", value=str(Path(env_file).resolve())
+        ) from None
+
+
+def freeze(run_dir: Path, *, config_yaml: str, env_file: str | None) -> Path:
     """Make the next frozen folder of a run, which is nobody else's, and return it.
 
     Raises:
-        ConfigError: the environment file is not there.
+        ConfigError: the environment file cannot be read.
     """
-    if env_file is not None and not env_file.is_file():
-        raise ConfigError("The environment file of the cluster does not exist.", where="cluster.env_file", value=str(env_file.resolve()))
-    (run_dir / "slurm").mkdir(parents=True, exist_ok=True)
+    environment = environment_text(env_file)
+    make_folder(run_dir / "slurm")
     taken = len(submissions_of(run_dir))
     for number in itertools.count(taken + 1):
         folder = run_dir / "slurm" / f"{PREFIX}{number}"
@@ -47,28 +65,21 @@ def freeze(run_dir: Path, *, config_yaml: str, env_file: Path | None) -> Path:
             continue
         break
     try:
-        _fill(folder, config_yaml=config_yaml, env_file=env_file)
+        _fill(folder, config_yaml=config_yaml, environment=environment)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return folder
 
 
-def _fill(folder: Path, *, config_yaml: str, env_file: Path | None) -> None:
+def _fill(folder: Path, *, config_yaml: str, environment: str) -> None:
     code = folder / "code"
     shutil.copytree(Path(megatron_cpt.__file__).parent, code / "megatron_cpt", ignore=_NOT_CODE)
     shutil.copytree(shipped_conf(), code / "conf", ignore=_NOT_CODE)
     shutil.copytree(shipped_slurm(), folder / "slurm", ignore=shutil.ignore_patterns("env"))
     write_text(code / COMMIT_NAME, commit_with_changes() + "\n")
     write_text(folder / CONFIG_NAME, config_yaml)
-    if env_file is None:
-        own = shlex.quote(str(Path(sys.executable).parent))
-        text = (
-            f'# cluster.env_file is not set: the Python that submitted, and what else the shell of the submission had\nPATH={own}:"$PATH"\n'
-        )
-    else:
-        text = env_file.read_text(encoding="utf-8")
-    write_text(folder / "env.sh", text)
+    write_text(folder / "env.sh", environment)
 
 
 def commit_with_changes() -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_cpt.record.manifest import commit_in_use
-from megatron_cpt.record.store import write_json
+from megatron_cpt.record.store import make_folder, write_json
 from megatron_cpt.record.typed import to_plain
 
 TOKEN_NAME = "token.txt"  # noqa: S105  # no secret: it tells one folder from another
@@ -71,7 +71,7 @@ def look(folder: Path, token: str) -> NodeAnswer:
 
 def main(arguments: list[str]) -> None:
     folder, answer = Path(arguments[0]), look(Path(arguments[0]), arguments[1])
-    folder.mkdir(parents=True, exist_ok=True)  # a node without the shared disk writes where nobody finds it, and counts as silent
+    make_folder(folder)  # a node without the shared disk writes where nobody finds it, and counts as silent
     write_json(folder / f"{answer.node}.json", to_plain(answer))
 
 

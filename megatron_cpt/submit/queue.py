@@ -90,10 +90,8 @@ def states_of(job_ids: Sequence[str], *, call: Call = call_slurm) -> dict[str, J
         job_id, _, spec = shown.partition("_")
         if job_id not in found:
             continue
-        has_run = start not in ("Unknown", "None", "") and nodes not in (
-            "None assigned",
-            "",
-        )  # one cancelled in the queue can bear a start, but no node
+        # one that was cancelled in the queue can bear a start, but no node
+        has_run = start not in ("Unknown", "None", "") and nodes not in ("None assigned", "")
         starts[shown] = starts.get(shown, 0) + has_run
         exit_code, _, signal = code.partition(":")
         ended = JobState(

@@ -11,6 +11,7 @@ from pathlib import Path
 from megatron_cpt.config.schema import ClusterConfig
 from megatron_cpt.errors import ConfigError
 from megatron_cpt.record.unknown import Figure, Unavailable
+from megatron_cpt.submit.memory import Memory, memory_options
 
 STAGES = ("corpus", "vocab", "index", "init", "plan", "baseline", "train", "eval", "gate", "export", "report")
 STAGES_ON_RANKS = ("baseline", "train", "eval")  # on all nodes and devices, through slurm/ranks.sh
@@ -124,7 +125,14 @@ def time_limit_seconds(text: str) -> int | None:
     return numbers[0] * 60 + (numbers[1] if len(numbers) == 2 else 0)
 
 
-def sbatch_argv(stage: str, *, cluster: ClusterConfig, run_name: str, place: Place, lead_seconds: int) -> tuple[str, ...]:
+def num_cpus_of(cluster: ClusterConfig) -> int:
+    """Return the cores that each job asks for on a node."""
+    return cluster.threads_per_rank * cluster.ranks_per_node
+
+
+def sbatch_argv(
+    stage: str, *, cluster: ClusterConfig, run_name: str, place: Place, lead_seconds: int, memory: Memory | None = None
+) -> tuple[str, ...]:
     """Return the sbatch line of one stage, without its dependency. Every job may start again: a stage is whole or not there."""
     on_ranks = stage in STAGES_ON_RANKS
     argv = [
@@ -134,13 +142,14 @@ def sbatch_argv(stage: str, *, cluster: ClusterConfig, run_name: str, place: Pla
         f"--chdir={place.work_dir}",
         f"--nodes={cluster.num_nodes if on_ranks else 1}",
         "--ntasks-per-node=1",
-        f"--cpus-per-task={cluster.threads_per_rank * cluster.ranks_per_node}",
+        f"--cpus-per-task={num_cpus_of(cluster)}",
         f"--output={place.run_dir}/slurm/{stage}-%j.out",
         "--open-mode=append",
         "--requeue",
     ]
     if on_ranks and cluster.backend == "cuda":
         argv.append(f"--gpus-per-node={cluster.ranks_per_node}")
+    argv += memory_options(cluster, on_ranks=on_ranks, memory=memory)
     argv += site_options(cluster)
     bodies = place.frozen / "slurm"
     if stage == "train":
@@ -155,7 +164,9 @@ def site_options(cluster: ClusterConfig) -> list[str]:
     return [f"--{option}={value}" for option, value in options if value is not None]
 
 
-def line_of_jobs(*, cluster: ClusterConfig, run_name: str, place: Place, lead_seconds: int, stages: Sequence[str] = STAGES) -> list[Job]:
+def line_of_jobs(
+    *, cluster: ClusterConfig, run_name: str, place: Place, lead_seconds: int, stages: Sequence[str] = STAGES, memory: Memory | None = None
+) -> list[Job]:
     """Return the jobs of the line in order. Each waits for the one before it to succeed; the report waits for the end, good or bad.
 
     Raises:
@@ -166,7 +177,7 @@ def line_of_jobs(*, cluster: ClusterConfig, run_name: str, place: Place, lead_se
         raise ConfigError(f"{', '.join(unknown)}: no such stage.", rule=f"stages are {', '.join(STAGES)}")
     jobs = []
     for before, stage in zip((None, *stages), stages, strict=False):
-        argv = sbatch_argv(stage, cluster=cluster, run_name=run_name, place=place, lead_seconds=lead_seconds)
+        argv = sbatch_argv(stage, cluster=cluster, run_name=run_name, place=place, lead_seconds=lead_seconds, memory=memory)
         after = () if before is None else (before,)
         jobs.append(Job(stage=stage, argv=argv, after=after, condition="afterany" if stage == "report" else "afterok"))
     return jobs

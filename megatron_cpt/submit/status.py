@@ -17,7 +17,7 @@ SLURM_ENDS = {
     "TIMEOUT": "ended by its time limit",
     "NODE_FAIL": "ended by a failed node",
     "PREEMPTED": "preempted",
-    "OUT_OF_MEMORY": "killed for memory",
+    "OUT_OF_MEMORY": "killed for memory: ask for more with cluster.memory_gb, or for whole nodes with cluster.exclusive=true",
     "DEADLINE": "ended by its deadline",
     "BOOT_FAIL": "ended by a node that did not boot",
 }

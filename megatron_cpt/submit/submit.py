@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import subprocess
@@ -73,10 +74,36 @@ def submit_line(jobs: Sequence[Job], *, dry_run: bool, call: Call = call_slurm) 
         if ids:
             call(["scontrol", "release", ids[jobs[0].name]])
     except BaseException:
-        if ids:
-            call(["scancel", *ids.values()])
+        _take_back([*ids.values()], jobs, call=call)
         raise
     return Submission(lines=tuple(lines), job_ids=ids)
+
+
+def _take_back(job_ids: Sequence[str], jobs: Sequence[Job], *, call: Call) -> None:
+    """Cancel jobs, and those whose sbatch was interrupted before it named them: their script is the submission's own.
+
+    Raises:
+        CptError: Slurm does not cancel them; their ids are named.
+    """
+    scripts = {part for job in jobs for part in job.argv if part.endswith(".sbatch")}
+    unnamed = []
+    with contextlib.suppress(CptError):
+        lines = [line.strip().partition("|") for line in call(["squeue", "--noheader", "--format=%i|%o"]).splitlines()]
+        # the script, then its arguments
+        ours = [job_id for job_id, _, command in lines if any(f"{command} ".startswith(f"{script} ") for script in scripts)]
+        unnamed = [job_id for job_id in ours if job_id not in job_ids]
+    taken = [*job_ids, *unnamed]
+    if not taken:
+        return
+    try:
+        call(["scancel", *taken])
+    except CptError as error:
+        raise CptError(
+            "A line that was not submitted as a whole could not be taken back.",
+            where=shlex.join(["scancel", *taken]),
+            value=str(error).splitlines()[0],
+            next_step="Run that scancel when Slurm answers again.",
+        ) from error
 
 
 def job_id_in(answer: str) -> str:

@@ -16,7 +16,7 @@ from megatron_cpt.meter.energy import open_meter
 from megatron_cpt.plan.money import clock_limits
 from megatron_cpt.plan.run_plan import RunPlan
 from megatron_cpt.record.manifest import Manifest
-from megatron_cpt.record.store import read_json, read_lines
+from megatron_cpt.record.store import make_folder, read_json, read_lines
 from megatron_cpt.record.unknown import Figure, Unavailable
 from megatron_cpt.record.vocab_contract import check_vocab
 from megatron_cpt.train import hooks as hook
@@ -61,7 +61,7 @@ def run(plan_path: Path, *, evaluate: Evaluate | None) -> int:
     configure_log()
     plan, run_dir = RunPlan.load(plan_path), plan_path.resolve().parent.parent
     train_dir = run_dir / "train"
-    train_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(train_dir)
     with only_attempt(train_dir), present(train_dir, rank=rank()), metered(run_dir, backend=plan.backend):
         return Attempt(plan, run_dir, train_dir, evaluate=evaluate).run()
 

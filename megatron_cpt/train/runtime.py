@@ -17,7 +17,7 @@ from typing import Any
 
 from megatron_cpt.errors import CptError, FollowsAnotherRank
 from megatron_cpt.gate.limits import Breach
-from megatron_cpt.record.store import exclusive
+from megatron_cpt.record.store import exclusive, make_folder
 from megatron_cpt.train.outcome import EXIT_CODES, OUTCOME_NAME, SCHEMA_VERSION, Outcome, Status, write_outcome
 from megatron_cpt.train.presence import dead_ranks
 
@@ -270,7 +270,7 @@ def _failure_claim(train_dir: Path) -> Path:
 
 def _claim_failure(train_dir: Path) -> bool:
     try:
-        train_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(train_dir)
         os.close(os.open(_failure_claim(train_dir), os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return False

@@ -32,4 +32,9 @@ def cluster_workspace(slurm_cluster: VirtualCluster) -> Path:
     folder = make_workspace(slurm_cluster.shared / "work")
     for path in folder.rglob("*"):
         path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
+    runs = folder / "runs"  # of every user, with one bill
+    runs.mkdir()
+    runs.chmod(0o1777)
+    (runs / "ledger.jsonl").touch()
+    (runs / "ledger.jsonl").chmod(0o666)
     return folder

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from virtual_cluster import VirtualCluster
@@ -14,6 +15,7 @@ from virtual_cluster import VirtualCluster
 from megatron_cpt.record.store import read_json, read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
+BEFORE_TRAINING = ("corpus", "vocab", "index", "init", "plan", "baseline")
 TWO_BY_TWO = (
     "blend.num_tokens=32768", "cluster.num_nodes=2", "cluster.ranks_per_node=2", "cluster.has_emulated_meter=true",
     "cluster.checkpoint_seconds=5", "cluster.preflight=false",
@@ -57,11 +59,13 @@ def wait_for_step(workspace: Path, name: str, step: int, *, seconds: float = 150
         time.sleep(0.1)
 
 
-def copy_prepared(workspace: Path, name: str, *, owner: str | None = None) -> None:
-    """Give a new run what the run `whole` had before it trained."""
+def copy_prepared(
+    workspace: Path, name: str, *, source: str = "whole", owner: str | None = None, stages: Sequence[str] = BEFORE_TRAINING
+) -> None:
+    """Give a new run what the run `source` had before it trained."""
     run_dir = workspace / "runs" / name
-    for stage in ("corpus", "vocab", "index", "init", "plan", "baseline"):
-        shutil.copytree(workspace / "runs" / "whole" / stage, run_dir / stage)
+    for stage in stages:
+        shutil.copytree(workspace / "runs" / source / stage, run_dir / stage)
     if owner is not None:
         for path in (run_dir, *run_dir.rglob("*")):
             shutil.chown(path, owner)

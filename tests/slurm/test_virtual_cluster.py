@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from cluster_files import WATTS_PER_NODE
 from virtual_cluster import NODES, VirtualCluster
 
@@ -12,6 +13,20 @@ def test_every_node_runs_a_step_under_its_own_name(slurm_cluster: VirtualCluster
     names = slurm_cluster.out("srun", "--nodes=4", "hostname").split()
     assert sorted(names) == sorted(NODES)
     assert slurm_cluster.out("scontrol", "show", "hostnames", "n[1-2],rack-7-b,spare").split() == list(NODES)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "names"),
+    [
+        ("linux[1,2]", "linux1 linux2"),
+        ("node[01-03]", "node01 node02 node03"),
+        ("node[001,003]", "node001 node003"),
+        ("rack[1-2]-node[8-9]", "rack1-node8 rack1-node9 rack2-node8 rack2-node9"),
+        ("login,gpu-a-[09-10],x", "login gpu-a-09 gpu-a-10 x"),
+    ],
+)
+def test_the_scheduler_expands_what_no_script_here_cuts_by_hand(nodes: str, names: str, slurm_cluster: VirtualCluster) -> None:
+    assert slurm_cluster.out("scontrol", "show", "hostnames", nodes).split() == names.split()
 
 
 def test_a_job_of_two_nodes_is_in_accounting_with_the_joules_of_their_emulated_meters(slurm_cluster: VirtualCluster) -> None:

@@ -34,28 +34,30 @@ class NoCluster(Exception):
     """No cluster can be had on this machine; the text says why."""
 
 
-def missing_commands() -> list[str]:
-    return [command for command in COMMANDS if shutil.which(command) is None]
+def missing_commands(commands: Sequence[str] = COMMANDS) -> list[str]:
+    return [command for command in commands if shutil.which(command) is None]
 
 
-def install() -> None:
-    """Install Debian's packages where they are missing, and let none of them start a daemon of the machine's own.
+def install(packages: Sequence[str] = PACKAGES, commands: Sequence[str] = COMMANDS) -> None:
+    """Install Debian's packages where a command of theirs is missing, and let none of them start a daemon of the machine's own.
 
     Raises:
         NoCluster: this is not root, or not a machine with apt.
         CalledProcessError: apt failed.
     """
     if os.geteuid() != 0:
-        raise NoCluster("a virtual Slurm cluster needs root, for its namespaces" + (" and its packages" if missing_commands() else ""))
+        raise NoCluster(
+            "a virtual Slurm cluster needs root, for its namespaces" + (" and its packages" if missing_commands(commands) else "")
+        )
     with Path(tempfile.gettempdir(), "virtual-slurm-install.lock").open("w") as lock:  # test processes start together
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not missing_commands():
+        if not missing_commands(commands):
             return
         if shutil.which("apt-get") is None:
-            raise NoCluster(f"no {', '.join(missing_commands())} here, and no apt-get to install Debian's slurm packages")
+            raise NoCluster(f"no {', '.join(missing_commands(commands))} here, and no apt-get to install Debian's packages")
         with _no_services():
             environment = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
-            for argv in (("apt-get", "update", "-qq"), ("apt-get", "install", "-qq", "--no-install-recommends", *PACKAGES)):
+            for argv in (("apt-get", "update", "-qq"), ("apt-get", "install", "-qq", "--no-install-recommends", *packages)):
                 subprocess.run(argv, check=True, env=environment, stdout=subprocess.DEVNULL, timeout=600)
 
 
@@ -161,12 +163,12 @@ class VirtualCluster:
             assert time.monotonic() < last_look, f"job {job_id}: {states} after {seconds:.0f} s\n{self.out('squeue')}"
             time.sleep(0.3)
 
-    def kill_node(self, node: str) -> None:
-        """Kill every process of a node at once, as a power cut does."""
+    def kill_node(self, node: str, *, only: str = "") -> None:
+        """Kill every process of a node at once, as a power cut does; with `only` those whose command line has that word."""
         own = (self.folder / "run" / f"{node}.uts").read_text().strip()
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if os.readlink(process / "ns" / "uts") == own:
+                if os.readlink(process / "ns" / "uts") == own and only.encode() in (process / "cmdline").read_bytes():
                     os.kill(int(process.name), signal.SIGKILL)
 
     def start_node(self, node: str) -> None:

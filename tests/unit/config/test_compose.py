@@ -10,6 +10,7 @@ from megatron_cpt.config.compose import compose, expand_sweep
 from megatron_cpt.config.files import shipped_conf
 from megatron_cpt.errors import ConfigError
 from megatron_cpt.line.inputs import plan_settings
+from megatron_cpt.line.run import Run
 
 EXPERIMENTS = sorted(path.stem for path in (shipped_conf() / "experiment").glob("*.yaml"))
 
@@ -48,6 +49,16 @@ def test_a_gate_rule_in_a_file_and_on_the_command_line_names_what_it_is_of(tmp_p
     assert (rule.of, rule.margin) == ("law", 0.1)
     (rule,) = compose(["experiment=tiny", "gate.rules=[{of: law, kind: must_improve, margin: 0, required: false}]"]).gate.rules
     assert (rule.of, rule.margin, rule.required, rule.metric, rule.confidence) == ("law", 0.0, False, "bits_per_byte", None)
+
+
+@pytest.mark.parametrize("setting", [[], ["hydra.job.chdir=true"], ["hydra.job.chdir=false"]])
+def test_hydras_change_of_folder_moves_no_relative_path(setting: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its default differs by version, and relative paths with it (hydra-ecosystem/hydra#2414); here they start where the command does."""
+    monkeypatch.chdir(tmp_path)
+    config = compose(["experiment=tiny", "runs_dir=runs", *setting])
+    assert Path.cwd() == tmp_path
+    assert Run(config).folder == tmp_path / "runs" / config.run_name
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_rate_without_a_dot_in_a_file_is_a_number(tmp_path: Path) -> None:

@@ -84,6 +84,41 @@ def stage(tmp_path: Path) -> Stage:
     return made
 
 
+def test_a_warning_that_comes_before_the_ranks_reaches_them_all_the_same(stage: Stage) -> None:
+    """Ranks that begin remove a stop request that is older than they are, so that one of an earlier attempt does not end them."""
+    stage.command("python", TRAINER.replace('touch "$RUN/started"', 'touch "$RUN/started"; sleep 1; rm -f $RUN/train/stop-requested'))
+    process = stage.start()
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=20)
+    assert stage.calls == ["show job 7", "requeue 7"]
+    assert not (stage.folder / "run" / "train" / "stop-requested").exists()
+
+
+def test_training_that_ends_while_the_shell_is_being_warned_keeps_its_code(stage: Stage) -> None:
+    stage.command("date", "sleep 0.5\n")  # the trap is slow
+    process = stage.start()
+    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(signal.SIGUSR1)
+    (stage.folder / "run" / "train" / "stop-requested").touch()
+    while Path(f"/proc/{child}/exe").exists():  # neither of a process that has gone nor of one that nobody has waited for
+        time.sleep(0.01)
+    process.communicate(timeout=20)
+    assert stage.calls == ["show job 7", "requeue 7"]
+
+
+def test_a_warning_during_the_preflight_requeues_without_a_start(stage: Stage) -> None:
+    stage.command("python", TRAINER.replace('exit "${PREFLIGHT:-0}"', 'touch "$RUN/looking"; sleep 1; exit 0'))
+    argv = ["bash", str(ROOT / "slurm" / "train.sbatch"), str(stage.folder / "frozen"), str(stage.folder / "run"), "2"]
+    process = subprocess.Popen(argv, env=stage.environment())
+    while not (stage.folder / "run" / "looking").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGUSR1)
+    process.wait(timeout=20)
+    assert stage.calls == ["show job 7", "requeue 7"]
+    assert not (stage.folder / "run" / "started").exists()
+    assert not (stage.folder / "run" / "train" / "stop-requested").exists()
+
+
 @pytest.mark.parametrize("warning", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_warning_to_the_batch_shell_ends_in_a_checkpoint_and_a_requeue(stage: Stage, warning: signal.Signals) -> None:
     process = stage.start()
@@ -169,6 +204,18 @@ def test_a_node_list_that_cannot_be_expanded_ends_the_start(stage: Stage) -> Non
     assert done.returncode != 0
     assert "scontrol named no node of this job" in done.stderr
     assert not (stage.folder / "run" / "reached").exists()
+
+
+def test_an_environment_may_read_variables_that_are_not_set_and_ends_the_job_when_it_fails(stage: Stage) -> None:
+    """Lmod and conda do the first; the second is a module that is not there any more."""
+    env, body = stage.folder / "frozen" / "env.sh", [str(ROOT / "slurm" / "stage.sbatch"), str(stage.folder / "frozen"), "index"]
+    stage.command("srun", 'echo "$ADDED"\n')
+    env.write_text("export ADDED=$CONDA_SHLVL-is-not-set\n")
+    done = subprocess.run(["bash", *body], env=stage.environment(), capture_output=True, text=True, check=True)
+    assert done.stdout == "-is-not-set\n"
+    env.write_text("module load apptainer\n")
+    done = subprocess.run(["bash", *body], env=stage.environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (127, "")
 
 
 def test_containers_stand_between_srun_and_the_command(stage: Stage) -> None:

@@ -175,7 +175,7 @@ class Slurm:
 
     def __call__(self, argv: Sequence[str]) -> str:
         self.calls.append(list(argv))
-        if argv[0] in ("scancel", "scontrol"):
+        if argv[0] in ("scancel", "scontrol", "squeue"):
             return ""
         if len(self.calls) == self.refuse_at:
             raise ConfigError("sbatch refused a job.", value="QOSMaxWallDurationPerJobLimit")
@@ -209,7 +209,7 @@ def test_a_line_that_slurm_refuses_half_way_is_taken_back(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="QOSMaxWallDurationPerJobLimit"):
         submit_line(jobs(tmp_path), dry_run=False, call=slurm)
     assert slurm.calls[-1] == ["scancel", "101", "102", "103"]
-    assert len(slurm.calls) == 5
+    assert [argv[0] for argv in slurm.calls[4:]] == ["squeue", "scancel"]
 
 
 def test_an_answer_without_an_id_takes_the_line_back(tmp_path: Path) -> None:
