@@ -172,8 +172,7 @@ def launcher(run: Run, stage: str) -> LaunchArray | None:
 
     def launch(num_shares: int, pending: Sequence[int]) -> None:
         cluster = run.config.cluster
-        env_file = None if cluster.env_file is None else Path(cluster.env_file)
-        place = Place(run.folder, freeze(run.folder, config_yaml=as_json(run.config), env_file=env_file), Path.cwd())
+        place = Place(run.folder, freeze(run.folder, config_yaml=as_json(run.config), env_file=cluster.env_file), Path.cwd())
         shares = Shares(num_shares, tuple(pending))
         argv = array_argv(stage, cluster=cluster, run_name=run.config.run_name, place=place, shares=shares)
         submit_and_wait(argv, environment=os.environ, submitted=lambda job_id: note_jobs(run.folder, {stage: job_id}))
