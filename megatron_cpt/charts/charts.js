@@ -16,6 +16,9 @@
   const config = {
     displaylogo: false,
     responsive: true,
+    showSendToCloud: false, // a button that would send the figures of a run to a server of others
+    plotlyServerURL: "",
+    typesetMath: false, // a name with dollar signs is a name
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
     toImageButtonOptions: { scale: 2 },
   };

@@ -39,7 +39,7 @@ def training(records: RunRecords) -> Section:
         XYChart("Gradient norm, before clipping", [Series("norm", thinned(found.points("grad_norm")))], TOKENS, Axis("L2 norm")),
     ]
     skipped = sum(bool(step.get("is_skipped")) for step in found.steps)
-    words = f"{len(found.steps):,} steps led to these weights; the update of {skipped:,} was left out."
+    words = f"{len(found.steps):,} steps led to these weights; {skipped:,} of them left them as they were."
     if left:
         words += " Steps of rounds that were rolled back are dashed."
     return Section("training", "Training", charts([figure(each) for each in shown]) + note(words))
