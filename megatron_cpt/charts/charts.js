@@ -25,7 +25,11 @@
 
   const draw = async (figure) => {
     const { data, layout } = coloured(JSON.parse(figure.querySelector("script").textContent), "", style());
-    if (isTouch) layout.dragmode = false; // a finger that moves over a chart scrolls the page
+    if (isTouch) {
+      layout.dragmode = false; // a finger that moves over a chart scrolls the page
+      layout.margin.t += 30; // the buttons, which are always seen there, stand above the legend
+      layout.height += 30;
+    }
     figure.classList.add("live"); // the place must be seen to have a width
     try {
       await Plotly.react(figure.querySelector(".plot"), data, layout, config);

@@ -6,7 +6,7 @@ from megatron_cpt.charts.data import COLOURS, Axis, BarChart, BarSeries, Mark, S
 from megatron_cpt.charts.figure import charts, figure
 from megatron_cpt.charts.page import table
 from megatron_cpt.plan.page_text import memory_parts, show_bytes
-from megatron_cpt.record.unknown import Unavailable
+from megatron_cpt.record.unknown import Amount, Unavailable
 from megatron_cpt.report.records import RunRecords
 from megatron_cpt.report.section import Section, note
 from megatron_cpt.report.steps import is_number, points_of
@@ -73,7 +73,7 @@ def speed(records: RunRecords) -> Section:
     seconds = sum(float(step["seconds"]) for step in found.steps if is_number(step.get("seconds")))
     tokens = float(found.steps[-1]["tokens"]) - _tokens_before(records)
     if seconds > 0:
-        words += [f"Over all steps: {tokens / seconds:,.4g} tokens/s."]
+        words += [f"Over all steps: {Amount(tokens / seconds):.4g} tokens/s."]
     return Section("speed", "Throughput and utilization", charts([figure(each) for each in shown]) + note(*words))
 
 
