@@ -14,7 +14,9 @@ import pytest
 from megatron_cpt.cli import main
 from megatron_cpt.gate.verdict import VERDICT_NAME, Verdict
 from megatron_cpt.plan.run_plan import GatePlan, GateRule
-from megatron_cpt.record.store import read_lines
+from megatron_cpt.record.manifest import Manifest
+from megatron_cpt.record.store import read_lines, write_json
+from megatron_cpt.record.typed import to_plain
 from megatron_cpt.record.unknown import Unavailable
 from megatron_cpt.report.comparison.front import dominators
 from megatron_cpt.report.comparison.groups import Comparison, compare
@@ -23,6 +25,7 @@ from megatron_cpt.report.comparison.page import html, short_names
 from megatron_cpt.report.comparison.settings import differing, settings_of
 from megatron_cpt.report.comparison.tables import csv_text, json_text, markdown
 from megatron_cpt.report.comparison.terminal import terminal
+from megatron_cpt.report.page import write_report
 from tests.unit.gate.gate_examples import record, spread
 from tests.unit.report.comparison_runs import GATE, billed, make_run, scores
 
@@ -180,6 +183,19 @@ def test_a_run_without_scores_or_plan_is_shown_as_such(tmp_path: Path) -> None:
     assert "begun: failed (in corpus, exit code 3); in no group: it has no plan yet" in said
     for text in (markdown(comparison), html(comparison)):
         assert "it has no plan yet" in text
+
+
+def test_what_a_run_took_over_is_named_beside_its_bill_and_in_its_lineage(tmp_path: Path) -> None:
+    make_run(tmp_path / "first")
+    second = make_run(tmp_path / "second")
+    for stage in ("corpus", "vocab"):
+        taken = dataclasses.replace(Manifest.load(second / stage), taken_from="first")
+        write_json(second / stage / "manifest.json", to_plain(taken))
+    comparison = compare([tmp_path / "first", second])
+    assert "second took corpus, vocab over from first, whose bill has them." in comparison.groups[0].notes
+    assert json.loads(json_text(comparison))["runs"][1]["taken_over"] == {"corpus": "first", "vocab": "first"}
+    write_report(tmp_path / "out", second)
+    assert "corpus from first; vocab from first" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_an_unknown_figure_has_a_reason_and_no_number(compared: Comparison) -> None:

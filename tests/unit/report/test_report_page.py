@@ -145,6 +145,17 @@ def test_a_script_that_gets_into_the_page_does_not_run_and_nothing_can_be_fetche
     live.page.evaluate("document.body.lastElementChild.remove()")
 
 
+def test_a_chart_offers_to_be_saved_here_and_to_be_sent_nowhere(live: Opened) -> None:
+    plot = live.page.locator("#training .plot").first
+    offered = plot.locator(".modebar-btn").evaluate_all("(buttons) => buttons.map((each) => each.dataset.title)")
+    assert offered == ["Download plot as a PNG", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"]
+    plot.hover()
+    with live.page.expect_download() as saved:
+        plot.locator(".modebar-btn").first.click()
+    assert saved.value.path().read_bytes().startswith(b"\x89PNG")
+    assert live.complaints == []
+
+
 def test_dark_mode_is_followed_while_the_page_is_open_and_the_zoom_stays(live: Opened) -> None:
     look = """() => {
         const plot = document.querySelector("#training .plot");
