@@ -6,6 +6,11 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+# what a user runs as `python -m megatron_cpt.tools.NAME`; the others measure or check this repository
+TOOLS = (
+    "account", "compare_loss", "convert_checkpoint", "estimate_cost", "extend_vocab", "fetch_samples", "fetch_tokenizers", "inspect_index",
+    "preprocess_data", "sample_benches", "train_tokenizer",
+)  # fmt: skip
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "megatron_cpt" / "__init__.py").read_text(encoding="utf-8"))[1]
 
 CORE = [
@@ -29,7 +34,6 @@ CORE = [
     "datatrove>=0.10,<0.11",  # the corpus stage runs on it; 0.10: the newest, what the tests run on; minor releases change filters
     "py3langid>=0.4,<0.5",  # language identification; 0.4: a model that is read without pickle, and probabilities; 0.5 is not released
     "license-expression>=30.4,<31",  # the SPDX list of licences; 30.4: LicenseRef and exceptions as used; the major is the list's form
-    "wandb>=0.19,<0.32",  # 0.19: run-local settings object; monthly releases, so the newest tested is the bound
 ]
 DOCS = [  # `make docs`
     "sphinx>=8.1,<10",  # 8.1: what furo and both versions of myst-parser take, on Python 3.11 to 3.13; 9 is what CI runs
@@ -52,10 +56,16 @@ EXTRAS = {
     # gguf dequantises the sample model, newer ones untested; transformers asks for accelerate to read a GGUF file
     "samples": ["gguf>=0.17,<0.20", "accelerate>=1.1,<2"],
     "tensorboard": ["tensorboard>=2.15,<3"],  # monitor.tensorboard; 2.15: what torch 2.6 was released beside
-    "harness": ["lm-eval>=0.4.13,<0.5"],  # eval.harness; 0.4.13: the newest, and what the tests run on; 0.5 is not released
+    "eval": ["lm-eval>=0.4.13,<0.5"],  # eval.harness; 0.4.13: the newest, and what the tests run on; 0.5 is not released
+    "wandb": ["wandb>=0.19,<0.32"],  # monitor.wandb_mode; 0.19: run-local settings; monthly releases, so the newest tested is the bound
+    "dashboard": ["wandb-workspaces>=0.4,<0.5"],  # `megatron-cpt dashboard --save`; 0.4: what the tests run on; it asks for wandb 0.28.2
     "docs": DOCS,
     "dev": [
         *DOCS,
+        "wandb>=0.19,<0.32",  # as above: what it wrote is read back
+        "wandb-workspaces>=0.4,<0.5",  # as above
+        "twine>=6.1,<7",  # checks the metadata as an index does; 6.1: metadata 2.4
+        "setuptools>=69,<90",  # the wheel is built and looked into; Python 3.12 brings none
         "lm-eval>=0.4.13,<0.5",  # as above
         "data-selection>=1.0.3,<2",  # the selection's weights are held against its authors' code; 1.0.3: the newest
         "nltk>=3.8,<4",  # which it needs and does not declare
@@ -80,12 +90,24 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11,<3.14",  # 3.11: oldest with a megatron-core that is tested here; 3.14 has no megatron-core wheel
-    packages=[*find_packages(include=["megatron_cpt", "megatron_cpt.*"]), "megatron_cpt.conf", "megatron_cpt.slurm"],
-    package_dir={"megatron_cpt.conf": "conf", "megatron_cpt.slurm": "slurm"},
+    packages=[*find_packages(include=["megatron_cpt", "megatron_cpt.*"]), "megatron_cpt.conf", "megatron_cpt.launch", "megatron_cpt.slurm"],
+    py_modules=[f"megatron_cpt.tools.{name}" for name in TOOLS],
+    package_dir={f"megatron_cpt.{name}": name for name in ("conf", "launch", "slurm", "tools")},
     package_data={
-        "megatron_cpt": ["charts/*.css", "plan/*.csv"],
+        "megatron_cpt": ["py.typed", "charts/*.css", "plan/*.csv"],
         "megatron_cpt.conf": ["**/*.yaml", "**/*.jsonl"],
+        "megatron_cpt.launch": ["*.sh"],
         "megatron_cpt.slurm": ["**/*.sh", "*.sbatch"],
     },
     install_requires=CORE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -73,6 +74,11 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         return EXIT_FINISHED
     if arguments.command == "doctor":
         return _doctor(arguments)
+    if arguments.command == "dashboard":
+        from megatron_cpt.train import dashboard  # noqa: PLC0415
+
+        print(dashboard.save(arguments.save) if arguments.save else json.dumps(dashboard.spec(), indent=1))
+        return EXIT_FINISHED
     if arguments.command in ("completion", "complete"):
         from megatron_cpt import completion  # noqa: PLC0415
 

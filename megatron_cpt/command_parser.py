@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
 import megatron_cpt
+from megatron_cpt.command_texts import COMMANDS
 from megatron_cpt.errors import printable
 from megatron_cpt.meter.account_command import DESCRIPTION, EXAMPLES, add_arguments
 from megatron_cpt.stage_names import STAGES
@@ -57,7 +58,7 @@ def parser() -> Parser:
     )
     root.add_argument("--version", action="version", version=megatron_cpt.__version__)
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    walk = commands.add_parser("run", help="walk the line: " + " ".join(stage.name for stage in STAGES), epilog=EXIT_CODES)
+    walk = commands.add_parser("run", help="walk the line: " + " ".join(stage.name for stage in STAGES))
     names = [stage.name for stage in STAGES]
     walk.add_argument("--until", choices=names, metavar="STAGE", help="stop after this stage")
     walk.add_argument(
@@ -84,13 +85,10 @@ def parser() -> Parser:
                 "--deepspeed", type=Path, metavar="DIR", help="also write the nearest ds_config.json and accelerate launch for DeepSpeed"
             )
         _common(command)
-    _common(commands.add_parser("audit", help="check that the verdict was carried out and that no record is missing", epilog=EXIT_CODES))
+    _common(commands.add_parser("audit", help="check that the verdict was carried out and that no record is missing"))
     drill = commands.add_parser(
         "drill",
         help="continue a judged run badly, in a copy, and show that the gate catches it and the rollback undoes it",
-        description="Continue a judged run badly, in a copy that shares its files, and test every promise of the gate and the rollback.",
-        epilog=EXIT_CODES + "\nA broken promise of a drill ends with 3.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     drill.add_argument("--only", choices=["rate", "blend"], help="only the drill with a huge rate, or only that with a poisoned blend")
     _common(drill)
@@ -106,40 +104,26 @@ def parser() -> Parser:
     doctor = commands.add_parser(
         "doctor",
         help="say what this machine offers to a run, what each finding means, and the command that mends it",
-        description="Look at Python, packages, memory, disk, clock, GPUs, links, meters and Slurm; with an experiment also at its\n"
-        "files and its plan. Ends with 2 when the planned run could not start here.",
-        epilog="examples:\n  megatron-cpt doctor\n  megatron-cpt doctor experiment=medical cluster=h100_8 gpu=h100_sxm --json\n\n"
-        + EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     doctor.add_argument("--json", action="store_true", help="print one JSON object instead of a page")
     _common(doctor)
     search = commands.add_parser(
         "search",
         help="rank the layouts of the ranks, batch and sequence of a configuration by predicted time, and compare its own",
-        description="Rank every legal layout that fits by predicted time, and say why the configuration's own is slower if it is.\n\n"
-        "reads:   the configuration and the base model's config.json; no stage need have run, no GPU is used\n"
-        "refuses: a device whose rates are not known",
-        epilog=f"example:\n  megatron-cpt search experiment=medical cluster=h100_8 gpu=h100_sxm parallel.dtype=bf16\n\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     search.add_argument("--count", type=int, default=10, metavar="N", help="how many to print (10)")
     _common(search)
     calibrate = commands.add_parser(
         "calibrate",
         help="measure this machine, and how far the plan's estimate was from a run on it",
-        description="Measure matrix rate, memory bandwidth and the link between two ranks, write them as a gpu group for --config-dir,\n"
-        "and print the measured time of a finished run over its plan's estimate. Nothing is corrected by it.",
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     calibrate.add_argument("--out", type=Path, metavar="FILE", help="where to write the measured device, e.g. mine/gpu/this_host.yaml")
     _common(calibrate)
+    _dashboard(commands)
     completion = commands.add_parser(
-        "completion", help="print a script that completes commands, options, groups and keys",
-        epilog="examples:\n  source <(megatron-cpt completion bash)\n  megatron-cpt completion zsh > ~/.zfunc/_megatron-cpt",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+        "completion",
+        help="print a script that completes commands, options, groups and keys",
+    )
     completion.add_argument("shell", choices=["bash", "zsh"])
     completion.set_defaults(debug=False)
     complete = commands.add_parser(
@@ -149,18 +133,30 @@ def parser() -> Parser:
     submit = commands.add_parser(
         "submit",
         help="send the line to Slurm as a chain of jobs",
-        description="Plan here, freeze code and configuration into the run's folder, and send the line to Slurm as a chain of jobs.",
-        epilog=EXIT_CODES,
     )
     submit.add_argument("--until", choices=names, metavar="STAGE", help="submit the line up to this stage")
     submit.add_argument("--dry-run", action="store_true", help="print every job body and sbatch line, and submit nothing")
     _common(submit)
-    _common(commands.add_parser("status", help="show a submitted line: its jobs, last step, loss, rate and spend", epilog=EXIT_CODES))
-    _common(commands.add_parser("preflight", help="in a Slurm job: look at its nodes before training on them", epilog=EXIT_CODES))
-    cancel = commands.add_parser("cancel", help="end a submitted line, training with a checkpoint", epilog=EXIT_CODES)
+    _common(commands.add_parser("status", help="show a submitted line: its jobs, last step, loss, rate and spend"))
+    _common(commands.add_parser("preflight", help="in a Slurm job: look at its nodes before training on them"))
+    cancel = commands.add_parser("cancel", help="end a submitted line, training with a checkpoint")
     cancel.add_argument("--wait", type=float, default=600.0, metavar="SECONDS", help="how long to wait for the checkpoint (600)")
     _common(cancel)
+    _explain(root.commands())
     return root
+
+
+def _dashboard(commands: argparse._SubParsersAction[Parser]) -> None:
+    dashboard = commands.add_parser("dashboard", help="print the wandb panels of a project as JSON, or save them as its workspace")
+    dashboard.add_argument("--save", metavar="ENTITY/PROJECT", help="save the panels there (needs the extra `dashboard` and a wandb key)")
+    dashboard.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def _explain(commands: Mapping[str, Parser]) -> None:
+    """Give every command that is no stage its description and examples."""
+    for name, text in COMMANDS.items():
+        commands[name].description, commands[name].epilog = text.description, f"{text.epilog}\n\n{EXIT_CODES}"
+        commands[name].formatter_class = argparse.RawDescriptionHelpFormatter
 
 
 def _common(command: argparse.ArgumentParser) -> None:

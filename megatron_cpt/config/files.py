@@ -25,6 +25,11 @@ def shipped_slurm() -> Path:
     return _shipped("slurm")
 
 
+def shipped_launch() -> Path:
+    """Return the folder of the shipped `launch/`: inside an installed package, or beside it in a checkout."""
+    return _shipped("launch")
+
+
 def _shipped(name: str) -> Path:
     package = Path(megatron_cpt.__file__).parent
     inside = package / name

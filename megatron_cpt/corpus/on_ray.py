@@ -28,7 +28,7 @@ def by_ray(scratch: Path, plan: TaskPlan, pending: Sequence[int], progress: Prog
         import ray  # noqa: PLC0415 - optional: extra [ray]
     except ImportError:
         raise ConfigError(
-            "Running the corpus on Ray needs the ray package.", where="corpus.engine.kind", next_step="pip install 'megatron_cpt[ray]'"
+            "Running the corpus on Ray needs the ray package.", where="corpus.engine.kind", next_step="pip install 'megatron-cpt[ray]'"
         ) from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported home
     started = not ray.is_initialized()

@@ -148,7 +148,7 @@ def open_stream(path: Path) -> BinaryIO:
         except ImportError:
             file.close()
             raise DataError(
-                "Reading .zst files needs the zstandard package.", where=path, next_step="pip install 'megatron_cpt[data]'"
+                "Reading .zst files needs the zstandard package.", where=path, next_step="pip install 'megatron-cpt[data]'"
             ) from None
     return path.open("rb")
 
@@ -232,7 +232,7 @@ def read_parquet(path: Path, *, text_keys: Sequence[str]) -> Iterator[Row | Unre
         import pyarrow  # noqa: PLC0415 - optional: extra [data]
         from pyarrow import parquet  # noqa: PLC0415
     except ImportError:
-        raise DataError("Reading parquet needs the pyarrow package.", where=path, next_step="pip install 'megatron_cpt[data]'") from None
+        raise DataError("Reading parquet needs the pyarrow package.", where=path, next_step="pip install 'megatron-cpt[data]'") from None
     number = 0
     try:
         with parquet.ParquetFile(path) as file:

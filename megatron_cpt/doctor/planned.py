@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from megatron_cpt.config.schema import ExperimentConfig
@@ -11,6 +12,8 @@ from megatron_cpt.doctor.finding import Finding
 from megatron_cpt.errors import CptError
 from megatron_cpt.plan.run_plan import RunPlan
 from megatron_cpt.record.unknown import Unavailable
+
+SAMPLES = "make samples, or python -m megatron_cpt.tools.fetch_samples NAME, for the shipped experiments"
 
 
 def plan_or_problem(config: ExperimentConfig) -> RunPlan | Finding:
@@ -39,7 +42,7 @@ def file_findings(config: ExperimentConfig) -> Iterator[Finding]:
     if not (base / "config.json").is_file() or not weights:
         yield Finding(
             "base model", "bad", f"no config.json and *.safetensors at {base}", "the line begins with it",
-            "make samples (for the shipped experiments), or model.path=/your/hf_folder",
+            f"{SAMPLES}, or model.path=/your/hf_folder",
         )  # fmt: skip
     else:
         yield Finding("base model", "good", f"{base}, {sum(path.stat().st_size for path in weights) / 1e9:.2f} GB of weights")
@@ -52,7 +55,7 @@ def file_findings(config: ExperimentConfig) -> Iterator[Finding]:
         except CptError as error:
             missing.append(str(error).splitlines()[0])
     if missing:
-        yield Finding("sources", "bad", "; ".join(missing), "the corpus stage refuses them", "make samples, or source.<name>.path=...")
+        yield Finding("sources", "bad", "; ".join(missing), "the corpus stage refuses them", f"{SAMPLES}, or source.<name>.path=...")
     else:
         yield Finding("sources", "good", f"{len(config.source)} sources in {count} files")
 
@@ -65,11 +68,18 @@ def plan_finding(plan: RunPlan) -> Finding:
 
 
 def monitor_finding(mode: str) -> Finding:
-    """Say whether wandb can send what it is to send; a key is looked for and never shown."""
+    """Say whether wandb is there and can send what it is to send; a key is looked for and never shown."""
     from megatron_cpt.train.tracking import has_key  # noqa: PLC0415
 
-    if mode != "online":
-        return Finding("wandb", "good", f"{mode}: nothing is sent" + ("; `wandb sync` sends it later" if mode == "offline" else ""))
+    if mode == "disabled":
+        return Finding("wandb", "good", "disabled: nothing is shown there")
+    if find_spec("wandb") is None:
+        means = "the run trains and keeps its own records, and wandb is shown nothing"
+        return Finding(
+            "wandb", "note", f"{mode}, but not installed", means, "pip install 'megatron-cpt[wandb]', or monitor.wandb_mode=disabled"
+        )
+    if mode == "offline":
+        return Finding("wandb", "good", "offline: nothing is sent; `wandb sync` sends it later")
     if has_key(os.environ):
         return Finding("wandb", "good", "online, and there is a key")
     return Finding("wandb", "warning", "online, but there is no key", "training would write offline instead", "wandb login")

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 
+from megatron_cpt.config.files import shipped_launch
 from megatron_cpt.config.schema import ClusterConfig
 from megatron_cpt.doctor.finding import Finding
 
@@ -42,7 +43,7 @@ def scheduler_findings(
         yield Finding(
             "Slurm", "warning" if needed else "note", f"missing: {', '.join(missing)}",
             "`submit` works on a login node alone; several nodes can also be started by hand",
-            "launch/multi_node.sh, or log in to the cluster",
+            f"{shipped_launch() / 'multi_node.sh'}, or log in to the cluster",
         )  # fmt: skip
         return
     version = call(["sinfo", "--version"])

@@ -151,7 +151,7 @@ def _manager(folder: Path, *, runs_code: bool) -> tuple[Any, str]:
             "lm-evaluation-harness is not installed.",
             where="eval.harness",
             value=str(error),
-            next_step="pip install 'megatron-cpt[harness]'",
+            next_step="pip install 'megatron-cpt[eval]'",
         ) from None
     if not runs_code:
         utils.env = _sandboxed(utils.env)

@@ -16,7 +16,7 @@ from megatron_cpt.meter.ledger import Attempt
 from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan, grace_window_steps
 from megatron_cpt.record.hashing import sha256_plain
 from megatron_cpt.record.manifest import StageResult
-from megatron_cpt.record.store import read_json, write_json, write_text
+from megatron_cpt.record.store import read_json, read_lines, write_json, write_text
 from megatron_cpt.record.typed import to_plain
 
 
@@ -43,8 +43,7 @@ def do_verdict(run: Run, *, say_it: bool = True) -> None:
     candidate = run.manifest("train").facts["checkpoint"]
     init = {name: file.sha256 for name, file in run.manifest("init").outputs.items() if name.startswith("checkpoint/")}
     carry_out(run.folder, verdict, checkpoint=candidate, init_sha256=sha256_plain(init))
-    if verdict.decision == "rollback":
-        run_in_child(_show_events_in_child, run.of("train"), plan_path=run.of("plan") / PLAN_NAME)
+    _show_in_wandb(run, verdict)
     if not say_it:
         return
     for line in verdict_lines(verdict):
@@ -65,7 +64,17 @@ def do_verdict(run: Run, *, say_it: bool = True) -> None:
         )
 
 
-def _show_events_in_child(train_dir: Path, *, plan_path: Path) -> None:
+def _show_in_wandb(run: Run, verdict: Verdict) -> None:
+    """Show the verdict and what was done about it in the run's wandb run, in a process of its own; nothing where all is shown."""
+    from megatron_cpt.train.metrics import METRICS_NAME  # noqa: PLC0415
+    from megatron_cpt.train.tracking import is_shown_in_wandb, unseen_shown  # noqa: PLC0415
+
+    train_dir = run.of("train")
+    if is_shown_in_wandb(train_dir, run.plan) and unseen_shown(read_lines(train_dir / METRICS_NAME), verdict):
+        run_in_child(_show_in_child, train_dir, plan_path=run.of("plan") / PLAN_NAME, verdict_path=run.of("gate") / VERDICT_NAME)
+
+
+def _show_in_child(train_dir: Path, *, plan_path: Path, verdict_path: Path) -> None:
     from megatron_cpt.train.tracking import show_events  # noqa: PLC0415
 
-    show_events(train_dir, RunPlan.load(plan_path))
+    show_events(train_dir, RunPlan.load(plan_path), verdict=Verdict.load(verdict_path))

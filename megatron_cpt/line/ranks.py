@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from megatron_cpt.config.files import shipped_launch
 from megatron_cpt.errors import CptError
 from megatron_cpt.launch_ranks import run_ranks
 from megatron_cpt.line.run import Run
@@ -20,7 +21,7 @@ def start_ranks(
     if plan.layout.num_nodes != 1 and launcher is None:
         raise CptError(
             f"The plan needs {plan.layout.num_nodes} nodes, and this command starts the ranks of one.",
-            next_step="Use `megatron-cpt submit`, or launch/multi_node.sh on each node.",
+            next_step=f"Use `megatron-cpt submit`, or {shipped_launch() / 'multi_node.sh'} on each node.",
         )
     plan_path = run.of("plan") / PLAN_NAME
     return run_ranks(

@@ -18,7 +18,11 @@ from megatron_cpt.meter.totals import GROUPS, WHOLE, totals, totals_by, totals_b
 from megatron_cpt.record.store import read_lines, read_lines_and_torn
 from megatron_cpt.record.unknown import Unavailable
 
-DESCRIPTION = "Print what runs took: time, devices, tokens, energy, carbon and money of every attempt, planned against actual."
+DESCRIPTION = """Print what runs took: time, devices, tokens, energy, carbon and money of every attempt, planned against actual.
+
+reads:   the ledgers of runs; with --sacct or --ask-sacct what Slurm knows of their jobs
+writes:  lines of Slurm's jobs into the ledgers, when it is asked; otherwise nothing
+refuses: a folder without a ledger, a key that nothing can be grouped by"""
 EXAMPLES = """examples:
   megatron-cpt account                          # every run of runs/, a row each
   megatron-cpt account runs/quickstart          # one run by stage, with the reasons why it is not as planned

@@ -66,7 +66,9 @@ def load_gguf(file: Path, *, dtype: str) -> Any:
     lacking = [name for name in NEEDED if find_spec(name) is None]
     if lacking:
         raise ConfigError(
-            "Reading a GGUF file needs packages that are not installed.", value=", ".join(lacking), next_step="pip install '.[samples]'"
+            "Reading a GGUF file needs packages that are not installed.",
+            value=", ".join(lacking),
+            next_step="pip install 'megatron-cpt[samples]'",
         )
     if not file.is_file() or not _is_gguf(file):
         raise CheckpointError("The file is not a GGUF file.", where=file, rule="it begins with the bytes GGUF")

@@ -115,7 +115,8 @@ class ModelShape:
                 "The base model folder is not a Hugging Face folder.",
                 where=folder,
                 rule="it holds config.json, tokenizer.json or tokenizer.model, and *.safetensors",
-                next_step="Set model.path to such a folder; `make samples` makes the one of the quickstart.",
+                next_step="Set model.path to such a folder. `make samples`, or of an installed package"
+                " `python -m megatron_cpt.tools.fetch_samples smollm2-135m`, makes the one of the quickstart.",
             )
         try:
             config = json.loads(path.read_text(encoding="utf-8"))

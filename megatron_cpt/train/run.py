@@ -20,9 +20,12 @@ from megatron_cpt.record.store import read_json, read_lines
 from megatron_cpt.record.unknown import Figure, Unavailable
 from megatron_cpt.record.vocab_contract import check_vocab
 from megatron_cpt.train import hooks as hook
+from megatron_cpt.train.alerts import end_event, failure_event
 from megatron_cpt.train.forgetting import Scores, forgetting_record, warn_of
+from megatron_cpt.train.guests import Guest
 from megatron_cpt.train.instruments import Instruments, process_memory
 from megatron_cpt.train.limits import Limits
+from megatron_cpt.train.metric_names import MetricNames
 from megatron_cpt.train.metrics import METRICS_NAME
 from megatron_cpt.train.presence import present, watch
 from megatron_cpt.train.runtime import (
@@ -36,9 +39,10 @@ from megatron_cpt.train.runtime import (
     record_end,
     status_of,
 )
+from megatron_cpt.train.spend import Spend
 from megatron_cpt.train.state import TrainState
 from megatron_cpt.train.thresholds import Thresholds
-from megatron_cpt.train.tracking import Guest, TensorBoardRun, WandbRun
+from megatron_cpt.train.tracking import TensorBoardRun, WandbRun
 
 Evaluate = Callable[[RunPlan, Path, list[Any]], Mapping[str, Mapping[str, Any]]]
 
@@ -69,6 +73,7 @@ class Attempt:
         self._plan, self._run_dir, self._train_dir, self._evaluate = plan, run_dir, train_dir, evaluate
         self._started = time.time()
         self._hooks: list[hook.Hook] = []
+        self._guests: list[Guest] = []
         self._checkpoint: Any = None
         self._told_of_baseline = False
         self._limits: Limits | None = None
@@ -81,6 +86,7 @@ class Attempt:
         try:
             code = self._train()
         except BaseException as error:  # torch's CheckpointException is none of Exception's
+            self._tell_guests(failure_event(error, step=self._step))
             self._close_hooks()
             if self._checkpoint is not None:
                 self._checkpoint.abort()
@@ -128,8 +134,9 @@ class Attempt:
         parts = self._build(backend, stop)
         self._hooks = self._make_hooks(parts, clock, stop)
         state = train(plan, parts, self._hooks)
-        self._close_hooks()
         status = status_of(stop)
+        self._tell_guests(end_event(status, stop.reason, step=state.step))
+        self._close_hooks()
         logger.info("Training %s after step %d of %d. %s", status, state.step, plan.num_steps, stop.reason)
         seconds = time.time() - self._started
         code = record_end(
@@ -180,7 +187,7 @@ class Attempt:
         record: Callable[[dict[str, Any]], None] = lambda _: None  # noqa: E731
         compare: Callable[[Scores, int], dict[str, Any] | None] = lambda _scores, _step: None  # noqa: E731
         if is_first_rank():
-            trackers = self._trackers()
+            trackers = self._guests = self._trackers()
             progress = hook.progress(num_steps=plan.num_steps, every_steps=plan.log_every_steps)
             metrics = hook.MetricsFile(
                 self._train_dir / METRICS_NAME,
@@ -221,12 +228,20 @@ class Attempt:
         return hooks
 
     def _trackers(self) -> list[Guest]:
+        def names() -> MetricNames:
+            spend = Spend.of_run(self._run_dir, self._plan, attempt_id=os.environ.get(ATTEMPT_VARIABLE))
+            return MetricNames.of(self._plan, spend=spend)
+
         trackers: list[Guest] = []
         if self._plan.wandb_mode != "disabled":
-            trackers.append(WandbRun(self._train_dir, plan=self._plan))
+            trackers.append(WandbRun(self._train_dir, plan=self._plan, names=names()))
         if self._plan.tensorboard:
-            trackers.append(TensorBoardRun(self._train_dir))
+            trackers.append(TensorBoardRun(self._train_dir, names=names()))
         return trackers
+
+    def _tell_guests(self, event: Mapping[str, Any]) -> None:
+        for guest in self._guests:
+            guest.record(event)
 
     def _compare(self, scores: Scores, step: int) -> dict[str, Any] | None:
         """Return the `forgetting` record of scores; None, said once, when the frozen base was not scored before training."""

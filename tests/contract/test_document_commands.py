@@ -87,7 +87,7 @@ def megatron_cpt(words: list[str], workspace: Path) -> None:
             assert printed(words)
         return
     arguments = cli._parse(words)
-    if arguments.command in ("account", "complete") or not arguments.overrides:
+    if not getattr(arguments, "overrides", []) or arguments.command == "account":
         return
     config_dir = arguments.config_dir or workspace / "site"
     jobs = expand_sweep(arguments.overrides) if arguments.multirun else [arguments.overrides]

@@ -242,5 +242,5 @@ def die(scratch, rank):
 
 def test_without_ray_its_extra_is_named(tmp_path, sources, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"megatron_cpt\[ray\]"):
+    with pytest.raises(ConfigError, match=r"megatron-cpt\[ray\]"):
         build(tmp_path / "out", sources, kind="ray")
