@@ -64,8 +64,8 @@ COMMANDS = {
         "nothing",
         "a device whose rates are not known",
         (
-            "megatron-cpt search experiment=medical cluster=h100_8 gpu=h100_sxm",
-            "megatron-cpt search --count 3 experiment=medical cluster=h100_8 gpu=h100_sxm",
+            "megatron-cpt search experiment=medical cluster=h100_8 gpu=h100_sxm parallel.dtype=bf16",
+            "megatron-cpt search --count 3 experiment=medical cluster=h100_8 gpu=h100_sxm parallel.dtype=bf16",
         ),
     ),
     "calibrate": CommandText(
@@ -77,7 +77,7 @@ COMMANDS = {
     ),
     "dashboard": CommandText(
         "Print the panels of a project's wandb workspace as JSON, or save them there: gain, forgetting, training, speed, cost, energy.",
-        "nothing: the panels are code and fit every run (docs/trackers.md)",
+        "nothing: the panels are code and fit every run (docs/reference/trackers.md)",
         "with --save, a new view of the project's workspace at wandb",
         "with --save: a project without its entity, a machine without wandb key or without the extra `dashboard`",
         ("megatron-cpt dashboard > panels.json", "megatron-cpt dashboard --save my-team/megatron_cpt"),
@@ -95,8 +95,8 @@ COMMANDS = {
         "runs/<run_name>/slurm/submission-<n>/, and jobs in Slurm's queue",
         "a plan that does not fit; a stage whose inputs changed; a run whose jobs are still in the queue",
         (
-            "megatron-cpt submit --dry-run experiment=medical cluster=h100_8 gpu=h100_sxm",
-            "megatron-cpt submit --until train experiment=medical cluster=h100_8 gpu=h100_sxm",
+            "megatron-cpt submit --dry-run experiment=medical cluster=h100_8 gpu=h100_sxm parallel.dtype=bf16 parallel.global_batch_size=8",
+            "megatron-cpt submit --until train experiment=medical cluster=h100_8 gpu=h100_sxm parallel.dtype=bf16",
         ),
     ),
     "status": CommandText(

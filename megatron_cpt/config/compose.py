@@ -10,14 +10,17 @@ import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -28,6 +31,16 @@ from megatron_cpt.errors import ConfigError, printable, raise_all
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 NAME_RULE = "letters, digits, dots, dashes and underscores; the first is a letter or digit"
+
+
+class _OwnFilesFirst(SearchPathPlugin):
+    """Puts the user's folder before the shipped one: `hydra.searchpath`, which can only follow it, would leave an own tiny.yaml unread."""
+
+    folder: ClassVar[Path | None] = None
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if self.folder is not None:
+            search_path.prepend(provider="user", path=f"file://{self.folder}", anchor="main")
 
 
 def compose(overrides: Sequence[str], *, config_dir: Path | None = None) -> ExperimentConfig:
@@ -41,15 +54,16 @@ def compose(overrides: Sequence[str], *, config_dir: Path | None = None) -> Expe
         ConfigError: a group, key or value is unknown or has the wrong type, or values are missing; all are listed.
     """
     ConfigStore.instance().store(name="schema", node=ExperimentConfig)
-    extra = []
-    if config_dir is not None:
-        if not config_dir.is_dir():
-            raise ConfigError("The folder of --config-dir does not exist.", where=config_dir)
-        extra = [f"hydra.searchpath=['file://{config_dir.resolve()}']"]
+    if config_dir is not None and not config_dir.is_dir():
+        raise ConfigError("The folder of --config-dir does not exist.", where=config_dir)
+    if config_dir is not None and (config_dir / "config.yaml").exists():
+        raise ConfigError("A folder of your own holds groups, and no root.", where=config_dir / "config.yaml", next_step="Rename the file.")
+    _OwnFilesFirst.folder = None if config_dir is None else config_dir.resolve()
+    Plugins.instance().register(_OwnFilesFirst)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(shipped_conf()), version_base="1.3"):
-            composed = hydra_compose("config", overrides=[*extra, *overrides])
+            composed = hydra_compose("config", overrides=list(overrides))
         checked = OmegaConf.merge(OmegaConf.structured(ExperimentConfig), OmegaConf.to_container(composed))
         assert isinstance(checked, DictConfig)
         missing = sorted(OmegaConf.missing_keys(checked))

@@ -446,7 +446,7 @@ class AllowanceConfig:
     Published: 0.5 (OLMo, arXiv 2503.05804), 4.6 (Olmo 3: 82.2 % of all was not the final run). `null` counts nothing, and says so.
     """
 
-    low: float | None = None  #: [share of the run] low end
+    low: float | None = None  #: [share of the run] low end of it
     likely: float | None = None  #: [share of the run] likely share; null: nothing is counted
     high: float | None = None  #: [share of the run] high end
     source: str = ""  #: where these shares come from

@@ -20,7 +20,7 @@ CONFIG_JSON = {
 }  # fmt: skip
 SIZED_FOR_A_CLUSTER = {"global_batch_size: 2": "global_batch_size: 32", "dtype: fp32": "dtype: bf16"}  # as its owner would
 FILLED_IN = {
-    "path": "docs/explanation/*.md",
+    "path": "texts.jsonl",
     "licence": "Apache-2.0",
     "origin": "these documents",
     "date": "2026-11-29",
@@ -37,6 +37,7 @@ def make(folder: Path) -> Path:
     for model in ("data/models/smollm2-135m", "data/models/tiny-llama", "path/to/hf_folder"):
         (folder / model).mkdir(parents=True)
         (folder / model / "config.json").write_text(json.dumps(CONFIG_JSON), encoding="utf-8")
+    (folder / FILLED_IN["path"]).write_text(json.dumps({"text": "A text of the reader's own."}) + "\n", encoding="utf-8")
     for option in (ROOT / "conf" / "source").glob("*.yaml"):
         path = folder / yaml.safe_load(option.read_text(encoding="utf-8"))["path"]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +47,8 @@ def make(folder: Path) -> Path:
         name = "this_host" if group == "gpu" else "mine"
         shutil.copyfile(ROOT / "conf" / group / f"{template}.yaml", folder / "site" / group / f"{name}.yaml")
     (folder / "site" / "experiment").mkdir()
-    (folder / "site" / "experiment" / "mine.yaml").write_text(filled_in_template(), encoding="utf-8")
+    for name in ("mine", "own_corpus"):
+        (folder / "site" / "experiment" / f"{name}.yaml").write_text(filled_in_template(), encoding="utf-8")
     _write_yaml_blocks(folder)
     (folder / ".venv").mkdir()
     (folder / ".venv" / ".installed").touch()

@@ -54,6 +54,7 @@ PROVOKED = [
     (2, ["plan", "experiment=mine", "stop.max_usd=5"]),
     (2, ["plan", "experiment=mine", "schedule.kind=cosin"]),
     (3, ["corpus", "experiment=mine"]),
+    (3, ["corpus", "experiment=mine", "source.mine.path=none.jsonl"]),
     (3, ["index", "experiment=mine"]),
     (3, ["account", "runs/none"]),
     (4, ["plan", "experiment=mine", "model.path=none"]),
@@ -70,7 +71,7 @@ def test_messages_that_a_reader_meets_first_are_on_the_page(
     exit_code: int, words: list[str], workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(workspace)
-    own = ["--config-dir", "site"] if len(words) > 1 and words[0] != "account" else []
+    own = ["--config-dir", "site"] if "experiment=mine" in words else []
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as err:
         assert cli.main([*words, *own]) == exit_code
     said = re.sub(r"^(?:\w+: (?:\d+ problems:\n)?| +\d+\. )", "", err.getvalue(), flags=re.MULTILINE).splitlines()

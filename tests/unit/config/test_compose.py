@@ -136,3 +136,18 @@ def test_settings_that_came_later_change_the_inputs_of_a_plan_only_where_they_ar
     config.tariff.grid_region, config.stop.max_tokens, config.allowance.likely = "FRA", 1000, 0.5
     settings = plan_settings(config)
     assert (settings["tariff"]["grid_region"], settings["stop"]["max_tokens"], settings["allowance"]["likely"]) == ("FRA", 1000, 0.5)
+
+
+def test_a_file_of_a_folder_of_ones_own_comes_before_the_shipped_one_of_its_name(tmp_path: Path) -> None:
+    (tmp_path / "schedule").mkdir()
+    (tmp_path / "schedule" / "cosine.yaml").write_text("kind: linear\nmin_fraction: 0.25\n")
+    assert compose(["experiment=tiny"]).schedule.kind == "cosine"
+    own = compose(["experiment=tiny"], config_dir=tmp_path).schedule
+    assert (own.kind, own.min_fraction) == ("linear", 0.25)
+    assert compose(["experiment=tiny"]).schedule.kind == "cosine"
+
+
+def test_a_root_in_a_folder_of_ones_own_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    with pytest.raises(ConfigError, match="no root"):
+        compose(["experiment=tiny"], config_dir=tmp_path)

@@ -16,7 +16,7 @@ from megatron_cpt.train.metrics import step_record
 from megatron_cpt.train.spend import Spend
 from megatron_cpt.train.state import StepResult, TrainState
 
-DOCS = Path(__file__).parents[3] / "docs" / "trackers.md"
+DOCS = Path(__file__).parents[3] / "docs" / "reference" / "trackers.md"
 NO_FIGURE = ("kind", "step", "elapsed_seconds")  # of a step record: shown as an axis, or as cost
 
 
