@@ -56,6 +56,21 @@ def test_finished_stopped_rolled_back_and_failed_are_different_ends(code: str, w
     assert how(SACCT.replace("75:0", code))[1] == words
 
 
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("OUT_OF_MEMORY", "killed for memory: ask for more with cluster.memory_gb"),
+        ("TIMEOUT", "ended by its time limit"),
+        ("NODE_FAIL", "ended by a failed node"),
+        ("PREEMPTED", "preempted"),
+    ],
+)
+def test_an_end_that_slurm_made_is_told_in_words_and_stops_what_waits_for_it(state: str, words: str) -> None:
+    said = how(SACCT.replace("2|FAILED|00:00:30|n[1-2]|NonZeroExitCode|75:0", f"2|{state}|00:00:30|n[1-2]|None|0:125"))
+    assert said[1].startswith(words)
+    assert said[2] == "not run, since train did not finish"
+
+
 def test_a_requeued_job_waits_to_start_again() -> None:
     squeue = "2|PENDING|0:00||BeginTime\n3|PENDING|0:00||Dependency\n99|RUNNING|1:00|n7|None\n"
     assert how(SACCT, squeue)[1:3] == ["waits to start again (BeginTime), started 2 times", "waits (Dependency)"]
