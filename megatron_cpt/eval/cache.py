@@ -1,6 +1,7 @@
 """Scores that outlive a run: kept under a digest of everything that decides them, and never served for anything else.
 
-Only the frozen base is kept: it is what run after run scores anew. The first rank reads and writes.
+Only models before training are kept, the frozen base and the extended start: run after run of a sweep scores them anew. The first rank
+reads and writes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from megatron_cpt.record.store import read_json, write_json
 from megatron_cpt.record.typed import from_plain, to_plain
 
 FOLDER_NAME = ".eval-cache"
+KEPT = ("base", "init")
 SCORING_VERSION = 1  # raised with every change of code that changes a score
 
 logger = logging.getLogger(__name__)
