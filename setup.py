@@ -29,6 +29,8 @@ CORE = [
     "datatrove>=0.10,<0.11",  # the corpus stage runs on it; 0.10: the newest, what the tests run on; minor releases change filters
     "py3langid>=0.4,<0.5",  # language identification; 0.4: a model that is read without pickle, and probabilities; 0.5 is not released
     "license-expression>=30.4,<31",  # the SPDX list of licences; 30.4: LicenseRef and exceptions as used; the major is the list's form
+    # charts of the report; its wheel carries plotly.min.js, which a page takes in; 6.0: titles are objects; 8 is not released
+    "plotly>=6.0,<8",
     "wandb>=0.19,<0.32",  # 0.19: run-local settings object; monthly releases, so the newest tested is the bound
 ]
 EXTRAS = {
@@ -76,7 +78,7 @@ setup(
     packages=[*find_packages(include=["megatron_cpt", "megatron_cpt.*"]), "megatron_cpt.conf", "megatron_cpt.slurm"],
     package_dir={"megatron_cpt.conf": "conf", "megatron_cpt.slurm": "slurm"},
     package_data={
-        "megatron_cpt": ["charts/*.css", "plan/*.csv"],
+        "megatron_cpt": ["charts/*.css", "charts/*.js", "plan/*.csv"],
         "megatron_cpt.conf": ["**/*.yaml", "**/*.jsonl"],
         "megatron_cpt.slurm": ["**/*.sh", "*.sbatch"],
     },

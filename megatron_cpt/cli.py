@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from megatron_cpt.command_parser import parser
 from megatron_cpt.errors import EXIT_FINISHED, ConfigError, CptError
 from megatron_cpt.meter.account_command import run_account
+from megatron_cpt.report.comparison.command import run_compare
 from megatron_cpt.stage_names import STAGES, StageInfo
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         root.error(f"unrecognized arguments: {' '.join(rest)}")
     if arguments.command == "account":
         arguments.run_dir += map(Path, rest)
+    elif arguments.command == "compare":
+        arguments.run += rest
     elif "overrides" in arguments:
         arguments.overrides += rest
     elif rest:
@@ -70,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(arguments: argparse.Namespace) -> int:
     if arguments.command == "account":
         run_account(arguments)
+        return EXIT_FINISHED
+    if arguments.command == "compare":
+        run_compare(arguments)
         return EXIT_FINISHED
     if arguments.command == "doctor":
         return _doctor(arguments)

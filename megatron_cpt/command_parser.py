@@ -11,7 +11,8 @@ from typing import NoReturn
 
 import megatron_cpt
 from megatron_cpt.errors import printable
-from megatron_cpt.meter.account_command import DESCRIPTION, EXAMPLES, add_arguments
+from megatron_cpt.meter import account_command
+from megatron_cpt.report.comparison import command as compare_command
 from megatron_cpt.stage_names import STAGES
 
 EXIT_CODES = (
@@ -97,12 +98,13 @@ def parser() -> Parser:
     account = commands.add_parser(
         "account",
         help="print what runs took, planned against actual, with the reasons of the difference",
-        description=DESCRIPTION,
-        epilog=f"{EXAMPLES}\n{EXIT_CODES}",
+        description=account_command.DESCRIPTION,
+        epilog=f"{account_command.EXAMPLES}\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_arguments(account)
+    account_command.add_arguments(account)
     account.add_argument("--debug", action="store_true", help="show tracebacks")
+    _compare(commands)
     doctor = commands.add_parser(
         "doctor",
         help="say what this machine offers to a run, what each finding means, and the command that mends it",
@@ -161,6 +163,18 @@ def parser() -> Parser:
     cancel.add_argument("--wait", type=float, default=600.0, metavar="SECONDS", help="how long to wait for the checkpoint (600)")
     _common(cancel)
     return root
+
+
+def _compare(commands: argparse._SubParsersAction[Parser]) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="set runs against each other: settings that differ, gain, forgetting, their front, and what each took",
+        description=compare_command.DESCRIPTION,
+        epilog=f"{compare_command.EXAMPLES}\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    compare_command.add_arguments(compare)
+    compare.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
 def _common(command: argparse.ArgumentParser) -> None:

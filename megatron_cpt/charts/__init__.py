@@ -1,1 +1,1 @@
-"""Pictures and pages as self-contained HTML: no network, no script, readable in light and dark. Shared by stages that show something."""
+"""Charts and pages as self-contained HTML, readable in light and dark: pictures without a script, Plotly where scripts run. No network."""

@@ -44,6 +44,7 @@ class Manifest:
         inputs: everything that decides the outputs, as plain data: settings, upstream fingerprints, file digests.
         outputs: every file of the stage by relative path.
         facts: figures that later stages and the report read (counts, scores); plain data.
+        taken_from: the run whose finished stage this is, with equal inputs; empty for a stage that was done here.
     """
 
     schema_version: int
@@ -53,6 +54,7 @@ class Manifest:
     facts: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     commit: str = "unknown"
+    taken_from: str = ""
 
     @cached_property
     def fingerprint(self) -> str:

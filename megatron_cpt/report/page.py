@@ -5,7 +5,8 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from megatron_cpt.charts.line import Series, line_chart
+from megatron_cpt.charts.data import Axis, Series, XYChart, thinned
+from megatron_cpt.charts.figure import charts, figure
 from megatron_cpt.charts.page import table, whole_page
 from megatron_cpt.meter.account import difference_lines
 from megatron_cpt.meter.difference import differences
@@ -27,7 +28,7 @@ def write_report(folder: Path, run_dir: Path) -> None:
 def html(records: RunRecords) -> str:
     """Return the whole page."""
     parts = (_verdict, _rounds, _tasks, _training, _texts, _completions, _bill, _stages)
-    return whole_page(records.run_dir.name, "".join(part(records) for part in parts))
+    return whole_page(records.run_dir.name, "".join(part(records) for part in parts), is_interactive=True)
 
 
 def _verdict(records: RunRecords) -> str:
@@ -84,13 +85,14 @@ def _training(records: RunRecords) -> str:
     def points(key: str) -> list[tuple[float, float]]:
         return [(float(step["tokens"]), float(step[key])) for step in steps if isinstance(step.get(key), int | float)]
 
-    charts = [
-        line_chart("Training loss", [Series("loss", points("loss"), "a")], x_label="tokens", y_label="nats per token"),
-        line_chart("Learning rate", [Series("rate", points("lr"), "b")], x_label="tokens", y_label="rate"),
-        line_chart("Gradient norm", [Series("norm", points("grad_norm"), "a")], x_label="tokens", y_label="L2 norm"),
-        line_chart("Throughput", [Series("tokens/s", points("tokens_per_second"), "b")], x_label="tokens", y_label="tokens/s"),
+    tokens = Axis("tokens")
+    shown = [
+        XYChart("Training loss", [Series("loss", thinned(points("loss")))], tokens, Axis("nats per token")),
+        XYChart("Learning rate", [Series("rate", thinned(points("lr")), "b")], tokens, Axis("rate")),
+        XYChart("Gradient norm", [Series("norm", thinned(points("grad_norm")))], tokens, Axis("L2 norm")),
+        XYChart("Throughput", [Series("tokens/s", thinned(points("tokens_per_second")), "b")], tokens, Axis("tokens/s")),
     ]
-    return f'<h2>Training</h2><div class="charts">{"".join(charts)}</div>'
+    return f"<h2>Training</h2>{charts([figure(each) for each in shown])}"
 
 
 def _texts(records: RunRecords) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from megatron_cpt.charts.bars import Bar, bar_chart, column_chart
-from megatron_cpt.charts.line import Series, line_chart
+from megatron_cpt.charts.data import Axis, BarChart, BarSeries, Colour, Mark, Series, XYChart
+from megatron_cpt.charts.figure import charts, still
 from megatron_cpt.charts.page import table, whole_page
 from megatron_cpt.record.vocab_contract import Check
 from megatron_cpt.vocab.advice import economy_rows
@@ -15,7 +15,7 @@ from megatron_cpt.vocab.measure import MAX_LENGTH
 from megatron_cpt.vocab.report import HEAD, NOTES, NUM_SHOWN_PIECES, TERMS_NOTE, TITLES, fit_rows, term_rows
 
 VERDICTS = {True: ("promote", "Extend"), False: ("rollback", "Do not extend"), None: ("unknown", "Unknown whether to extend")}
-COLOURS = {"base": "c", "extended": "a"}
+COLOURS: dict[str, Colour] = {"base": "c", "extended": "a"}
 
 
 def report_page(report: dict[str, Any], checks: Sequence[Check], pieces: Sequence[dict[str, Any]]) -> str:
@@ -49,30 +49,32 @@ def _verdict(report: dict[str, Any]) -> str:
 
 
 def _pictures(report: dict[str, Any]) -> str:
-    charts = []
+    pictures = []
     for role in TITLES:
-        bars = [Bar(name, fit["tokens_per_char"], COLOURS.get(name, "b")) for name, fit in report.get(role, {}).items() if fit is not None]
-        if bars:
-            charts.append(bar_chart(f"Tokens per character, {role} text", bars, unit="less is better"))
+        fits = {name: fit["tokens_per_char"] for name, fit in report.get(role, {}).items() if fit is not None}
+        if fits:
+            bars = [
+                BarSeries(name, [value if each == name else None for each in fits], COLOURS.get(name, "b")) for name, value in fits.items()
+            ]
+            title = f"Tokens per character, {role} text"
+            pictures.append(still(BarChart(title, list(fits), bars, Axis("less is better"), pattern="{:.3f}"), has_keys=False))
     lengths = [
-        Series(name, [(place, count / fit["num_tokens"]) for place, count in enumerate(fit["token_lengths"])], COLOURS[name])
+        BarSeries(name, [count / fit["num_tokens"] for count in fit["token_lengths"]], COLOURS[name])
         for name, fit in report.get("domain", {}).items()
         if fit is not None and name in COLOURS
     ]
     if lengths:
         names = ["part", *map(str, range(1, MAX_LENGTH)), f"{MAX_LENGTH}+"]
-        axis = "characters of a token (part: less than one)"
-        charts.append(column_chart("Tokens by length, domain text", names, lengths, x_label=axis, y_label="share of tokens"))
+        across = Axis("characters of a token (part: less than one)")
+        columns = BarChart("Tokens by length, domain text", names, lengths, Axis("share of tokens"), names_axis=across, across=False)
+        pictures.append(still(columns))
     gain = report.get("gain")
     if gain and gain["sample_tokens"]:
         points = [(float(rows), saved / gain["sample_tokens"]) for rows, saved in gain["points"]]
-        charts.append(
-            line_chart(
-                "What each row brings, training sample", [Series("saved", points, "a")], x_label="added rows",
-                y_label="share of tokens saved", mark=(float(gain["asked"]), f"{gain['asked']:,} rows"),
-            )
-        )  # fmt: skip
-    return f'<h2>Pictures</h2><div class="charts">{"".join(charts)}</div>' if charts else ""
+        mark = Mark(float(gain["asked"]), f"{gain['asked']:,} rows")
+        axes = Axis("added rows"), Axis("share of tokens saved")
+        pictures.append(still(XYChart("What each row brings, training sample", [Series("saved", points)], *axes, marks=[mark])))
+    return f"<h2>Pictures</h2>{charts(pictures)}" if pictures else ""
 
 
 def _terms(report: dict[str, Any]) -> str:

@@ -6,7 +6,8 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 
-from megatron_cpt.charts.line import Series, line_chart
+from megatron_cpt.charts.data import Axis, Series, XYChart
+from megatron_cpt.charts.figure import still
 from megatron_cpt.report.page import table, write_report
 from megatron_cpt.report.records import current_steps
 
@@ -59,7 +60,7 @@ def test_benchmarks_stand_beside_texts_with_unknown_for_what_was_not_scored(tmp_
 
 
 def test_a_chart_places_points_in_proportion() -> None:
-    chart = line_chart("t", [Series("s", [(0, 0), (5, 5), (10, 10)], "a")], x_label="x", y_label="y")
+    chart = still(XYChart("t", [Series("s", [(0, 0), (5, 5), (10, 10)])], Axis("x"), Axis("y")))
     points = chart.split('points="')[1].split('"')[0].split(" ")
     (x0, y0), (x1, y1), (x2, y2) = [tuple(map(float, point.split(","))) for point in points]
     assert abs((x0 + x2) / 2 - x1) < 0.11  # coordinates have one decimal
@@ -68,8 +69,8 @@ def test_a_chart_places_points_in_proportion() -> None:
 
 
 def test_points_that_are_not_finite_are_left_out() -> None:
-    assert "nan" not in line_chart("t", [Series("s", [(0, float("nan")), (1, 1)], "a")], x_label="x", y_label="y")
-    assert "no data" in line_chart("t", [Series("s", [(0, float("inf"))], "a")], x_label="x", y_label="y")
+    assert "nan" not in still(XYChart("t", [Series("s", [(0, float("nan")), (1, 1)])], Axis("x"), Axis("y")))
+    assert "no data" in still(XYChart("t", [Series("s", [(0, float("inf"))])], Axis("x"), Axis("y")))
 
 
 def test_cells_are_escaped() -> None:

@@ -1,0 +1,215 @@
+"""The same charts as descriptions for Plotly. Colours stay names of the page's style, which the page's own script looks up.
+
+Plotly reads tags in texts, so that every text of others is escaped for it; numbers go over as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from megatron_cpt.charts.data import BarChart, Chart, Ends, Mark, Series, Timeline, XYChart
+
+NAME_WIDTH = 20  # characters of a bar's name in a line
+TEXT = {"family": "system-ui, sans-serif", "size": 13, "color": "var(--fg)"}
+
+
+def description(chart: Chart) -> dict[str, Any]:
+    """Return Plotly's `data` and `layout` of a chart; `data` is empty when there is nothing to draw."""
+    if isinstance(chart, XYChart):
+        return _xy(chart)
+    return _timeline(chart) if isinstance(chart, Timeline) else _bars(chart)
+
+
+def as_json(value: object) -> str:
+    """Return JSON that is safe inside a `<script>` element: no tag can begin or end in it, and no line end of JavaScript's own."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _plain(text: str) -> str:
+    return escape(text, quote=False)
+
+
+def _colour(name: str) -> str:
+    return f"var(--{name})"
+
+
+def _axis(title: str, **more: Any) -> dict[str, Any]:
+    return {
+        "title": {"text": _plain(title), "standoff": 8},
+        "gridcolor": "var(--rule)",
+        "linecolor": "var(--rule)",
+        "zeroline": False,
+        "automargin": True,
+        **more,
+    }
+
+
+def _layout(height: int, **more: Any) -> dict[str, Any]:
+    return {
+        "height": height,
+        "margin": {"l": 56, "r": 16, "t": 36, "b": 44},
+        "paper_bgcolor": "var(--bg)",
+        "plot_bgcolor": "var(--bg)",
+        "font": TEXT,
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "hoverlabel": {"bgcolor": "var(--bg)", "bordercolor": "var(--rule)", "font": TEXT},
+        "modebar": {"bgcolor": "var(--bg)", "color": "var(--soft)", "activecolor": "var(--fg)"},
+        "uirevision": "kept",  # a new colour scheme leaves the zoom alone
+        **more,
+    }
+
+
+def _xy(chart: XYChart) -> dict[str, Any]:
+    drawn = [each for each in (series.drawn for series in chart.series) if each.points]
+    is_scatter = all(each.mode == "points" for each in drawn)
+    data = [_trace(each, chart, is_scatter=is_scatter) for each in drawn]
+    shapes, notes = _marks(chart.marks, axis="x")
+    more_shapes, more_notes = _marks(chart.levels, axis="y")
+    layout = _layout(
+        340,
+        xaxis=_axis(chart.x.title),
+        yaxis=_axis(chart.y.title),
+        hovermode="closest" if is_scatter else "x unified",
+        showlegend=len(drawn) > 1,
+        shapes=[*shapes, *more_shapes],
+        annotations=[*notes, *more_notes],
+    )
+    return {"data": data, "layout": layout}
+
+
+def _trace(series: Series, chart: XYChart, *, is_scatter: bool) -> dict[str, Any]:
+    xs, ys = [x for x, _ in series.points], [y for _, y in series.points]
+    mode = {"line": "lines", "points": "markers", "both": "lines+markers"}[series.mode if len(xs) > 1 else "points"]
+    value = "%{y:.5~g}"
+    trace: dict[str, Any] = {
+        "type": "scatter",
+        "name": _plain(series.name),
+        "x": xs,
+        "y": ys,
+        "mode": f"{mode}+text" if series.labels else mode,
+        "line": {"color": _colour(series.colour), "width": 2, "dash": "dash" if series.dashed else "solid"},
+        "marker": {"color": _colour(series.colour), "size": 8},
+    }
+    if series.intervals:
+        trace["error_y"] = _errors(ys, series.intervals, series.colour)
+        trace["customdata"] = [list(ends) if ends else [y, y] for y, ends in zip(ys, series.intervals, strict=True)]
+        value += " (%{customdata[0]:.5~g} to %{customdata[1]:.5~g})"
+    if series.x_intervals:
+        trace["error_x"] = _errors(xs, series.x_intervals, series.colour)
+    if series.labels:
+        trace |= {"text": [_plain(text) for text in series.labels], "textposition": "top center", "cliponaxis": False}
+    if is_scatter:
+        head = "<b>%{text}</b><br>" if series.labels else ""
+        trace["hovertemplate"] = (
+            f"{head}{_template(chart.x.title)} %{{x:.5~g}}<br>{_template(chart.y.title)} {value}<extra>%{{fullData.name}}</extra>"
+        )
+    else:
+        trace["hovertemplate"] = f"{value}<extra>%{{fullData.name}}</extra>"
+    return trace
+
+
+def _template(text: str) -> str:
+    """Return a text for a hover template, in which `%{` has a meaning."""
+    return _plain(text).replace("%{", "% {")
+
+
+def _errors(values: Sequence[float], intervals: Sequence[Ends | None], colour: str) -> dict[str, Any]:
+    pairs = list(zip(values, intervals, strict=True))
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [_distance(value, ends[1]) if ends else 0.0 for value, ends in pairs],
+        "arrayminus": [_distance(ends[0], value) if ends else 0.0 for value, ends in pairs],
+        "color": _colour(colour),
+        "thickness": 1.2,
+        "width": 3,
+    }
+
+
+def _distance(low: float, high: float) -> float:
+    return max(high - low, 0.0) if math.isfinite(high - low) else 0.0
+
+
+def _marks(marks: Sequence[Mark], *, axis: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    shapes, notes = [], []
+    for mark in marks:
+        if not math.isfinite(mark.at):
+            continue
+        line = {"color": _colour(mark.colour), "width": 1, "dash": "dash"}
+        across = {"xref": "x", "yref": "paper", "x0": mark.at, "x1": mark.at, "y0": 0, "y1": 1}
+        along = {"xref": "paper", "yref": "y", "x0": 0, "x1": 1, "y0": mark.at, "y1": mark.at}
+        shapes.append({"type": "line", "line": line, **(across if axis == "x" else along)})
+        place = (
+            {"xref": "x", "yref": "paper", "x": mark.at, "y": 1, "xanchor": "left", "yanchor": "top"}
+            if axis == "x"
+            else {"xref": "paper", "yref": "y", "x": 1, "y": mark.at, "xanchor": "right", "yanchor": "bottom"}
+        )
+        notes.append({"text": _plain(mark.name), "showarrow": False, "font": {"size": 11, "color": "var(--soft)"}, **place})
+    return shapes, notes
+
+
+def _bars(chart: BarChart) -> dict[str, Any]:
+    places = list(range(len(chart.names)))
+    along, over = ("x", "y") if chart.across else ("y", "x")
+    data = []
+    for each in chart.series:
+        kept = [place for place in places if each.values[place] is not None]
+        if not kept:
+            continue
+        values = [each.values[place] for place in kept]
+        written = [_plain(chart.pattern.format(value)) for value in values]
+        data.append(
+            {
+                "type": "bar", "orientation": "h" if chart.across else "v", "name": _plain(each.name), along: values, over: kept,
+                "marker": {"color": _colour(each.colour)}, "text": written, "textposition": "auto" if chart.across else "none",
+                "customdata": [_plain(chart.names[place]) for place in kept], "cliponaxis": False,
+                "hovertemplate": "%{customdata}: %{text}<extra>%{fullData.name}</extra>",
+            }
+        )  # fmt: skip
+    is_one_each = all(sum(each.values[place] is not None for each in chart.series) <= 1 for place in places)
+    names = _axis(
+        chart.names_axis.title, tickmode="array", tickvals=places, ticktext=[_wrapped(name) for name in chart.names], showgrid=False
+    )
+    if chart.across:
+        names |= {"autorange": "reversed"}
+    mode = "stack" if chart.stacked else "overlay" if is_one_each else "group"
+    num_bars = sum(1 if chart.stacked else max(sum(each.values[place] is not None for each in chart.series), 1) for place in places)
+    layout = _layout(
+        110 + 30 * num_bars + 10 * len(places) if chart.across else 340,
+        **{f"{along}axis": _axis(chart.axis.title, rangemode="tozero"), f"{over}axis": names},
+        barmode=mode, hovermode="closest", showlegend=len(data) > 1,
+    )  # fmt: skip
+    return {"data": data, "layout": layout}
+
+
+def _wrapped(name: str) -> str:
+    return "<br>".join(_plain(line) for line in textwrap.wrap(name, NAME_WIDTH)) or _plain(name)
+
+
+def _timeline(chart: Timeline) -> dict[str, Any]:
+    rows = chart.rows
+    data = []
+    for kind in dict.fromkeys(span.kind for span in chart.spans):
+        spans = [span for span in chart.spans if span.kind == kind]
+        data.append(
+            {
+                "type": "bar", "orientation": "h", "name": _plain(kind), "y": [rows.index(span.row) for span in spans],
+                "base": [span.begin for span in spans], "x": [span.end - span.begin for span in spans],
+                "marker": {"color": _colour(spans[0].colour), "line": {"color": _colour(spans[0].colour), "width": 1}},
+                "customdata": [_plain(span.words or span.kind) for span in spans], "width": 0.6,
+                "hovertemplate": "%{customdata}<extra>%{fullData.name}</extra>",
+            }
+        )  # fmt: skip
+    shapes, notes = _marks(chart.marks, axis="x")
+    names = _axis("", tickmode="array", tickvals=list(range(len(rows))), ticktext=[_wrapped(row) for row in rows], autorange="reversed")
+    layout = _layout(
+        120 + 34 * len(rows), xaxis=_axis(chart.axis.title), yaxis=names, barmode="overlay", hovermode="closest", showlegend=True,
+        shapes=shapes, annotations=notes,
+    )  # fmt: skip
+    return {"data": data, "layout": layout}
