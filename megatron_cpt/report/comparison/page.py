@@ -10,7 +10,8 @@ from megatron_cpt.charts.data import Axis, Series, XYChart
 from megatron_cpt.charts.figure import charts, figure
 from megatron_cpt.charts.page import Cell, table, whole_page
 from megatron_cpt.record.unknown import Unavailable
-from megatron_cpt.report.comparison.cells import BILL, Notes, Shown, bill_of, figures_of, of_figure
+from megatron_cpt.report.comparison.against import Against, against_in
+from megatron_cpt.report.comparison.cells import BILL, Notes, Shown, bill_of, figures_of, of_change, of_figure
 from megatron_cpt.report.comparison.front import RULE
 from megatron_cpt.report.comparison.groups import Comparison, Group, Placed, point_of
 from megatron_cpt.report.comparison.measures import Change
@@ -20,22 +21,23 @@ from megatron_cpt.report.comparison.tables import NEVER_ACROSS, front_line, head
 FRONT, BEHIND = "on the front", "dominated"
 
 
-def html(comparison: Comparison) -> str:
-    """Return the whole page."""
+def html(comparison: Comparison, *, against: str | None = None) -> str:
+    """Return the whole page, with the differences to the run `against` where one is named."""
+    differences = against_in(comparison, against)
     body = f'<p class="soft">{escape(NEVER_ACROSS)}</p>' if len(comparison.groups) > 1 else ""
-    body += "".join(_group(comparison, number) for number in range(len(comparison.groups)))
+    body += "".join(_group(comparison, number, differences.get(number)) for number in range(len(comparison.groups)))
     body += _waiting(comparison) + _bills(comparison)
     return whole_page(f"Comparison of {len(comparison.entries)} runs", body, is_interactive=True)
 
 
-def _group(comparison: Comparison, number: int) -> str:
+def _group(comparison: Comparison, number: int, against: Against | None) -> str:
     group = comparison.groups[number]
     differs = what_differs(comparison, number) if number else []
     apart = f"<p>Not those of group 1: {escape(', '.join(differs))}.</p>" if differs else ""
     pictures = charts([pareto_chart(group), cost_chart(group)]) if group.front else ""
     return (
         f'<h2>{escape(title_of(comparison, number))}</h2>{apart}<p class="verdict">{escape(front_line(group))}</p>{pictures}'
-        f"{_runs(group)}{_lines(group.notes)}{_equal(group.settings)}"
+        f"{_runs(group)}{_against(group, against) if against else ''}{_lines(group.notes)}{_equal(group.settings)}"
         f'<p class="soft">{escape(RULE)}</p>'
     )
 
@@ -124,6 +126,17 @@ def _runs(group: Group) -> str:
     first = 2 + len(group.settings.apart)
     numbers = (*range(2, first + 2), *range(first + 3, len(head)))
     return table(head, rows, numbers=numbers, is_sortable=True) + _numbered(notes)
+
+
+def _against(group: Group, against: Against) -> str:
+    notes, named = Notes(), headings(group)
+    rows = [
+        (each.name, *map(_setting, group.settings.of(each.name)), *(_cell(of_change(one), notes) for one in (each.gain, each.forgetting)))
+        for each in against.differences
+    ]
+    head = (f"minus {against.reference}", *group.settings.apart, named["gain"], named["forgetting"])
+    soft = f'<p class="soft">{escape(against.explained)}</p>'
+    return table(head, rows, numbers=range(1, len(head)), is_sortable=True) + soft + _numbered(notes)
 
 
 def _cell(shown: Shown, notes: Notes) -> Cell:
