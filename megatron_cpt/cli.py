@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,10 +16,13 @@ from megatron_cpt.errors import EXIT_FINISHED, ConfigError, CptError
 from megatron_cpt.meter.account_command import run_account
 from megatron_cpt.report.comparison.command import run_compare
 from megatron_cpt.stage_names import STAGES, StageInfo
+from megatron_cpt.sweep import EXIT_INTERRUPTED, comparison_of, jobs_of, run_jobs
 
 if TYPE_CHECKING:
     from megatron_cpt.config.schema import ExperimentConfig
     from megatron_cpt.plan.run_plan import RunPlan
+
+JUDGED = ("gate", "export", "report")  # a run that goes so far can be compared
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -50,18 +53,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         os.environ.setdefault("PYTHONWARNINGS", "ignore")  # libraries' deprecations, once a rank, bury what a user must read
     logging.basicConfig(level=logging.DEBUG if arguments.debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    return _ended(lambda: _dispatch(arguments), is_debug=arguments.debug)
+
+
+def _ended(do: Callable[[], int], *, is_debug: bool) -> int:
+    """Return the exit code of what is done, and say on the terminal why it did not finish."""
     try:
-        return _dispatch(arguments)
+        return do()
     except CptError as error:
-        if arguments.debug:
+        if is_debug:
             traceback.print_exc()
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("Interrupted. Run the same command again to go on from the last finished stage.", file=sys.stderr)
-        return 130
+        return EXIT_INTERRUPTED
     except OSError as error:
-        if arguments.debug:
+        if is_debug:
             traceback.print_exc()
         print(
             f"OSError: {error.strerror or error}\n  where: {error.filename}\n  next:  free space or mend permissions, then run again.",
@@ -85,6 +93,11 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         is_script = arguments.command == "completion"
         print(completion.SCRIPTS[arguments.shell] if is_script else "\n".join(completion.candidates(parser(), arguments.words)))
         return EXIT_FINISHED
+    return _configured(arguments)
+
+
+def _configured(arguments: argparse.Namespace) -> int:
+    """Compose one configuration, or those of a sweep, and do what the command asks of each; return the exit code."""
     from megatron_cpt.config.compose import (  # noqa: PLC0415  # hydra loads only when it is needed
         as_yaml,
         compose,
@@ -94,22 +107,35 @@ def _dispatch(arguments: argparse.Namespace) -> int:
 
     if arguments.composed and (arguments.overrides or arguments.config_dir or arguments.multirun):
         raise ConfigError("--composed is a whole configuration: it goes with no override, --config-dir or -m.")
-    jobs = expand_sweep(arguments.overrides) if arguments.multirun else [list(arguments.overrides)]
-    for number, overrides in enumerate(jobs):
-        config = load_composed(arguments.composed) if arguments.composed else compose(overrides, config_dir=arguments.config_dir)
-        if len(jobs) > 1:
-            config.run_name += f"-{number}"
-            print(f"== job {number + 1} of {len(jobs)}: {' '.join(overrides)}")
+
+    def do(config: ExperimentConfig, siblings: Sequence[Path] = ()) -> int:
         if arguments.cfg:
             print(as_yaml(config), end="")
-            continue
-        if arguments.command == "plan" and _is_told_beforehand(config, deepspeed=arguments.deepspeed):
-            continue
-        _do(arguments, config)
-    return EXIT_FINISHED
+        elif arguments.command != "plan" or not _is_told_beforehand(config, deepspeed=arguments.deepspeed):
+            _do(arguments, config, siblings)
+        return EXIT_FINISHED
+
+    if arguments.composed:
+        return do(load_composed(arguments.composed))
+    jobs = jobs_of(
+        arguments.overrides,
+        expand_sweep(arguments.overrides) if arguments.multirun else [arguments.overrides],
+        lambda overrides: compose(overrides, config_dir=arguments.config_dir),
+    )
+    if len(jobs) == 1:
+        return do(jobs[0].config)
+    code = run_jobs(
+        jobs,
+        lambda job: _ended(lambda: do(job.config, job.siblings), is_debug=arguments.debug),
+        say=lambda text: print(text, flush=True),
+        is_fail_fast=arguments.fail_fast,
+    )
+    if not arguments.cfg and (arguments.command == "submit" or (arguments.command == "run" and _chosen(arguments)[-1].name in JUDGED)):
+        print(f"\n{comparison_of(jobs, is_over=arguments.command == 'run')}", flush=True)
+    return code
 
 
-def _do(arguments: argparse.Namespace, config: ExperimentConfig) -> None:
+def _do(arguments: argparse.Namespace, config: ExperimentConfig, siblings: Sequence[Path] = ()) -> None:
     """Do what the command asks of one composed configuration."""
     from megatron_cpt import stages  # noqa: PLC0415
 
@@ -131,7 +157,7 @@ def _do(arguments: argparse.Namespace, config: ExperimentConfig) -> None:
 
         print(calibrate(config, out=arguments.out), end="")
     else:
-        stages.walk(config, _chosen(arguments), begin=_begins(arguments))
+        stages.walk(config, _chosen(arguments), begin=_begins(arguments), siblings=siblings)
         if arguments.command == "plan" and arguments.deepspeed is not None:
             from megatron_cpt.line.run import Run  # noqa: PLC0415
 

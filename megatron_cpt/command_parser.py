@@ -187,4 +187,5 @@ def _common(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--cfg", choices=["job"], help="print the composed configuration and stop")
     command.add_argument("-m", "--multirun", action="store_true", help="run once for each combination of comma-separated values")
+    command.add_argument("--fail-fast", action="store_true", help="with -m: begin no further job after one that failed")
     command.add_argument("--debug", action="store_true", help="show tracebacks")

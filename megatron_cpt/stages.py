@@ -29,8 +29,10 @@ from megatron_cpt.line.training import train_body
 from megatron_cpt.meter.energy import open_meter
 from megatron_cpt.meter.here import slurm_job
 from megatron_cpt.meter.killed import settle
-from megatron_cpt.meter.ledger import Attempt, Planned, attempt
+from megatron_cpt.meter.ledger import LEDGER_NAME, Attempt, Planned, attempt
 from megatron_cpt.record.manifest import MANIFEST_NAME, StageResult, build_stage, finished, run_lock, write_manifest
+from megatron_cpt.record.store import append_line
+from megatron_cpt.record.take_over import take_over
 from megatron_cpt.record.unknown import combine
 from megatron_cpt.stage_names import STAGES, StageInfo
 
@@ -51,13 +53,23 @@ BODIES: dict[str, Body | None] = {
 STAGES_ON_RANKS = ("baseline", "train", "eval")
 
 
-def walk(config: ExperimentConfig, chosen: Sequence[StageInfo], *, begin: Literal["new round", "retry"] | None = None) -> None:
+SHARED = ("corpus", "vocab", "index", "init")  # their inputs decide them whole; the plan and what follows from it are a run's own
+
+
+def walk(
+    config: ExperimentConfig,
+    chosen: Sequence[StageInfo],
+    *,
+    begin: Literal["new round", "retry"] | None = None,
+    siblings: Sequence[Path] = (),
+) -> None:
     """Run stages in order. Finished ones are passed over; a rollback still gets its report before it ends the walk.
 
     After a rollback the plan's retry policy begins the next round, as far as all stages that it does anew are among the chosen ones.
 
     Args:
         begin: a new round that a person asks for after a verdict, or the next one of the retry policy.
+        siblings: folders of runs whose finished stages before the plan are taken over where the inputs are equal.
 
     Raises:
         CptError: the first stage that cannot be done; earlier stages stay finished.
@@ -73,13 +85,13 @@ def walk(config: ExperimentConfig, chosen: Sequence[StageInfo], *, begin: Litera
             begin_retry(Run.of_round(config))
         left: Sequence[StageInfo] = chosen
         while left:
-            left = _walk_round(Run.of_round(config), left, chosen)
+            left = _walk_round(Run.of_round(config), left, chosen, siblings)
     if chosen[-1].name == "report":
         say("")
         say((run.of("report") / "summary.txt").read_text(encoding="utf-8").rstrip())
 
 
-def _walk_round(run: Run, stages: Sequence[StageInfo], chosen: Sequence[StageInfo]) -> Sequence[StageInfo]:
+def _walk_round(run: Run, stages: Sequence[StageInfo], chosen: Sequence[StageInfo], siblings: Sequence[Path]) -> Sequence[StageInfo]:
     """Run stages in one round; return those of the next round when a rollback begins one, none when all are done.
 
     Raises:
@@ -87,7 +99,7 @@ def _walk_round(run: Run, stages: Sequence[StageInfo], chosen: Sequence[StageInf
     """
     for stage in stages:
         try:
-            _walk_one(run, stage)
+            _walk_one(run, stage, siblings)
         except RolledBack as rollback:
             if any(later.name == "report" for later in chosen):
                 _walk_one(run, STAGES[-1])
@@ -108,7 +120,7 @@ def _walk_round(run: Run, stages: Sequence[StageInfo], chosen: Sequence[StageInf
     return []
 
 
-def _walk_one(run: Run, stage: StageInfo) -> None:
+def _walk_one(run: Run, stage: StageInfo, siblings: Sequence[Path] = ()) -> None:
     if stage.name == "eval" and run.limit:
         stage = next(each for each in STAGES if each.name == "gate")  # a hard limit ended training: its verdict needs no scores
     number = [each.name for each in STAGES].index(stage.name) + 1
@@ -119,7 +131,11 @@ def _walk_one(run: Run, stage: StageInfo) -> None:
     if stage.name == "report" and _outdated(run.of("report"), inputs):
         shutil.rmtree(run.of("report"))  # a page over the records is made anew when they have grown
     done = finished(run.of(stage.name), inputs, next_step=_next_step_after_change(run, stage))
-    if done is not None:
+    if done is None and stage.name in SHARED and (done := take_over(run.of(stage.name), inputs, siblings)):
+        note = {"kind": "event", "event": "taken_over", "stage": stage.name, "from": done.taken_from, "fingerprint": done.fingerprint}
+        append_line(run.folder / LEDGER_NAME, note)  # what it took is on that run's bill, and once on the project's
+        say(f"{title} taken over from {done.taken_from}, which finished it with equal inputs")
+    elif done is not None:
         say(f"{title} finished before with equal inputs")
     elif stage.name == "report":
         say(f"{title} {stage.does}")

@@ -94,11 +94,12 @@ class XYChart:
 
 @dataclass(frozen=True)
 class BarSeries:
-    """A value for each name of a bar chart; None where there is none."""
+    """A value for each name of a bar chart, and the ends of its interval; None where there is none, `intervals` empty for none at all."""
 
     name: str
     values: Sequence[float | None]
     colour: Colour = "a"
+    intervals: Sequence[Ends | None] = ()
 
 
 @dataclass(frozen=True)

@@ -19,17 +19,17 @@ def still(chart: Chart, *, has_keys: bool = True) -> str:
     return f"<figure>{_caption(chart, has_keys=has_keys)}{picture}</figure>"
 
 
-def figure(chart: Chart, *, note: str = "") -> str:
+def figure(chart: Chart, *, note: str = "", is_wide: bool = False) -> str:
     """Return a `<figure>` that a page with `is_interactive` brings to life; without JavaScript and in print the still picture is seen.
 
-    `note` stands below it.
+    `note` stands below it; with `is_wide` it takes the whole width among `charts`.
     """
     picture = _picture(chart)
     if not picture:
         return still(chart)
     below = f'<p class="soft">{escape(note)}</p>' if note else ""
     return (
-        f'<figure class="chart">{_caption(chart)}<div class="still">{picture}</div><div class="plot"></div>'
+        f'<figure class="chart{" wide" if is_wide else ""}">{_caption(chart)}<div class="still">{picture}</div><div class="plot"></div>'
         f'<script type="application/json">{as_json(description(chart))}</script>{below}</figure>'
     )
 

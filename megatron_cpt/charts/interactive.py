@@ -41,7 +41,7 @@ def _colour(name: str) -> str:
 
 def _axis(title: str, **more: Any) -> dict[str, Any]:
     return {
-        "title": {"text": _plain(title), "standoff": 8},
+        "title": {"text": _plain(title), "standoff": 8, "font": {"size": 12, "color": "var(--soft)"}},
         "gridcolor": "var(--rule)",
         "linecolor": "var(--rule)",
         "zeroline": False,
@@ -57,7 +57,7 @@ def _layout(height: int, **more: Any) -> dict[str, Any]:
         "paper_bgcolor": "var(--bg)",
         "plot_bgcolor": "var(--bg)",
         "font": TEXT,
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
         "hoverlabel": {"bgcolor": "var(--bg)", "bordercolor": "var(--rule)", "font": TEXT},
         "modebar": {"bgcolor": "var(--bg)", "color": "var(--soft)", "activecolor": "var(--fg)"},
         "uirevision": "kept",  # a new colour scheme leaves the zoom alone
@@ -74,13 +74,19 @@ def _xy(chart: XYChart) -> dict[str, Any]:
     layout = _layout(
         340,
         xaxis=_axis(chart.x.title),
-        yaxis=_axis(chart.y.title),
+        yaxis=_axis(chart.y.title, exponentformat=_exponents(drawn)),
         hovermode="closest" if is_scatter else "x unified",
         showlegend=len(drawn) > 1,
         shapes=[*shapes, *more_shapes],
         annotations=[*notes, *more_notes],
     )
     return {"data": data, "layout": layout}
+
+
+def _exponents(drawn: Sequence[Series]) -> str:
+    """Return how Plotly writes an axis of these: 6e-4 for a learning rate, and not 600µ; 140k for tokens."""
+    largest = max((abs(y) for each in drawn for _, y in each.points), default=0.0)
+    return "e" if largest < 0.1 else "SI"
 
 
 def _trace(series: Series, chart: XYChart, *, is_scatter: bool) -> dict[str, Any]:
@@ -164,9 +170,12 @@ def _bars(chart: BarChart) -> dict[str, Any]:
             continue
         values = [each.values[place] for place in kept]
         written = [_plain(chart.pattern.format(value)) for value in values]
+        errors = {}
+        if each.intervals:
+            errors = {f"error_{along}": _errors([value or 0.0 for value in values], [each.intervals[place] for place in kept], "fg")}
         data.append(
             {
-                "type": "bar", "orientation": "h" if chart.across else "v", "name": _plain(each.name), along: values, over: kept,
+                **errors, "type": "bar", "orientation": "h" if chart.across else "v", "name": _plain(each.name), along: values, over: kept,
                 "marker": {"color": _colour(each.colour)}, "text": written, "textposition": "auto" if chart.across else "none",
                 "customdata": [_plain(chart.names[place]) for place in kept], "cliponaxis": False,
                 "hovertemplate": "%{customdata}: %{text}<extra>%{fullData.name}</extra>",
@@ -179,9 +188,11 @@ def _bars(chart: BarChart) -> dict[str, Any]:
     if chart.across:
         names |= {"autorange": "reversed"}
     mode = "stack" if chart.stacked else "overlay" if is_one_each else "group"
-    num_bars = sum(1 if chart.stacked else max(sum(each.values[place] is not None for each in chart.series), 1) for place in places)
+    num_lines = [len(textwrap.wrap(name, NAME_WIDTH)) for name in chart.names]
+    num_bars = [1 if chart.stacked else max(sum(each.values[place] is not None for each in chart.series), 1) for place in places]
+    room = [max(30 * bars, 18 * lines) for bars, lines in zip(num_bars, num_lines, strict=True)]
     layout = _layout(
-        110 + 30 * num_bars + 10 * len(places) if chart.across else 340,
+        110 + sum(room) + 10 * len(places) if chart.across else 340,
         **{f"{along}axis": _axis(chart.axis.title, rangemode="tozero"), f"{over}axis": names},
         barmode=mode, hovermode="closest", showlegend=len(data) > 1,
     )  # fmt: skip

@@ -65,16 +65,18 @@ def table(
     *,
     numbers: Sequence[int] = (),
     hashes: Sequence[int] = (),
+    words: Sequence[int] = (),
     is_sortable: bool = False,
 ) -> str:
-    """Return a table whose cells are escaped; `numbers` and `hashes` are the columns of that kind.
+    """Return a table whose cells are escaped; `numbers`, `hashes` and `words` (texts with their line ends) are the columns of that kind.
 
     Args:
         is_sortable: a click on a heading sorts by that column on a page with `is_interactive`; by the `key` of a `Cell`, else by text.
     """
 
     def css(column: int) -> str:
-        return ' class="n"' if column in numbers else ' class="hash"' if column in hashes else ""
+        kinds = {"n": numbers, "hash": hashes, "words": words}
+        return next((f' class="{kind}"' for kind, columns in kinds.items() if column in columns), "")
 
     def key(cell: object) -> str:
         return f' data-key="{"" if cell.key is None else repr(float(cell.key))}"' if isinstance(cell, Cell) else ""

@@ -23,9 +23,11 @@ def _across(chart: BarChart) -> str:
     values = [
         sum(value or 0.0 for _, value in slot) if chart.stacked else max((value or 0.0 for _, value in slot), default=0.0) for slot in slots
     ]
-    per_unit = (WIDTH - RIGHT - VALUE) / (max(values) or 1.0)
-    parts, top = [], LABEL
-    for name, slot, total in zip(chart.names, slots, values, strict=True):
+    ends = [end for each in chart.series for interval in each.intervals if interval for end in interval]
+    per_unit = (WIDTH - RIGHT - VALUE) / (max([*values, *ends]) or 1.0)
+    parts: list[str] = []
+    top = LABEL
+    for place, (name, slot, total) in enumerate(zip(chart.names, slots, values, strict=True)):
         parts.append(f'<text class="tick" x="0" y="{top - 3}">{escape(name)}</text>')
         begin = 0.0
         for each, value in slot:
@@ -36,6 +38,12 @@ def _across(chart: BarChart) -> str:
             if chart.stacked:
                 begin += width
                 continue
+            interval = each.intervals[place] if each.intervals else None
+            if interval:
+                low, high = (end * per_unit for end in interval)
+                middle = top + BAR / 2
+                parts.append(f'<line class="whisker over" x1="{low:.1f}" x2="{high:.1f}" y1="{middle:g}" y2="{middle:g}"/>')
+                width = max(width, high)
             parts.append(_value(chart, width, top, value or 0.0))
             top += BAR + 2
         if not slot:

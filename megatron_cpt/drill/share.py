@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from megatron_cpt.meter.ledger import LEDGER_NAME
 from megatron_cpt.record.hashing import sha256_bytes, sha256_file
+from megatron_cpt.record.store import share_file
 
 DRILLS = "drill"  # the folder in a run that holds its drills, each a run folder of its own
 HASHED_BELOW_BYTES = 64 << 20  # larger files, such as shards of weights, are told by size and time of their last change
@@ -26,14 +26,7 @@ def share_folder(source: Path, target: Path, *, without: tuple[str, ...] = ()) -
         there.mkdir(parents=True, exist_ok=True)
         for name in names:
             if name != LOCK_NAME and name not in without:
-                _share_file(Path(folder) / name, there / name)
-
-
-def _share_file(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+                share_file(Path(folder) / name, there / name)
 
 
 def snapshot(run_dir: Path) -> dict[str, str]:

@@ -69,9 +69,9 @@ def field(label: str, text: str) -> list[str]:
     )
 
 
-def memory_items(rank: RankMemory) -> str:
-    """Return what a step's peak is made of, and what a checkpoint takes where that is more."""
-    parts = {
+def memory_parts(rank: RankMemory) -> dict[str, float]:
+    """Return what the peak of a step is made of, in bytes, with the assumed allowances."""
+    return {
         "weights": rank.weights,
         "gradients": rank.gradients,
         "optimizer": rank.optimizer,
@@ -82,6 +82,11 @@ def memory_items(rank: RankMemory) -> str:
         "allowance for fragmentation": rank.allowance,
         "CUDA and NCCL": rank.outside_torch,
     }
+
+
+def memory_items(rank: RankMemory) -> str:
+    """Return what a step's peak is made of, and what a checkpoint takes where that is more."""
+    parts = memory_parts(rank)
     items = ", ".join(f"{name} {show_bytes(value)}" for name, value in parts.items() if value > 0)
     step = rank.allocated_peak + rank.allowance
     for what, size in {"writing": rank.checkpoint_save, "reading": rank.checkpoint_load}.items():

@@ -66,6 +66,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def share_file(source: Path, target: Path) -> None:
+    """Make `target` a hard link to a file that nothing will be written into; a copy where the file system has no links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def publish_folder(aside: Path, final: Path) -> None:
     """Rename a finished folder to its final name, which must not exist."""
     assert not final.exists(), f"{final} exists"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ from megatron_cpt.meter.totals import StageTotals, totals_by_stage
 from megatron_cpt.plan.run_plan import PLAN_NAME, RunPlan
 from megatron_cpt.record.manifest import MANIFEST_NAME, Manifest
 from megatron_cpt.record.store import read_json, read_lines
+from megatron_cpt.report.steps import StepRecords
 from megatron_cpt.stage_names import STAGES
-
-PREPARATION = ("corpus", "vocab", "index", "init", "plan")
 
 
 @dataclass(frozen=True)
@@ -52,12 +50,20 @@ class RunRecords:
     plan: RunPlan | None
     verdict: Verdict | None
     scores: tuple[Scores, ...]
-    steps: list[dict[str, Any]]
+    training: StepRecords
     attempts: list[AttemptRecord]
     totals: list[StageTotals]
     tasks: tuple[TaskScores, ...] = ()
     rounds: tuple[str, ...] = ()
     """A line a round that has a verdict; empty when there was one round."""
+    baseline: Any = None
+    candidate: Any = None
+    """The two `eval.json`, None where there is none."""
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        """The step records that led to the current weights."""
+        return self.training.steps
 
     @classmethod
     def read(cls, run_dir: Path) -> RunRecords:
@@ -81,11 +87,13 @@ class RunRecords:
                 )
                 for text in (plan.eval.texts if plan else ())
             ),
-            steps=current_steps(read_lines(run_dir / "train" / "metrics.jsonl")),
+            training=StepRecords.of(read_lines(run_dir / "train" / "metrics.jsonl")),
             attempts=attempts,
             totals=totals_by_stage(attempts) if attempts else [],
             tasks=_task_scores(baseline, candidate),
             rounds=tuple(_try(lambda: tried_rounds(run_dir)) or ()) if past_rounds(run_dir) else (),
+            baseline=baseline,
+            candidate=candidate,
         )
 
     def facts(self, stage: str) -> dict[str, Any]:
@@ -121,17 +129,6 @@ def _metric(task: Any, metric: str) -> float | None:
         return float(task["metrics"][metric])
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def current_steps(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the step records that led to the current weights: those after the step that a later attempt or round began at are not."""
-    steps: list[dict[str, Any]] = []
-    for line in lines:
-        if line.get("kind") == "resume":
-            steps = [step for step in steps if step["step"] <= line.get("step", 0)]
-        elif line.get("kind") == "step":
-            steps.append(line)
-    return steps
 
 
 def _try(read: Any) -> Any:

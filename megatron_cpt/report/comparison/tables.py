@@ -188,7 +188,7 @@ def _placed(comparison: Comparison) -> list[tuple[int, Group | None, Placed]]:
 
 def _cell(text: str) -> str:
     """Return text that a spreadsheet shows and does not compute."""
-    return f"'{text}" if text[:1] in "=+-@\t\r" and not _is_number(text) else text
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") and not _is_number(text) else text
 
 
 def _is_number(text: str) -> bool:
