@@ -13,7 +13,7 @@ from megatron_cpt.config.files import shipped_conf
 from megatron_cpt.line.expecting import expected_plan
 from megatron_cpt.line.inputs import plan_settings
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SWEEPS = sorted(path.stem for path in (shipped_conf() / "experiment").glob("sweep_*.yaml"))
 SMOLLM2 = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
