@@ -67,7 +67,7 @@ def _layout(height: int, **more: Any) -> dict[str, Any]:
 
 def _xy(chart: XYChart) -> dict[str, Any]:
     drawn = [each for each in (series.drawn for series in chart.series) if each.points]
-    is_scatter = all(each.mode == "points" for each in drawn)
+    is_scatter = all(each.mode == "points" or each.x_intervals for each in drawn)
     data = [_trace(each, chart, is_scatter=is_scatter) for each in drawn]
     shapes, notes = _marks(chart.marks, axis="x")
     more_shapes, more_notes = _marks(chart.levels, axis="y")

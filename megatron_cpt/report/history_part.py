@@ -141,9 +141,13 @@ def lineage(records: RunRecords) -> Section:
     listed = ", ".join(f"{package} {version}" for package, version in versions.items())
     checkpoint = records.facts("train").get("checkpoint_sha256")
     trained = f"Trained weights: sha256 {checkpoint}." if checkpoint else ""
+    taken = "; ".join(f"{name} from {manifest.taken_from}" for name, manifest in records.manifests.items() if manifest.taken_from)
+    origin = f"Stages that another run had finished with equal inputs were taken over, and are on its bill: {taken}." if taken else ""
     head = ("stage", "made from, by hash", "fingerprint", "commit")
     return Section(
-        "lineage", "Lineage", table(head, rows, hashes=(2, 3), words=(1,)) + note(trained) + f'<p class="soft">{escape(listed)}</p>'
+        "lineage",
+        "Lineage",
+        table(head, rows, hashes=(2, 3), words=(1,)) + note(origin) + note(trained) + f'<p class="soft">{escape(listed)}</p>',
     )
 
 

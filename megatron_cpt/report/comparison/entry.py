@@ -11,7 +11,6 @@ from typing import Any
 from megatron_cpt.errors import CptError
 from megatron_cpt.meter.totals import WHOLE, StageTotals
 from megatron_cpt.plan.run_plan import RunPlan
-from megatron_cpt.record.store import read_json
 from megatron_cpt.record.unknown import Figure, Unavailable
 from megatron_cpt.report.comparison.settings import settings_of
 from megatron_cpt.report.records import RunRecords
@@ -52,10 +51,12 @@ class Entry:
         """Read a run; a damaged record makes an unreadable entry, so that the other runs are still compared."""
         try:
             records = RunRecords.read(folder)
-            baseline, candidate = _read(folder / "baseline" / "eval.json"), _read(folder / "eval" / "eval.json")
         except CptError as error:
             return cls(name, folder, State("unreadable", " ".join(str(error).split())))
-        return cls(name, folder, _state(records), records, baseline or {}, candidate)
+        for stage, found in (("baseline", records.baseline), ("eval", records.candidate)):
+            if not isinstance(found, dict) and (folder / stage / "eval.json").exists():
+                return cls(name, folder, State("unreadable", f"{stage}/eval.json is damaged"))
+        return cls(name, folder, _state(records), records, records.baseline or {}, records.candidate)
 
     @property
     def plan(self) -> RunPlan | None:
@@ -96,13 +97,6 @@ class Entry:
         if not tokens:
             return Unavailable(f"no {role} text has been scored with this vocabulary")
         return float(sum(text["bytes"] for text in same) / tokens)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    found = read_json(path)
-    return found if isinstance(found, dict) else None
 
 
 def _state(records: RunRecords) -> State:

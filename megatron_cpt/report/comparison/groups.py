@@ -187,9 +187,6 @@ def _notes(entries: Sequence[Entry], axes: Sequence[Axis], exclude: dict[str, se
         if found and max(found.values()) - min(found.values()) > BASE_TOLERANCE:
             listed = ", ".join(f"{name} {figure:.4f}" for name, figure in found.items())
             notes.append(f"The base itself scored differently on {axis.title}: {listed}. Another number format or machine can do that.")
-    levels = {entry.plan.gate.confidence for entry in entries if entry.plan}
-    if len(levels) > 1:
-        notes.append(f"The intervals are at different levels: {', '.join(f'{level:g}' for level in sorted(levels))}.")
     for entry in entries:
         for run in dict.fromkeys(entry.taken_over().values()):
             stages = [stage for stage, from_run in entry.taken_over().items() if from_run == run]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from html import escape
 from os.path import commonprefix
 
-from megatron_cpt.charts.data import Axis, Series, XYChart
+from megatron_cpt.charts.data import Axis, Colour, Series, XYChart
 from megatron_cpt.charts.figure import charts, figure
 from megatron_cpt.charts.page import Cell, table, whole_page
 from megatron_cpt.record.unknown import Unavailable
@@ -14,11 +14,14 @@ from megatron_cpt.report.comparison.against import Against, against_in
 from megatron_cpt.report.comparison.cells import BILL, Notes, Shown, bill_of, figures_of, of_change, of_figure
 from megatron_cpt.report.comparison.front import RULE
 from megatron_cpt.report.comparison.groups import Comparison, Group, Placed, point_of
-from megatron_cpt.report.comparison.measures import Change
+from megatron_cpt.report.comparison.measures import Change, Measured
 from megatron_cpt.report.comparison.settings import Differing, Value
-from megatron_cpt.report.comparison.tables import NEVER_ACROSS, front_line, headings, title_of, what_differs
+from megatron_cpt.report.comparison.tables import NEVER_ACROSS, front_line, headings, interval_words, title_of, what_differs
+from megatron_cpt.report.section import note
+from megatron_cpt.report.section import notes as note_list
 
 FRONT, BEHIND = "on the front", "dominated"
+COSTS = ("tokens", "seconds", "usd", "kwh", "g_co2e", "bytes_per_token")  # of the second table, by the keys of `headings`
 
 
 def html(comparison: Comparison, *, against: str | None = None) -> str:
@@ -36,107 +39,121 @@ def _group(comparison: Comparison, number: int, against: Against | None) -> str:
     apart = f"<p>Not those of group 1: {escape(', '.join(differs))}.</p>" if differs else ""
     pictures = charts([pareto_chart(group), cost_chart(group)]) if group.front else ""
     return (
-        f'<h2>{escape(title_of(comparison, number))}</h2>{apart}<p class="verdict">{escape(front_line(group))}</p>{pictures}'
-        f"{_runs(group)}{_against(group, against) if against else ''}{_lines(group.notes)}{_equal(group.settings)}"
-        f'<p class="soft">{escape(RULE)}</p>'
+        f"<h2>{escape(title_of(comparison, number))}</h2>{apart}<p><strong>{escape(front_line(group))}</strong></p>{pictures}"
+        f"{_runs(group)}{_against(group, against) if against else ''}{note_list(group.notes)}{note(RULE)}{_equal(group.settings)}"
     )
 
 
 def pareto_chart(group: Group) -> str:
     """Return the picture of gain against forgetting, the front joined by a line, with the interval of each figure."""
-    drawn = [run for run in group.runs if run.dominated_by is not None]
-    names = short_names([run.entry.name for run in drawn])
-    labels = {run.entry.name: name for run, name in zip(drawn, names, strict=True)}
-    series = [_points(name, [run for run in drawn if run.is_on_front == front], labels) for name, front in ((FRONT, True), (BEHIND, False))]
-    if len(group.front) > 1:
-        steps = [(point_of(run.gain), point_of(run.forgetting)) for run in group.front]
-        series.append(Series("front", steps, "good", dashed=True))
-    return figure(
-        XYChart(
-            "Gain against forgetting",
-            [each for each in series if each.points],
-            Axis(f"gain on {group.gain.title}", group.gain.unit),
-            Axis(f"forgetting on {group.forgetting.title}", group.forgetting.unit),
-        ),
-        note="Right is more gained, down is less forgotten. Each interval is of one run against the base.",
-    )
+    labels = labels_of(group)
+    series = [
+        Series(
+            name,
+            [(point_of(run.gain), point_of(run.forgetting)) for run in runs],
+            colour,
+            intervals=[_ends(run.forgetting) for run in runs],
+            x_intervals=[_ends(run.gain) for run in runs],
+            labels=[labels[run.entry.name] for run in runs],
+            mode="both" if colour == "good" else "points",
+            dashed=True,
+        )
+        for name, colour, runs in _front_and_behind(group.runs)
+    ]
+    x, y = Axis(f"gain on {group.gain.title}", group.gain.unit), Axis(f"forgetting on {group.forgetting.title}", group.forgetting.unit)
+    return figure(XYChart("Gain against forgetting", series, x, y), note="Right is more gained, down is less forgotten.")
 
 
 def cost_chart(group: Group) -> str:
     """Return the picture of gain against cost; runs whose cost is not known as a whole are not in it."""
-    drawn = [run for run in group.runs if run.dominated_by is not None and not isinstance(run.cost, Unavailable)]
-    labels = dict(zip([run.entry.name for run in drawn], short_names([run.entry.name for run in drawn]), strict=True))
-    series = []
-    for name, is_front in ((FRONT, True), (BEHIND, False)):
-        same = [run for run in drawn if run.is_on_front == is_front]
-        points = [(run.cost, point_of(run.gain)) for run in same if not isinstance(run.cost, Unavailable)]
-        intervals = [(run.gain.low, run.gain.high) if isinstance(run.gain, Change) else None for run in same]
-        series.append(
-            Series(
-                name,
-                points,
-                "good" if is_front else "c",
-                intervals=intervals,
-                labels=[labels[run.entry.name] for run in same],
-                mode="points",
-            )
+    labels = labels_of(group)
+    known = [(run, run.cost) for run in group.runs if not isinstance(run.cost, Unavailable)]
+    series = [
+        Series(
+            name,
+            [(cost, point_of(run.gain)) for run, cost in known if run in runs],
+            colour,
+            intervals=[_ends(run.gain) for run, _ in known if run in runs],
+            labels=[labels[run.entry.name] for run, _ in known if run in runs],
+            mode="points",
         )
-    left_out = sum(run.dominated_by is not None for run in group.runs) - len(drawn)
+        for name, colour, runs in _front_and_behind([run for run, _ in known])
+    ]
+    left_out = sum(run.dominated_by is not None for run in group.runs) - sum(len(each.points) for each in series)
     return figure(
-        XYChart(
-            "Gain against cost",
-            [each for each in series if each.points],
-            Axis(group.cost_name),
-            Axis(f"gain on {group.gain.title}", group.gain.unit),
-        ),
+        XYChart("Gain against cost", series, Axis(group.cost_name), Axis(f"gain on {group.gain.title}", group.gain.unit)),
         note=f"{left_out} runs whose cost is not known as a whole are not drawn." if left_out else "Attempts that failed are counted.",
     )
 
 
-def _points(name: str, runs: list[Placed], labels: dict[str, str]) -> Series:
-    changes = [(run.gain, run.forgetting) for run in runs if isinstance(run.gain, Change) and isinstance(run.forgetting, Change)]
-    return Series(
-        name,
-        [(gain.value, loss.value) for gain, loss in changes],
-        "good" if name == FRONT else "c",
-        intervals=[(loss.low, loss.high) for _, loss in changes],
-        x_intervals=[(gain.low, gain.high) for gain, _ in changes],
-        labels=[labels[run.entry.name] for run in runs],
-        mode="points",
-    )
+def _front_and_behind(runs: Sequence[Placed]) -> list[tuple[str, Colour, list[Placed]]]:
+    """Return the runs with a point, those on the front from the largest gain down; a kind without a run is left out."""
+    drawn = sorted((run for run in runs if run.dominated_by is not None), key=lambda run: -point_of(run.gain))
+    kinds: list[tuple[str, Colour, list[Placed]]] = [
+        (FRONT, "good", [run for run in drawn if run.is_on_front]),
+        (BEHIND, "c", [run for run in drawn if not run.is_on_front]),
+    ]
+    return [kind for kind in kinds if kind[2]]
+
+
+def _ends(measured: Measured) -> tuple[float, float] | None:
+    return (measured.low, measured.high) if isinstance(measured, Change) else None
+
+
+def labels_of(group: Group) -> dict[str, str]:
+    """Return short labels of a group's runs by name."""
+    names = [run.entry.name for run in group.runs]
+    return dict(zip(names, short_names(names), strict=True))
 
 
 def short_names(names: list[str]) -> list[str]:
-    """Return names without the words that all of them begin with, for labels: `tiny-lr1`, `tiny-lr2` become `lr1`, `lr2`."""
+    """Return names without the words that all of them begin with: `tiny-peak_lr_0.1`, `tiny-peak_lr_0.2` become `0.1`, `0.2`."""
     shared = commonprefix(names) if len(names) > 1 else ""
-    begin = shared.rfind("-") + 1
+    begin = max(shared.rfind("-"), shared.rfind("_")) + 1
     return [name[begin:] for name in names]
 
 
 def _runs(group: Group) -> str:
-    notes, named = Notes(), headings(group)
-    rows = []
+    """Return two tables: what each run was given and what came of it, and what its training took."""
+    notes, named, labels = Notes(), headings(group), labels_of(group)
+    results, costs = [], []
     for run in group.runs:
-        cells = [_cell(shown, notes) for shown in figures_of(run).values()]
+        figures = figures_of(run)
+        cells = {key: _cell(shown, notes) for key, shown in figures.items()}
         rank = None if run.dominated_by is None else float(len(run.dominated_by))
         settings = map(_setting, group.settings.of(run.entry.name))
-        rows.append((run.entry.name, str(run.entry.state), *settings, *cells[:2], Cell(run.standing, rank), *cells[2:]))
-    figures = list(named.values())
-    head = ("run", "state", *group.settings.apart, *figures[:2], "front", *figures[2:])
-    first = 2 + len(group.settings.apart)
-    numbers = (*range(2, first + 2), *range(first + 3, len(head)))
-    return table(head, rows, numbers=numbers, is_sortable=True) + _numbered(notes)
+        results.append(
+            (run.entry.name, str(run.entry.state), *settings, cells["gain"], cells["forgetting"], Cell(_standing(run, labels), rank))
+        )
+        costs.append((run.entry.name, *(cells[key] for key in COSTS)))
+    head = ("run", "state", *group.settings.apart, "gain", "forgetting", "front")
+    about = f"{named['gain'].capitalize()}; {named['forgetting']}: positive is worse than the base. {interval_words(group)}"
+    return (
+        f'<p class="soft">{escape(about)}</p>'
+        + table(head, results, numbers=range(2, len(head) - 1), is_sortable=True)
+        + "<h3>What training took</h3>"
+        + table(("run", *(named[key] for key in COSTS)), costs, numbers=range(1, len(COSTS) + 1), is_sortable=True)
+        + numbered(notes)
+    )
+
+
+def _standing(run: Placed, labels: dict[str, str]) -> str:
+    if not run.dominated_by:
+        return run.standing
+    first, *more = run.dominated_by
+    return f"behind {labels[first]}" + (f" and {len(more)} more" if more else "")
 
 
 def _against(group: Group, against: Against) -> str:
-    notes, named = Notes(), headings(group)
+    """Return the table of the other trained models minus the reference's."""
+    notes = Notes()
     rows = [
         (each.name, *map(_setting, group.settings.of(each.name)), *(_cell(of_change(one), notes) for one in (each.gain, each.forgetting)))
         for each in against.differences
     ]
-    head = (f"minus {against.reference}", *group.settings.apart, named["gain"], named["forgetting"])
-    soft = f'<p class="soft">{escape(against.explained)}</p>'
-    return table(head, rows, numbers=range(1, len(head)), is_sortable=True) + soft + _numbered(notes)
+    head = ("run", *group.settings.apart, "gain", "forgetting")
+    title = f"<h3>Minus {escape(against.reference)}</h3>{note(against.explained)}"
+    return title + table(head, rows, numbers=range(1, len(head)), is_sortable=True) + numbered(notes)
 
 
 def _cell(shown: Shown, notes: Notes) -> Cell:
@@ -155,16 +172,11 @@ def _setting(value: Value) -> Cell | str:
 def _waiting(comparison: Comparison) -> str:
     if not comparison.waiting:
         return ""
-    rows = [
-        (
-            entry.name,
-            str(entry.state),
-            *map(_setting, comparison.settings.of(entry.name)),
-            _cell(of_figure(entry.tokens, "{:,.0f}"), Notes()),
-            why,
-        )
-        for entry, why in comparison.waiting
-    ]
+    rows = []
+    for entry, why in comparison.waiting:
+        tokens = of_figure(entry.tokens, "{:,.0f}")
+        settings = map(_setting, comparison.settings.of(entry.name))
+        rows.append((entry.name, str(entry.state), *settings, Cell(tokens.text, tokens.value), why))
     head = ("run", "state", *comparison.settings.apart, "tokens", "why it stands in no group")
     return f"<h2>Not measured, or on rules of their own</h2>{table(head, rows, numbers=range(2, len(head) - 1), is_sortable=True)}"
 
@@ -173,7 +185,7 @@ def _bills(comparison: Comparison) -> str:
     notes = Notes()
     rows = [(entry.name, *(_cell(shown, notes) for shown in bill_of(entry).values())) for entry in comparison.entries]
     head = ("run", "time", *(name for _, name, _, _ in BILL))
-    return f"<h2>Bill of all stages</h2>{table(head, rows, numbers=range(1, len(head)), is_sortable=True)}{_numbered(notes)}"
+    return f"<h2>Bill of all stages</h2>{table(head, rows, numbers=range(1, len(head)), is_sortable=True)}{numbered(notes)}"
 
 
 def _equal(settings: Differing) -> str:
@@ -185,9 +197,7 @@ def _equal(settings: Differing) -> str:
     )
 
 
-def _numbered(notes: Notes) -> str:
-    return "".join(f'<p class="soft">[{number}] {escape(note)}</p>' for number, note in enumerate(notes.texts, 1))
-
-
-def _lines(texts: Iterable[str]) -> str:
-    return "".join(f"<p>{escape(text)}</p>" for text in texts)
+def numbered(notes: Notes) -> str:
+    """Return the reasons that cells refer to, each with its number."""
+    lines = "".join(f"<li>[{number}] {escape(text)}</li>" for number, text in enumerate(notes.texts, 1))
+    return f'<ul class="soft plain">{lines}</ul>' if lines else ""

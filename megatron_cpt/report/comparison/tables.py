@@ -37,6 +37,13 @@ def headings(group: Group) -> dict[str, str]:
     }
 
 
+def interval_words(group: Group) -> str:
+    """Say what the intervals are."""
+    levels = sorted({run.entry.plan.gate.confidence for run in group.runs if run.entry.plan})
+    shown = ", ".join(f"{level:.4g}" for level in levels)
+    return f"In brackets: intervals at {shown}, of one run and one figure each; a gate corrects its own for several rules."
+
+
 def what_differs(comparison: Comparison, number: int) -> list[str]:
     """Say in which points a group's base, items or scoring are not those of the first group."""
     first, this = comparison.groups[0].identity, comparison.groups[number].identity
@@ -92,7 +99,7 @@ def markdown(comparison: Comparison, *, against: str | None = None) -> str:
             )
         figures = list(named.values())
         lines += _table(["run", "state", *group.settings.apart, *figures[:2], "front", *figures[2:]], rows)
-        lines += ["", _md(front_line(group)), ""]
+        lines += ["", _md(front_line(group)), "", interval_words(group), ""]
         lines += [f"- {_md(note)}" for note in group.notes] + [f"- [{n}] {_md(note)}" for n, note in enumerate(notes.texts, 1)]
         if number in differences:
             lines += ["", *_against_table(differences[number], group)]
