@@ -63,7 +63,10 @@ def states_of(job_ids: Sequence[str], *, call: Call = call_slurm) -> dict[str, J
         if len(cells) != len(ACCOUNTING_FIELDS.split(",")) or cells[0] not in found:
             continue
         job_id, state, elapsed, nodes, reason, code, start = cells
-        has_run = start not in ("Unknown", "None", "") and nodes not in ("None assigned", "")  # one cancelled in the queue can bear a start, but no node
+        has_run = start not in ("Unknown", "None", "") and nodes not in (
+            "None assigned",
+            "",
+        )  # one cancelled in the queue can bear a start, but no node
         starts[job_id] = starts.get(job_id, 0) + has_run
         exit_code = code.partition(":")[0]
         found[job_id] = JobState(
