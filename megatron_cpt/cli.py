@@ -129,6 +129,7 @@ def _configured(arguments: argparse.Namespace) -> int:
         lambda job: _ended(lambda: do(job.config, job.siblings), is_debug=arguments.debug),
         say=lambda text: print(text, flush=True),
         is_fail_fast=arguments.fail_fast,
+        sums_up=not arguments.cfg and arguments.command != "status",
     )
     if not arguments.cfg and (arguments.command == "submit" or (arguments.command == "run" and _chosen(arguments)[-1].name in JUDGED)):
         print(f"\n{comparison_of(jobs, is_over=arguments.command == 'run' and code not in ENDS_A_SWEEP)}", flush=True)
