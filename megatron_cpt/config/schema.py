@@ -551,8 +551,8 @@ class EvalConfig:
     (docs/reference/bench.md); where the kernel offers none the evaluation stops, unless `run_code_unconfined` accepts the risk.
 
     With `stride_tokens` windows overlap: each scores so many tokens, given the `window_tokens - stride_tokens` before them, at
-    `window_tokens / stride_tokens` times the cost; null cuts a document into windows side by side. `cache` keeps the base model's
-    scores in `<runs_dir>/.eval-cache`, for other runs that score the same weights on the same items in the same way.
+    `window_tokens / stride_tokens` times the cost; null cuts a document into windows side by side. `cache` keeps the scores of the base
+    and of the extended start in `<runs_dir>/.eval-cache`, for other runs that score the same weights on the same items in the same way.
     `harness` names tasks of lm-evaluation-harness in the task files of `harness_tasks_path`, of which at most `harness_max_items`
     are scored; `harness_runs_code: true` lets those files name Python functions, which run as you.
     """

@@ -25,6 +25,7 @@ from megatron_cpt.record.hashing import sha256_file
 from megatron_cpt.record.tokenizer_file import load_tokenizer
 
 SEPARATOR = "document separator"
+EXTENDED = "init"  # the base with its new rows: runs of a sweep often share it
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +60,12 @@ class AllItems:
 def score_or_take(
     subject: Subject, load: Callable[[], list[Any]], items: AllItems, plan: RunPlan, run_dir: Path, *, device: torch.device
 ) -> SubjectScore:
-    """Return the subject's scores, the base's from the cache where they are kept. Collective: the first rank reads for all.
+    """Return the subject's scores, those of before training from the cache where they are kept. Collective: the first rank reads for all.
 
     Args:
         load: returns this rank's chunks with the subject's weights.
     """
-    if not (plan.eval.cache and subject.name == BASE):
+    if not (plan.eval.cache and subject.name in (BASE, EXTENDED)):
         return score_subject(subject, load(), items, plan, device=device)
     entry = CacheEntry.of(subject, plan, run_dir)
     kept: list[Any] = [entry.read() if distributed.get_rank() == 0 else None]

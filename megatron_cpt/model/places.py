@@ -9,7 +9,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from torch.distributed import Store
+from torch._C._distributed_c10d import Store
 
 from megatron_cpt.errors import ConfigError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_cpt.charts.data import Axis, BarChart, BarSeries
+from megatron_cpt.charts.data import Axis, BarChart, BarSeries, Colour
 from megatron_cpt.charts.figure import charts, figure
 from megatron_cpt.charts.page import Cell, table
 from megatron_cpt.report.records import RunRecords
@@ -96,10 +96,8 @@ def tokenizer(records: RunRecords) -> Section | None:
     figures = []
     for key in ("bytes_per_token", "fertility"):
         names = [role for role in fits if fits[role]]
-        bars = [
-            BarSeries(name, [_value(fits[role].get(name), key) for role in names], colour)
-            for name, colour in (("base", "c"), ("extended", "a"))
-        ]
+        colours: tuple[tuple[str, Colour], ...] = (("base", "c"), ("extended", "a"))
+        bars = [BarSeries(name, [_value(fits[role].get(name), key) for role in names], colour) for name, colour in colours]
         title = FIGURES[key][0]
         figures.append(
             figure(BarChart(title[0].upper() + title[1:], [f"{role} text" for role in names], bars, Axis(title), pattern="{:.3f}"))
@@ -107,7 +105,8 @@ def tokenizer(records: RunRecords) -> Section | None:
     layout, pieces = facts.get("layout", {}), facts.get("num_new_pieces")
     words = [f"{layout['num_base_ids']:,} ids of the base, {layout['num_ids']:,} after." if "num_ids" in layout else ""]
     words += [f"{pieces:,} new pieces." if pieces else "No piece was added."]
-    if is_number(saved := facts.get("domain_token_saving")):
+    saved = facts.get("domain_token_saving")
+    if saved is not None and is_number(saved):
         words += [
             f"The same domain text takes {saved:.1%} fewer tokens."
             if saved >= 0
@@ -121,7 +120,7 @@ def tokenizer(records: RunRecords) -> Section | None:
 
 def _value(fit: Mapping[str, Any] | None, key: str) -> float | None:
     value = (fit or {}).get(key)
-    return float(value) if is_number(value) else None  # type: ignore[arg-type]  -- it is one
+    return float(value) if value is not None and is_number(value) else None
 
 
 def _fit(fit: Mapping[str, Any] | None, key: str, pattern: str) -> Cell:

@@ -149,7 +149,7 @@ def test_every_subject_records_its_prefix_and_how_other_starts_compare(two_ranks
 
 
 def keep_and_take(plan_path_text: str) -> dict[str, Any]:
-    """Score the base again and again in one process, and say each time what it cost and what was warned of."""
+    """Score base and start again and again in one process, and say each time what it cost and what was warned of."""
     for name in ("RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)  # one rank that needs no port, several times
     from megatron_cpt.backend import choose
@@ -176,14 +176,14 @@ def keep_and_take(plan_path_text: str) -> dict[str, Any]:
     module.score_subject = counted
     said = {}
 
-    def again(name: str) -> None:
+    def again(name: str, subject: str = "base") -> None:
         num_scored[0] = 0
         warned.clear()
         listener = Listen(logging.WARNING)
         logging.getLogger("megatron_cpt.eval.cache").addHandler(listener)
-        run(plan_path, subjects=("base",), checkpoint=None, out=out)
+        run(plan_path, subjects=(subject,), checkpoint=None, out=out)
         logging.getLogger("megatron_cpt.eval.cache").removeHandler(listener)
-        said[name] = {"scored": num_scored[0], "warned": list(warned), "base": json.loads(out.read_text())["subjects"]["base"]}
+        said[name] = {"scored": num_scored[0], "warned": list(warned), subject: json.loads(out.read_text())["subjects"][subject]}
 
     kept = run_dir.parent / ".eval-cache"
     again("first")
@@ -198,6 +198,8 @@ def keep_and_take(plan_path_text: str) -> dict[str, Any]:
         data[number] ^= 1
     weights.write_bytes(bytes(data))
     again("replaced")
+    again("start", "init")
+    again("the same start", "init")
     return said
 
 
@@ -205,7 +207,10 @@ def test_kept_scores_are_served_for_the_same_weights_alone(two_ranks: dict[str, 
     """And the first of them, in batches of 5 on one rank, are those of batches of 2 on two ranks."""
     made = make_run(tmp_path)
     (said,) = launch_ranks(keep_and_take, 1, str(plan_of(made, micro_batch_size=5, cache=True)))
-    assert {name: each["scored"] for name, each in said.items()} == {"first": 1, "second": 0, "damaged": 1, "mended": 0, "replaced": 1}
+    assert {name: each["scored"] for name, each in said.items()} == {
+        "first": 1, "second": 0, "damaged": 1, "mended": 0, "replaced": 1, "start": 1, "the same start": 0,
+    }  # fmt: skip
+    assert said["the same start"]["init"] == said["start"]["init"]
     for kind, score in said["first"]["base"]["texts"].items():
         again = two_ranks["base"]["texts"][kind]
         assert [each["nats"] for each in score["documents"]] == pytest.approx([each["nats"] for each in again["documents"]], rel=2e-6)

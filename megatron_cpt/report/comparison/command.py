@@ -26,6 +26,7 @@ EXAMPLES = """examples:
   megatron-cpt compare                                 every run of runs/
   megatron-cpt compare quickstart second               two runs of runs/
   megatron-cpt compare 'tiny-peak_lr*' --out rates     the runs of a sweep, written to rates/
+  megatron-cpt compare 'tiny-peak_lr*' --against tiny-peak_lr-1e-3   and each of them against one, item by item
   megatron-cpt compare runs/quickstart /mnt/other/runs/quickstart
 """
 GLOB = re.compile(r"[*?\[]")
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help=f"where to write it; an older comparison there is replaced (RUNS_DIR/{FOLDER_NAME})"
     )
+    parser.add_argument("--against", metavar="RUN", help="hold the trained models of the other runs against this run's, item by item")
 
 
 def run_compare(options: argparse.Namespace) -> None:
@@ -48,16 +50,27 @@ def run_compare(options: argparse.Namespace) -> None:
         ConfigError: the folder to write to is a run's.
     """
     folders = folders_of(options.run, options.runs_dir)
-    print(write_comparison(folders, options.out or options.runs_dir / FOLDER_NAME), end="")
+    reference = None
+    if options.against is not None:
+        (reference, *more) = folders_of([options.against], options.runs_dir)
+        if more:
+            raise ConfigError(
+                "Runs are held against one run.", where="--against", value=options.against, rule="the name or folder of a run"
+            )
+        folders = list({folder.resolve(): folder for folder in (reference, *folders)}.values())
+    print(write_comparison(folders, options.out or options.runs_dir / FOLDER_NAME, against=reference), end="")
 
 
-def write_comparison(folders: Sequence[Path], out: Path) -> str:
+def write_comparison(folders: Sequence[Path], out: Path, *, against: Path | None = None) -> str:
     """Write the four forms of a comparison into a folder, and return what a terminal shows of it.
+
+    Args:
+        against: the one of the folders whose trained model the others' are held against.
 
     Raises:
         ConfigError: the folder is a run's.
     """
-    from megatron_cpt.report.comparison.groups import compare  # noqa: PLC0415  -- numpy and plotly load only when they are needed
+    from megatron_cpt.report.comparison.groups import compare, names_of  # noqa: PLC0415  -- numpy and plotly load only when needed
     from megatron_cpt.report.comparison.page import html  # noqa: PLC0415
     from megatron_cpt.report.comparison.tables import csv_text, json_text, markdown  # noqa: PLC0415
     from megatron_cpt.report.comparison.terminal import terminal  # noqa: PLC0415
@@ -65,14 +78,15 @@ def write_comparison(folders: Sequence[Path], out: Path) -> str:
     if is_run(out) or (out / MANIFEST_NAME).exists():
         raise ConfigError("A comparison is not written into a run.", where=out, next_step="Name another folder: --out DIR.")
     comparison = compare(folders)
+    reference = None if against is None else names_of(folders)[[*folders].index(against)]
     for name, text in (
-        ("comparison.md", markdown(comparison)),
+        ("comparison.md", markdown(comparison, against=reference)),
         ("comparison.csv", csv_text(comparison)),
-        ("comparison.json", json_text(comparison)),
-        (PAGE_NAME, html(comparison)),
+        ("comparison.json", json_text(comparison, against=reference)),
+        (PAGE_NAME, html(comparison, against=reference)),
     ):
         write_text(out / name, text)
-    return f"{terminal(comparison)}\npage       {out / PAGE_NAME}\ntables     {out / 'comparison.md'}, .csv, .json\n"
+    return f"{terminal(comparison, against=reference)}\npage       {out / PAGE_NAME}\ntables     {out / 'comparison.md'}, .csv, .json\n"
 
 
 def folders_of(words: Sequence[str], runs_dir: Path) -> list[Path]:

@@ -10,7 +10,8 @@ from megatron_cpt.charts.data import Axis, Colour, Series, XYChart
 from megatron_cpt.charts.figure import charts, figure
 from megatron_cpt.charts.page import Cell, table, whole_page
 from megatron_cpt.record.unknown import Unavailable
-from megatron_cpt.report.comparison.cells import BILL, Notes, Shown, bill_of, figures_of, of_figure
+from megatron_cpt.report.comparison.against import Against, against_in
+from megatron_cpt.report.comparison.cells import BILL, Notes, Shown, bill_of, figures_of, of_change, of_figure
 from megatron_cpt.report.comparison.front import RULE
 from megatron_cpt.report.comparison.groups import Comparison, Group, Placed, point_of
 from megatron_cpt.report.comparison.measures import Change, Measured
@@ -23,22 +24,23 @@ FRONT, BEHIND = "on the front", "dominated"
 COSTS = ("tokens", "seconds", "usd", "kwh", "g_co2e", "bytes_per_token")  # of the second table, by the keys of `headings`
 
 
-def html(comparison: Comparison) -> str:
-    """Return the whole page."""
+def html(comparison: Comparison, *, against: str | None = None) -> str:
+    """Return the whole page, with the differences to the run `against` where one is named."""
+    differences = against_in(comparison, against)
     body = f'<p class="soft">{escape(NEVER_ACROSS)}</p>' if len(comparison.groups) > 1 else ""
-    body += "".join(_group(comparison, number) for number in range(len(comparison.groups)))
+    body += "".join(_group(comparison, number, differences.get(number)) for number in range(len(comparison.groups)))
     body += _waiting(comparison) + _bills(comparison)
     return whole_page(f"Comparison of {len(comparison.entries)} runs", body, is_interactive=True)
 
 
-def _group(comparison: Comparison, number: int) -> str:
+def _group(comparison: Comparison, number: int, against: Against | None) -> str:
     group = comparison.groups[number]
     differs = what_differs(comparison, number) if number else []
     apart = f"<p>Not those of group 1: {escape(', '.join(differs))}.</p>" if differs else ""
     pictures = charts([pareto_chart(group), cost_chart(group)]) if group.front else ""
     return (
         f"<h2>{escape(title_of(comparison, number))}</h2>{apart}<p><strong>{escape(front_line(group))}</strong></p>{pictures}"
-        f"{_runs(group)}{note_list(group.notes)}{note(RULE)}{_equal(group.settings)}"
+        f"{_runs(group)}{_against(group, against) if against else ''}{note_list(group.notes)}{note(RULE)}{_equal(group.settings)}"
     )
 
 
@@ -141,6 +143,18 @@ def _standing(run: Placed, labels: dict[str, str]) -> str:
     leads = sorted(run.ahead, key=lambda lead: not lead.is_sure)
     more = f" and {len(leads) - 1} more" if len(leads) > 1 else ""
     return f"{'surely' if leads[0].is_sure else 'perhaps'} behind {labels[leads[0].name]}{more}"
+
+
+def _against(group: Group, against: Against) -> str:
+    """Return the table of the other trained models minus the reference's."""
+    notes = Notes()
+    rows = [
+        (each.name, *map(_setting, group.settings.of(each.name)), *(_cell(of_change(one), notes) for one in (each.gain, each.forgetting)))
+        for each in against.differences
+    ]
+    head = ("run", *group.settings.apart, "gain", "forgetting")
+    title = f"<h3>Minus {escape(against.reference)}</h3>{note(against.explained)}"
+    return title + table(head, rows, numbers=range(1, len(head)), is_sortable=True) + numbered(notes)
 
 
 def _cell(shown: Shown, notes: Notes) -> Cell:

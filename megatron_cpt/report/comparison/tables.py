@@ -11,7 +11,8 @@ from typing import Any
 from megatron_cpt.errors import printable
 from megatron_cpt.meter.totals import WHOLE
 from megatron_cpt.record.unknown import Unavailable
-from megatron_cpt.report.comparison.cells import BILL, Notes, Shown, bill_of, figures_of, of_figure
+from megatron_cpt.report.comparison.against import Against, against_in
+from megatron_cpt.report.comparison.cells import BILL, Notes, Shown, bill_of, figures_of, of_change, of_figure
 from megatron_cpt.report.comparison.entry import Entry
 from megatron_cpt.report.comparison.front import RULE
 from megatron_cpt.report.comparison.groups import Comparison, Group, Lead, Placed
@@ -72,8 +73,9 @@ def text_of(value: Value) -> str:
     return "unknown" if isinstance(value, Unavailable) else value
 
 
-def markdown(comparison: Comparison) -> str:
-    """Return the whole comparison as Markdown."""
+def markdown(comparison: Comparison, *, against: str | None = None) -> str:
+    """Return the whole comparison as Markdown, with the differences to the run `against` where one is named."""
+    differences = against_in(comparison, against)
     lines = [f"# Comparison of {len(comparison.entries)} runs", ""]
     if len(comparison.groups) > 1:
         lines += [NEVER_ACROSS, ""]
@@ -99,6 +101,8 @@ def markdown(comparison: Comparison) -> str:
         lines += _table(["run", "state", *group.settings.apart, *figures[:2], "front", *figures[2:]], rows)
         lines += ["", _md(front_line(group)), "", interval_words(group), ""]
         lines += [f"- {_md(note)}" for note in group.notes] + [f"- [{n}] {_md(note)}" for n, note in enumerate(notes.texts, 1)]
+        if number in differences:
+            lines += ["", *_against_table(differences[number], group)]
         equal = ", ".join(f"{key}={value}" for key, value in group.settings.set_and_equal.items())
         lines += ["", _md(f"Equal in all of them: {equal or 'nothing'}."), ""]
     if comparison.waiting:
@@ -119,6 +123,17 @@ def markdown(comparison: Comparison) -> str:
         lines.append("")
     lines += ["## Bill of all stages", "", *_bill_table(comparison.entries)]
     return "\n".join([*lines, "", RULE, ""])
+
+
+def _against_table(against: Against, group: Group) -> list[str]:
+    notes = Notes()
+    rows = [
+        [each.name, *map(text_of, group.settings.of(each.name)), *(notes.mark(of_change(one)) for one in (each.gain, each.forgetting))]
+        for each in against.differences
+    ]
+    figures = headings(group)
+    head = [f"minus {against.reference}", *group.settings.apart, figures["gain"], figures["forgetting"]]
+    return [*_table(head, rows), "", _md(against.explained), *(f"- [{n}] {_md(note)}" for n, note in enumerate(notes.texts, 1))]
 
 
 def _bill_table(entries: Sequence[Entry]) -> list[str]:
@@ -201,8 +216,9 @@ def _ends(measured: Measured) -> list[str]:
     return [f"{value:.10g}" for value in (measured.value, measured.low, measured.high)]
 
 
-def json_text(comparison: Comparison) -> str:
+def json_text(comparison: Comparison, *, against: str | None = None) -> str:
     """Return everything as JSON; an unknown figure is `{"unavailable": reason}`."""
+    differences = {each.name: each for found in against_in(comparison, against).values() for each in found.differences}
     runs = []
     for number, _, run in _placed(comparison):
         entry = run.entry
@@ -223,6 +239,8 @@ def json_text(comparison: Comparison) -> str:
             "training": _bill(entry, "train"),
             "all_stages": _bill(entry, WHOLE),
             "taken_over": entry.taken_over(),
+            "against": None if (one := differences.get(entry.name)) is None
+            else {"run": against, "gain": _change(one.gain), "forgetting": _change(one.forgetting)},
         })  # fmt: skip
     groups = [
         {

@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Sequence
 
 from megatron_cpt.errors import printable
-from megatron_cpt.report.comparison.cells import figures_of
+from megatron_cpt.report.comparison.against import against_in
+from megatron_cpt.report.comparison.cells import figures_of, of_change
 from megatron_cpt.report.comparison.groups import Comparison
 from megatron_cpt.report.comparison.measures import Change
 from megatron_cpt.report.comparison.tables import NEVER_ACROSS, front_line, text_of, title_of, what_differs
@@ -15,8 +16,9 @@ WIDTH = 100
 MOST_SETTINGS = 3  # in columns of their own; more make lines that no terminal has
 
 
-def terminal(comparison: Comparison) -> str:
+def terminal(comparison: Comparison, *, against: str | None = None) -> str:
     """Return the comparison as text; the page and the tables say more."""
+    differences = against_in(comparison, against)
     lines = []
     for number, group in enumerate(comparison.groups):
         lines += [title_of(comparison, number)]
@@ -33,6 +35,10 @@ def terminal(comparison: Comparison) -> str:
         lines += _aligned(rows)
         about = f"gain on {group.gain.title} ({group.gain.unit}), forgetting on {group.forgetting.title} ({group.forgetting.unit})"
         lines += textwrap.wrap(f"* {front_line(group)} {about[0].upper()}{about[1:]}; intervals are on the page.", WIDTH)
+        if number in differences:
+            rows = [[f"  minus {against}", "gain", "forgetting"]]
+            rows += [[f"  {one.name}", of_change(one.gain).text, of_change(one.forgetting).text] for one in differences[number].differences]
+            lines += _aligned(rows)
         if len(keys) > MOST_SETTINGS:
             lines += textwrap.wrap(printable(f"Settings that differ too: {', '.join(keys[MOST_SETTINGS:])}."), WIDTH)
         lines += [line for note in group.notes for line in textwrap.wrap(printable(note), WIDTH)] + [""]

@@ -68,6 +68,12 @@ def test_a_book_is_cut_at_paragraph_ends_and_loses_no_paragraph(fetch, tmp_path)
     assert "\n\n".join(parts).split("\n\n") == [paragraph.strip() for paragraph in paragraphs]
 
 
+def test_a_ghazal_is_a_document_of_its_lines_without_the_prose_of_the_package(fetch, tmp_path):
+    poems = [{"id": 7, "poem": [" الا یا ایها الساقی ", "ادر کاسا"], "interpretation": "نثر", "alt_interpretation": "نثر", "mp3": "x"}]
+    with archive(tmp_path, "hafez/data/hafez.json", json.dumps(poems)) as wheel:
+        assert list(fetch.ghazals(wheel)) == [("ghazal-0007", "الا یا ایها الساقی\nادر کاسا")]
+
+
 def test_a_record_is_current_only_while_its_files_and_package_are(fetch, tmp_path):
     file, record = tmp_path / "a.jsonl", tmp_path / "a.record.json"
     assert not fetch.up_to_date(record, tmp_path, "p==1")
