@@ -47,7 +47,12 @@ METRICS = (
     Metric("train/source/<source>/samples", "step.source_samples", "samples", "read of one source so far"),
     Metric("train/licence/<licence>/tokens", "step.licence_tokens", "tokens", "read under one licence so far"),
     Metric("train/lost_steps", "resume.lost_steps", "steps", "done before a stop and not in the checkpoint that training goes on from"),
-    Metric("train/event/<event>", "event.event", "1", "a resume, a limit, a rollback, a promotion, a new round, the end of an attempt"),
+    Metric(
+        "train/event/<event>",
+        "event.event",
+        "1",
+        "a resume, a limit, a rollback, a promotion, a new round; `end_<status>` is an attempt's end",
+    ),
     Metric("eval/<group>/<name>/bits_per_byte", "eval.bits_per_byte", "bits a byte", "of a held-out text, or its validation side"),
     Metric("eval/<group>/<name>/loss", "eval.loss", "nats a token", "of the same text"),
     Metric("eval/<group>/<name>/<metric>", "eval.tasks", "", "a benchmark's metric, where benchmarks are scored in the loop"),
@@ -132,7 +137,8 @@ class MetricNames:
         elif kind == "resume":
             found = {"train/lost_steps": record["lost_steps"], "train/event/resume": 1}
         elif kind == "event":
-            found = {f"train/event/{record.get('event', 'unnamed')}": 1} | self._judged(record.get("rules", ()))
+            name = f"{'end_' if record.get('is_end') else ''}{record.get('event', 'unnamed')}"
+            found = {f"train/event/{name}": 1} | self._judged(record.get("rules", ()))
         else:
             return {}
         figures = {name: value + 0 for name, value in found.items() if isinstance(value, int | float)}  # + 0: a bool is 0 or 1

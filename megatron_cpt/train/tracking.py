@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+import re
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ class WandbRun(Guest):
     def __init__(self, train_dir: Path, *, plan: RunPlan, names: MetricNames | None = None) -> None:
         super().__init__(names or MetricNames.of(plan))
         self._train_dir, self._plan = train_dir, plan
+        self._last_row = -1
 
     def _load(self) -> None:
         import wandb  # noqa: F401, PLC0415  -- imported only where it is used: it costs a second and may be absent
@@ -68,7 +71,7 @@ class WandbRun(Guest):
         run = wandb.init(
             project=self._plan.wandb_project,
             name=self._plan.run_name,
-            id=run_id(self._train_dir, new=lambda: secrets.token_hex(4)),
+            id=run_id(self._train_dir, new=new_id),
             resume="allow",
             dir=str(self._train_dir),
             mode=mode,  # type: ignore[arg-type]
@@ -91,7 +94,9 @@ class WandbRun(Guest):
 
     def _show(self, row: Mapping[str, float], alert: Alert | None) -> None:
         if row:
-            self._run.log({name: value for name, value in row.items() if name not in NOT_IN_WANDB})
+            # wandb's own step is a number of the row. Offline it would begin at 0 with each attempt, and rows that are sent later share it.
+            self._last_row = max(self._last_row + 1, milliseconds_since_birth(self._train_dir))
+            self._run.log({name: value for name, value in row.items() if name not in NOT_IN_WANDB}, step=self._last_row)
         if alert is not None:
             self._run.alert(title=alert.title, text=alert.text, level=alert.level)
 
@@ -183,6 +188,18 @@ def has_key(environment: Mapping[str, str]) -> bool:
         return host is not None and netrc.netrc(str(path)).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def new_id() -> str:
+    """Return an id that no other run has, which begins with the second in which it was made."""
+    return f"{int(time.time()):08x}{secrets.token_hex(4)}"
+
+
+def milliseconds_since_birth(train_dir: Path) -> int:
+    """Return the age of the run's wandb id in ms: it grows from attempt to attempt, whatever became of the one before."""
+    path = train_dir / RUN_ID_NAME
+    known = re.fullmatch(r"([0-9a-f]{8})[0-9a-f]{8}", path.read_text(encoding="utf-8"))
+    return int(1000 * (time.time() - (int(known[1], 16) if known else path.stat().st_mtime)))
 
 
 def run_id(train_dir: Path, *, new: Callable[[], str]) -> str:

@@ -74,7 +74,9 @@ def shipped(folder: str, *patterns: str) -> set[str]:
 def test_the_wheel_holds_the_package_its_groups_job_bodies_and_launchers_and_nothing_else(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[1]) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "megatron_cpt").rglob("*") if path.suffix in (".py", ".css", ".csv")}
+    code = {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "megatron_cpt").rglob("*") if path.suffix in (".py", ".css", ".csv", ".js")
+    }
     data = shipped("conf", "*.yaml", "*.jsonl") | shipped("launch", "*.sh") | shipped("slurm", "*.sh", "*.sbatch")
     assert {name for name in code | data | {"megatron_cpt/py.typed"} if name not in names} == set()
     tools = {name for name in names if name.startswith("megatron_cpt/tools/")}
@@ -106,6 +108,13 @@ def test_every_message_and_page_names_extras_that_exist(built: tuple[Path, Path]
     assert {extra for _, extra in named} >= {"gpu", "eval", "wandb"}
     assert {each for each in named if each[1] not in extras} == set()
     assert [path.name for path in paths if "megatron_cpt[" in path.read_text(encoding="utf-8")] == []
+
+
+def test_the_page_on_installing_lists_every_extra(built: tuple[Path, Path]) -> None:
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `([a-z]+)` \|", page, flags=re.MULTILINE)) >= set(metadata(built[1]).get_all("Provides-Extra", [])) - {
+        "docs"
+    }
 
 
 def test_the_metadata_is_what_an_index_takes(built: tuple[Path, Path]) -> None:

@@ -47,6 +47,7 @@ bench:
   quiz: {{path: {text}/quiz.jsonl, group: domain, licence: PSF-2.0, source: questions of the tests}}
 corpus: {{decontaminate: {{action: report}}}}   # three questions quote what is trained on: the evaluation names them too
 eval: {{texts: [code, other], max_bytes: 12000, window_tokens: 128, tasks: [quiz]}}
+monitor: {{wandb_mode: disabled}}   # the tests that look at it turn it on
 export: {{instruct_model: {base}-instruct, completion_tokens: 8}}
 gate:
   rules:

@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 from line_workspace import copy_prepared, cpt
 
+from tests.wandb_file import attempts_in_wandb
+
 pytestmark = pytest.mark.slow
 GOOD = "train/checkpoints/step_00000010"
 MORE = ("parallel.tensor=1", "blend.num_tokens=15360")  # 15 steps of 8 x 128 tokens; the promoted run had 10
 BAD_RATE = ("schedule.peak_lr=30", "schedule.min_lr=30")
 TRY_AGAIN = ("gate.retries=[{lower_rate: 0.9}]", "gate.max_retries=1")
 LIMIT = ("gate.limits=[{of: other, max_increase: 0.3}]", "monitor.eval_every_steps=2", "monitor.grace_steps=1")
+SHOWN = "monitor.wandb_mode=offline"
 
 
 def of(path: Path, **wanted: Any) -> list[dict[str, Any]]:
@@ -120,7 +123,7 @@ def test_the_round_after_a_rollback_continues_bit_for_bit_as_if_the_bad_ones_had
 def test_a_hard_limit_ends_training_in_the_loop_and_the_retry_is_promoted_by_the_same_command(workspace: Path) -> None:
     run_dir = copy_prepared(workspace, "limit")
     policy = ("gate.retries=[{lower_rate: 0.0002}]", "gate.max_retries=1")
-    done = cpt(workspace, "run", "--until", "gate", "run_name=limit", *BAD_RATE, *LIMIT, *policy)
+    done = cpt(workspace, "run", "--until", "gate", "run_name=limit", *BAD_RATE, *LIMIT, *policy, SHOWN)
     assert done.returncode == 0, done.stdout + done.stderr
     first = run_dir / "rounds" / "1"
     assert read(first / "train" / "outcome.json")["status"] == "limit"
@@ -136,11 +139,14 @@ def test_a_hard_limit_ends_training_in_the_loop_and_the_retry_is_promoted_by_the
     assert (ended["status"], ended["exit_code"], retried["status"]) == ("rolled_back", 5, "finished")
     assert next(step["lr"] for step in of(metrics, kind="step", round=2)) == pytest.approx(6e-3)
     assert read(run_dir / "good.json")["verdict"] == "promote"
-    audit = cpt(workspace, "audit", "run_name=limit", *BAD_RATE, *LIMIT, *policy)
+    audit = cpt(workspace, "audit", "run_name=limit", *BAD_RATE, *LIMIT, *policy, SHOWN)
     assert audit.returncode == 0, audit.stderr
-    shown = b"".join(path.read_bytes() for path in (run_dir / "train" / "wandb").glob("offline-run-*/*.wandb"))
-    for event in (b"event/limit", b"event/rollback", b"event/new round"):
-        assert event in shown, event
+    found = attempts_in_wandb(run_dir / "train")
+    assert len({each.run_id for each in found}) == 1
+    events = [name.rpartition("/")[2] for each in found for row in each.rows for name in row if name.startswith("train/event/")]
+    assert events == ["limit", "end_limit", "rollback", "new round", "resume", "end_finished", "promote"]
+    titles = [title for each in found for title, _, _ in each.alerts]
+    assert titles == ["Hard limit broken", "Verdict: rolled back", "New round", "Verdict: promoted"]
 
 
 def test_the_export_refuses_a_checkpoint_with_one_other_byte(workspace: Path) -> None:

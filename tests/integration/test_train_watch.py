@@ -33,6 +33,7 @@ from megatron_cpt.plan.run_plan import (
 from megatron_cpt.record.hashing import sha256_file
 from megatron_cpt.record.unknown import Unavailable
 from megatron_cpt.train.checkpoint_files import check_contents, read_record
+from tests.wandb_file import attempts_in_wandb
 
 STEPS = 4000  # more than the budget pays for
 UNKNOWN = Unavailable("a test")
@@ -164,10 +165,27 @@ def test_validation_loss_is_in_nats_a_token_of_the_extended_vocabulary(watched: 
 
 
 @pytest.mark.slow
-def test_wandb_writes_offline_beside_the_run(watched: Path) -> None:
-    assert list((watched / "train" / "wandb").glob("offline-run-*"))
-    assert (watched / "train" / "wandb-run-id").exists()
+def test_wandb_holds_the_figures_of_every_record_and_the_end(watched: Path) -> None:
     assert "wandb could not" not in (watched / "said.txt").read_text(encoding="utf-8")
+    (shown,) = attempts_in_wandb(watched / "train")
+    steps, evaluations, found = step_records(watched), records(watched, "eval"), records(watched, "forgetting")
+    assert shown.run_id == (watched / "train" / "wandb-run-id").read_text(encoding="utf-8")
+    assert shown.column("train/loss") == [record["loss"] for record in steps]
+    assert [row["train/tokens"] for row in shown.rows if "train/loss" in row] == [record["tokens"] for record in steps]
+    assert shown.column("train/source/talk/tokens") == [record["source_tokens"]["talk"] for record in steps]
+    for group, name in (("domain", "law"), ("general", "talk")):
+        assert shown.column(f"eval/{group}/{name}/bits_per_byte") == [record["bits_per_byte"][name] for record in evaluations]
+        for key in ("difference", "low", "high"):
+            assert shown.column(f"eval/{group}/{name}/{key}") == [record["texts"][name][key] for record in found]
+    at_evaluation = [row["train/tokens"] for row in shown.rows if "eval/domain/law/bits_per_byte" in row]
+    assert at_evaluation == [256 * record["step"] for record in evaluations]
+    assert shown.column("cost/limit_used") == pytest.approx([record["elapsed_seconds"] / 4.0 for record in steps])
+    usd = shown.column("cost/usd")
+    assert usd == sorted(usd)
+    assert usd[-1] >= 2 * (steps[-1]["elapsed_seconds"] - steps[0]["elapsed_seconds"])  # two devices at one USD a second
+    assert len(shown.column("energy/joules")) == sum(record["joules"] is not None for record in steps)
+    assert shown.alerts == [("Budget reached", "WARN", "the plan's stop.max_usd was reached")]
+    assert shown.exit_code == 0
 
 
 @pytest.mark.slow
@@ -211,12 +229,15 @@ def test_a_bad_update_on_one_rank_is_left_out_by_all_and_counted(tmp_path: Path)
 def test_one_bad_update_too_many_ends_all_ranks_at_the_last_good_checkpoint(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path)
     stop = StopConditions(None, None, None, max_skipped_steps=1)
-    plan_path = make_plan(run_dir, make_layout(data=2), num_steps=7, stop=stop, checkpoint=CheckpointPlan(2, 2))
+    plan_path = make_plan(run_dir, make_layout(data=2), num_steps=7, stop=stop, checkpoint=CheckpointPlan(2, 2), wandb_mode="offline")
     assert [code for code, _ in launch_ranks(_train_with_a_nan, 2, str(plan_path), (3, 5))] == [1, 1]
     end = outcome(run_dir)
     assert (end["status"], end["step"], end["checkpoint"]) == ("failed", 4, "train/checkpoints/step_00000004")
     assert "stop.max_skipped_steps=1 are left out already" in end["reason"]
     assert sorted(path.name for path in (run_dir / "train" / "checkpoints").glob("step_*")) == ["step_00000002", "step_00000004"]
+    (shown,) = attempts_in_wandb(run_dir / "train")
+    assert [(title, level) for title, level, _ in shown.alerts] == [("Not a finite number", "WARN"), ("Training diverged", "ERROR")]
+    assert (shown.exit_code, shown.column("train/event/end_diverged")) == (1, [1])
 
 
 def _train_with_a_nan(plan_path: str, bad_steps: tuple[int, ...]) -> tuple[int, list[float]]:

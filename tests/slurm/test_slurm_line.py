@@ -13,6 +13,7 @@ from virtual_cluster import WATTS_PER_NODE, VirtualCluster
 
 from megatron_cpt.record.store import read_json, read_lines
 from megatron_cpt.submit.slurm import STAGES
+from tests.wandb_file import attempts_in_wandb
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +83,7 @@ def test_two_runs_share_nodes_and_one_that_is_warned_saves_requeues_and_goes_on(
     ids = {}
     for name in ("warned", "beside"):
         copy_prepared(cluster_workspace, name)
-        ids[name] = submit(slurm_cluster, cluster_workspace, name, "--until", "train")["train"]
+        ids[name] = submit(slurm_cluster, cluster_workspace, name, "--until", "train", "monitor.wandb_mode=offline")["train"]
     wait_for_step(cluster_workspace, "warned", 6)
     nodes = slurm_cluster.out("squeue", "--noheader", "--states=running", "--format=%N").split()
     slurm_cluster.out("scancel", "--batch", "--signal=USR1", ids["warned"])  # what --signal=B:USR1 makes Slurm do before the limit
@@ -92,6 +93,9 @@ def test_two_runs_share_nodes_and_one_that_is_warned_saves_requeues_and_goes_on(
     lines = read_lines(cluster_workspace / "runs" / "warned" / "ledger.jsonl")
     assert [line["slurm"]["restart"] for line in lines if line["kind"] == "start"] == [0, 1]
     assert [line["status"] for line in lines if line["kind"] == "end"] == ["stopped", "finished"]
+    shown = attempts_in_wandb(cluster_workspace / "runs" / "warned" / "train")
+    assert len(shown) == 2
+    assert len({each.run_id for each in shown}) == 1
 
 
 @pytest.mark.long  # limits are in minutes, and Slurm looks at them every half minute

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import re
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from megatron_cpt.errors import ConfigError
 from megatron_cpt.train.dashboard import SECTIONS, pattern_of, save, spec
 from megatron_cpt.train.metric_names import AXES, METRICS
+from tests.wandb_server import KEY, wandb_server
 
 NAMES = {metric.name for metric in METRICS}
 ROOT = Path(__file__).parents[3]
@@ -59,53 +56,20 @@ def test_without_a_key_nothing_is_sent(monkeypatch: pytest.MonkeyPatch, tmp_path
         save("e/p")
 
 
-class Server(http.server.BaseHTTPRequestHandler):
-    """Answers as wandb's GraphQL does, to the two requests that saving a view needs."""
-
-    views: list[dict[str, Any]]
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length") or 0))
-        if self.path == "/graphql":
-            asked = json.loads(body)
-            if "upsertView" in asked["query"]:
-                self.views.append(asked["variables"])
-        answer = {"viewer": {"id": "u", "username": "u", "entity": "e"}, "upsertView": {"view": {"id": "1", "name": "nw-x-v"}}}
-        data = json.dumps({"data": answer}).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: Any) -> None:
-        return
-
-
-@pytest.fixture
-def server() -> Iterator[http.server.ThreadingHTTPServer]:
-    Server.views = []
-    found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=found.serve_forever, daemon=True).start()
-    yield found
-    found.shutdown()
-
-
-def test_the_command_saves_the_panels_as_one_view(server: http.server.ThreadingHTTPServer, tmp_path: Path) -> None:
-    pytest.importorskip("wandb_workspaces", reason="the extra `dashboard`")
-    url = f"http://127.0.0.1:{server.server_port}"
-    environment = {
-        **os.environ,
-        "WANDB_BASE_URL": url,
-        "WANDB_API_KEY": "0" * 40,
-        "HOME": str(tmp_path),
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
+def saved_by_command(home: Path, url: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(sys.path)
+    environment = {**os.environ, "WANDB_BASE_URL": url, "WANDB_API_KEY": KEY, "HOME": str(home), "PYTHONPATH": path}
     command = [sys.executable, "-m", "megatron_cpt", "dashboard", "--save", "my-team/my-project"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment, timeout=120)
+
+
+def test_the_command_saves_the_panels_as_one_view(tmp_path: Path) -> None:
+    pytest.importorskip("wandb_workspaces", reason="the extra `dashboard`")
+    with wandb_server() as server:
+        done, url, views = saved_by_command(tmp_path, server.url), server.url, server.views
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1].startswith(f"{url}/my-team/my-project")
-    (view,) = Server.views
+    (view,) = views
     assert (view["entityName"], view["projectName"], view["displayName"]) == ("my-team", "my-project", "megatron_cpt")
     sections = json.loads(view["spec"])["section"]["panelBankConfig"]["sections"]
     assert [section["name"] for section in sections] == [section.name for section in SECTIONS]

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +23,10 @@ from megatron_cpt.train.metrics import METRICS_NAME
 from megatron_cpt.train.state import TrainState
 from megatron_cpt.train.tracking import WandbRun, show_events
 from tests.wandb_file import WandbFile, attempts_in_wandb
+from tests.wandb_server import KEY, wandb_server
 
-pytest.importorskip("wandb", reason="the extra `wandb`")
+wandb = pytest.importorskip("wandb", reason="the extra `wandb`")
 
-KEY = "0123456789abcdef0123456789abcdef01234567"
 TEXTS = (EvalText("law", "domain", "law.jsonl", 1), EvalText("web", "general", "web.jsonl", 1))
 RULE = RuleResult("law", "bits_per_byte", "must_improve", "domain", 0.0, True, "passed", "better", difference=-0.5, low=-0.625, high=-0.375)
 SCORED = EvalPlan(TEXTS, 48, 2)
@@ -64,6 +69,7 @@ def three_starts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[W
         first.record(step_record(3, loss=None, grad_norm=None, is_skipped=True))
         first.record(failure_event(diverged("The update is bad.", step=4, value="nan"), step=3))
         first.close()
+        time.sleep(1.1)  # wandb orders what it sends by whole seconds
         second = WandbRun(train_dir, plan=plan)
         second.on_start(at(2))
         second.record({"kind": "resume", "step": 2, "lost_steps": 1})
@@ -72,6 +78,7 @@ def three_starts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[W
             second.record(step_record(step))
         second.record(end_event("budget", "the plan's stop.max_usd was reached", step=4))
         second.close()
+        time.sleep(1.1)
         for _ in range(2):
             show_events(train_dir, plan, verdict=PROMOTE)
     return train_dir, attempts_in_wandb(train_dir)
@@ -138,6 +145,30 @@ def test_the_configuration_is_the_plan_and_no_file_holds_the_key(three_starts: t
     files = [path for path in train_dir.rglob("*") if path.is_file() and not path.is_symlink()]
     assert any(path.suffix == ".wandb" for path in files)
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+
+
+def test_what_was_written_offline_is_sent_later_as_one_run(three_starts: tuple[Path, list[WandbFile]], tmp_path: Path) -> None:
+    if tuple(map(int, wandb.__version__.split(".")[:2])) < (0, 28):
+        pytest.skip("`wandb sync` took one folder at a time then")
+    train_dir, found = three_starts
+    folders = sorted(path for path in (train_dir / "wandb").glob("offline-run-*") if path.is_dir())
+    with wandb_server() as server:
+        # a shell of its own: what wandb set in this process names the service of this process
+        own = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+        environment = {**own, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "HOME": str(tmp_path)}
+        command = [sys.executable, "-m", "wandb", "sync", *map(str, folders)]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert list(server.history) == [found[0].run_id]
+    sent = [json.loads(line) for line in server.history[found[0].run_id]]
+    assert [{key: value for key, value in row.items() if not key.startswith("_")} for row in sent] == [
+        row for each in found for row in each.rows
+    ]
+    steps = [row["_step"] for row in sent]
+    assert steps == sorted(set(steps))  # no two rows share wandb's own step, whichever attempt logged them
+    assert [(title, severity) for _, title, severity in server.alerts] == [
+        (title, level) for each in found for title, level, _ in each.alerts
+    ]
 
 
 def test_what_training_did_not_open_is_not_opened_for_a_verdict(tmp_path: Path) -> None:
