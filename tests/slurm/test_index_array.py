@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from submitting import cpt, logs
-from virtual_cluster import VirtualCluster
+from virtual_cluster import NODES, VirtualCluster
 
 from megatron_cpt.meter.attempts import attempts_of
 from megatron_cpt.record.manifest import Manifest
@@ -63,7 +63,7 @@ def test_a_killed_and_a_requeued_element_are_done_again_alone_and_the_bytes_are_
     assert "element.sbatch FROZEN STAGE NUM_SHARES" in shown
     ran(slurm_cluster, cluster_workspace, "submit", *struck, "--until", "index")
     array, own = read_json(runs / "divided" / "slurm" / "submission-1" / "jobs.json")["jobs"]
-    assert slurm_cluster.wait_for(own["job_id"]) == ["COMPLETED"], logs(cluster_workspace, "divided")
+    assert slurm_cluster.wait_for(own["job_id"], seconds=120) == ["COMPLETED"], logs(cluster_workspace, "divided")
     rows = slurm_cluster.out("sacct", "--duplicates", "-nXP", f"--jobs={array['job_id']}", "-o", "JobID,State").splitlines()
     first, second = f"{array['job_id']}_0", f"{array['job_id']}_1"
     assert sorted(rows) == [f"{first}|COMPLETED", f"{first}|REQUEUED", f"{second}|FAILED"]
@@ -92,12 +92,17 @@ def test_cancel_takes_an_array_out_of_the_queue_and_another_submission_has_the_e
     copy_until_vocab(cluster_workspace, "left")
     until = ("run_name=left", "--until", "index")
     ran(slurm_cluster, cluster_workspace, "run", "--only", "index", "--share", "1/2", "run_name=left")
-    assert "--array=0 " in ran(slurm_cluster, cluster_workspace, "submit", *until, "--dry-run")
+    nodes = f"NodeName={','.join(NODES)}"
+    slurm_cluster.out("scontrol", "update", nodes, "State=DRAIN", "Reason=held")  # so that the element waits
+    try:
+        ran(slurm_cluster, cluster_workspace, "submit", *until)
+        assert "cancelled: index-tasks, index" in ran(slurm_cluster, cluster_workspace, "cancel", "run_name=left")
+        assert slurm_cluster.out("squeue", "--noheader", "--format=%j") == ""
+    finally:
+        slurm_cluster.out("scontrol", "update", nodes, "State=RESUME")
     ran(slurm_cluster, cluster_workspace, "submit", *until)
-    said = ran(slurm_cluster, cluster_workspace, "cancel", "run_name=left")
-    assert "cancelled: index-tasks, index" in said
-    assert slurm_cluster.out("squeue", "--noheader", "--format=%j") == ""
-    ran(slurm_cluster, cluster_workspace, "submit", *until)
-    jobs = read_json(cluster_workspace / "runs" / "left" / "slurm" / "submission-2" / "jobs.json")["jobs"]
-    assert slurm_cluster.wait_for(jobs[-1]["job_id"]) == ["COMPLETED"], logs(cluster_workspace, "left")
+    array, own = read_json(cluster_workspace / "runs" / "left" / "slurm" / "submission-2" / "jobs.json")["jobs"]
+    assert array["elements"] == [0]
+    assert slurm_cluster.wait_for(own["job_id"], seconds=120) == ["COMPLETED"], logs(cluster_workspace, "left")
+    assert slurm_cluster.states(array["job_id"]) == ["COMPLETED"]
     assert outputs(cluster_workspace, "left") == undivided
