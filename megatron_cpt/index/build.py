@@ -5,7 +5,7 @@ A source is a part of the work: other processes may have done parts before, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from megatron_cpt.index.codec import HfCodec
 from megatron_cpt.index.shards import shard_batches, spread_samples
 from megatron_cpt.index.sidecar import finished_with
 from megatron_cpt.index.write import Job, RejectFile, write_index
-from megatron_cpt.record.hashing import sha256_file
+from megatron_cpt.record.hashing import files_under, sha256_file
 from megatron_cpt.record.manifest import StageResult
-from megatron_cpt.record.vocab_contract import TOKENIZER_NAME, check_vocab
+from megatron_cpt.record.vocab_contract import TOKENIZER_NAME, check_vocab, read_layout
 from megatron_cpt.record.vocab_layout import VocabLayout
 
 
@@ -47,11 +47,11 @@ def build_index(
             process is at one.
         ConfigError: a pair stands finished that was made of another shard or tokenizer; what differs is named.
     """
-    names = names_with_text(corpus_facts)
-    parts = build_parts(
-        result.folder, names, corpus_folder=corpus_folder, vocab_folder=vocab_folder, corpus_facts=corpus_facts, say=say
-    )  # fmt: skip
-    result.facts["tokenizer_fingerprint"] = check_vocab(vocab_folder).fingerprint
+    parts = build_parts(result.folder, corpus_folder=corpus_folder, vocab_folder=vocab_folder, corpus_facts=corpus_facts, say=say)
+    for path in files_under(result.folder):
+        if path.name.startswith(".") or path.suffix == ".partial":  # of a process that was killed; each source is whole by now
+            path.unlink()
+    result.facts["tokenizer_fingerprint"] = read_layout(vocab_folder).fingerprint
     result.facts["sources"] = {
         name: {"role": corpus_facts["sources"][name]["role"], "licence": corpus_facts["sources"][name]["licence"], **part.facts}
         for name, part in parts.items()
@@ -72,9 +72,18 @@ class Part:
 
 
 def build_parts(
-    folder: Path, names: Sequence[str], *, corpus_folder: Path, vocab_folder: Path, corpus_facts: dict[str, Any], say: Callable[[str], None]
+    folder: Path,
+    *,
+    corpus_folder: Path,
+    vocab_folder: Path,
+    corpus_facts: dict[str, Any],
+    say: Callable[[str], None],
+    share: tuple[int, int] = (0, 1),
 ) -> dict[str, Part]:
-    """Write and verify the pairs of some sources, each under its writer's lock, in the folder where the stage gathers all of them.
+    """Write and verify the pairs of sources, each under its writer's lock, in the folder where the stage gathers all of them.
+
+    Args:
+        share: (I, N): the sources I, I + N, I + 2N ... alone; by default all.
 
     Raises:
         CptError: as `build_index`.
@@ -83,7 +92,7 @@ def build_parts(
     codec = HfCodec.from_file(vocab_folder / TOKENIZER_NAME, num_ids=layout.num_ids)
     (folder / "rejects").mkdir(parents=True, exist_ok=True)
     parts = {}
-    for name in names:
+    for name in names_with_text(corpus_facts)[share[0] :: share[1]]:
         source = corpus_facts["sources"][name]
         shard = corpus_folder / f"{name}.train.jsonl"
         facts, was_done = index_source(folder, name, shard, codec, layout, licence=source["licence"], say=say)

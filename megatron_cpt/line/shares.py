@@ -149,11 +149,11 @@ def index_share(run: Run, share: int, num_shares: int, entry: Attempt) -> None:
 
     parts = build_parts(
         resumed_folder(run.of("index"), INPUTS["index"](run)),
-        _indexed_names(run)[share::num_shares],
         corpus_folder=run.of("corpus"),
         vocab_folder=run.of("vocab"),
         corpus_facts=run.manifest("corpus").facts,
         say=say,
+        share=(share, num_shares),
     )
     entry.tokens = sum(part.tokens_now for part in parts.values())
 

@@ -174,8 +174,10 @@ def test_parts_of_other_processes_are_gathered_into_the_bytes_of_the_undivided_s
     facts = {"sources": {name: {"role": "domain", "licence": "MIT", "train_documents": len(texts)} for name, texts in sources.items()}}
     given = {"corpus_folder": tmp_path / "corpus", "vocab_folder": vocab_folder, "corpus_facts": facts}
     folder = tmp_path / "parts"
-    for names in (["tales"], ["law"], ["law"]):  # as elements in any order do, one of them twice
-        build_parts(folder, names, **given, say=lambda line: None)
+    for number in (2, 0, 0):  # tales and law, as elements in any order do, one of them twice
+        build_parts(folder, **given, say=lambda line: None, share=(number, 3))
+    for left in (".notes.train.json.17.tmp", "notes.train.bin.partial", "notes.train.idx.partial", "rejects/.x.tmp"):
+        (folder / left).write_text("of an element that was killed")
     said: list[str] = []
     gathered = StageResult(folder)
     assert (
@@ -198,9 +200,7 @@ def test_a_part_at_which_another_process_works_is_refused_and_its_list_of_reject
         IndexWriter(folder / "law.train", num_ids=257),
         pytest.raises(DataError, match="Another process is writing this index"),
     ):
-        build_parts(
-            folder, ["law"], corpus_folder=tmp_path / "corpus", vocab_folder=vocab_folder, corpus_facts=facts, say=lambda line: None
-        )
+        build_parts(folder, corpus_folder=tmp_path / "corpus", vocab_folder=vocab_folder, corpus_facts=facts, say=lambda line: None)
     assert rejects.read_text() == "of the other process\n"
 
 
