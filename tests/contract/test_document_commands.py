@@ -231,7 +231,7 @@ def test_no_command_hides_in_a_block_of_text_or_in_an_indented_one() -> None:
     assert hidden == []
 
 
-def test_commands_within_the_prose_name_commands_and_targets_that_exist() -> None:
+def test_commands_within_the_prose_name_commands_targets_and_scripts_that_exist() -> None:
     from document_blocks import pages  # noqa: PLC0415
 
     known = set(cli.parser().commands())
@@ -239,6 +239,8 @@ def test_commands_within_the_prose_name_commands_and_targets_that_exist() -> Non
     wrong = []
     for page, text in pages():
         wrong += [f"{page}: {name}" for name in re.findall(r"`megatron-cpt ([a-z]+)\b", text) if name not in known]
+        scripts = re.findall(r"(?<![\w/.-])(?:tools|benchmarks|launch|slurm)/(?:env/)?\w+\.(?:py|sh|sbatch)\b", text)
+        wrong += [f"{page}: {script}" for script in scripts if not (ROOT / script).is_file()]
         wrong += [f"{page}: make {name}" for name in re.findall(r"`make ([a-z-]+)", text) if name not in targets]
     assert wrong == []
 
