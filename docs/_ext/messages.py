@@ -35,12 +35,14 @@ class Message:
     module: str
 
     def matches(self, shown: str) -> bool:
-        """Say whether a quoted text is this message, with its blanks filled in somehow or left as `...`."""
-        pattern = ".*".join(re.escape(part.strip()) for part in self.text.split(FILLED_IN))
-        return (
-            len(self.text.replace(FILLED_IN, "").strip()) > 8
-            and re.fullmatch(pattern.replace(r"\ ", r"\s+"), shown, flags=re.DOTALL) is not None
-        )
+        """Say whether a quoted text is this message: with its blanks filled in or left as dots, and what follows left out by dots."""
+        return _fits(shown, self.text) or _fits(self.text, shown)
+
+
+def _fits(text: str, template: str) -> bool:
+    """Say whether a text is a template with its blanks filled in; one that is all blanks fits nothing."""
+    pattern = ".*".join(re.escape(part.strip()).replace(r"\ ", r"\s+") for part in template.split(FILLED_IN))
+    return len(template.replace(FILLED_IN, "").strip()) > 8 and re.fullmatch(pattern, text, flags=re.DOTALL) is not None
 
 
 @cache

@@ -37,11 +37,11 @@ def make(folder: Path) -> Path:
     for model in ("data/models/smollm2-135m", "data/models/tiny-llama", "path/to/hf_folder"):
         (folder / model).mkdir(parents=True)
         (folder / model / "config.json").write_text(json.dumps(CONFIG_JSON), encoding="utf-8")
-    (folder / FILLED_IN["path"]).write_text(json.dumps({"text": "A text of the reader's own."}) + "\n", encoding="utf-8")
+    _write_texts(folder / FILLED_IN["path"], "reference/*.md")
     for option in (ROOT / "conf" / "source").glob("*.yaml"):
         path = folder / yaml.safe_load(option.read_text(encoding="utf-8"))["path"]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"text": f"A text that stands for {option.stem}."}) + "\n", encoding="utf-8")
+        _write_texts(path, "[eh]*/*.md" if option.stem == "war_and_peace" else "decisions.md")
     for group, template in (("cluster", "slurm_h100_4x8"), ("tariff", "lambda_h100"), ("gpu", "cpu_host")):
         (folder / "site" / group).mkdir(parents=True)
         name = "this_host" if group == "gpu" else "mine"
@@ -53,6 +53,20 @@ def make(folder: Path) -> Path:
     (folder / ".venv").mkdir()
     (folder / ".venv" / ".installed").touch()
     return folder
+
+
+def _write_texts(path: Path, pages: str) -> None:
+    """Write the prose of some of these documents as texts of a hundred words and more, one a line, as a filter for the web wants it."""
+    texts, words = [""], 0
+    for page in sorted((ROOT / "docs").glob(pages)):
+        for paragraph in re.split(r"\n\s*\n", page.read_text(encoding="utf-8")):
+            if paragraph[:1] in "|#`-<" or not paragraph.endswith("."):
+                continue
+            texts[-1] += " ".join(re.sub(r"[`*{}]", "", paragraph).split()) + "\n"
+            words += len(paragraph.split())
+            if words > 120:
+                texts, words = [*texts, ""], 0
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:-1]), encoding="utf-8")
 
 
 def filled_in_template() -> str:

@@ -94,6 +94,8 @@ def megatron_cpt(words: list[str], workspace: Path) -> None:
     configs = [compose(job, config_dir=config_dir) for job in jobs]
     assert all(config.run_name for config in configs)
     reads_what_is_there = Path(configs[0].model.path).is_dir() and not configs[0].eval.tasks
+    if arguments.command == "corpus" and configs[0].run_name.startswith("mine"):  # the one stage that needs no torch, on the texts above
+        assert printed([*words, *([] if arguments.config_dir else ["--config-dir", str(config_dir)])])
     is_dry = arguments.command == "submit" and arguments.dry_run
     if reads_what_is_there and not arguments.multirun and (is_dry or arguments.command in ("plan", "search")):
         assert printed([*words, *([] if arguments.config_dir else ["--config-dir", str(config_dir)])])
@@ -231,7 +233,7 @@ def test_no_command_hides_in_a_block_of_text_or_in_an_indented_one() -> None:
     assert hidden == []
 
 
-def test_commands_within_the_prose_name_commands_and_targets_that_exist() -> None:
+def test_commands_within_the_prose_name_commands_targets_and_scripts_that_exist() -> None:
     from document_blocks import pages  # noqa: PLC0415
 
     known = set(cli.parser().commands())
@@ -239,6 +241,8 @@ def test_commands_within_the_prose_name_commands_and_targets_that_exist() -> Non
     wrong = []
     for page, text in pages():
         wrong += [f"{page}: {name}" for name in re.findall(r"`megatron-cpt ([a-z]+)\b", text) if name not in known]
+        scripts = re.findall(r"(?<![\w/.-])(?:tools|benchmarks|launch|slurm)/(?:env/)?\w+\.(?:py|sh|sbatch)\b", text)
+        wrong += [f"{page}: {script}" for script in scripts if not (ROOT / script).is_file()]
         wrong += [f"{page}: make {name}" for name in re.findall(r"`make ([a-z-]+)", text) if name not in targets]
     assert wrong == []
 

@@ -12,6 +12,7 @@ from allowed_values import ALLOWED
 from command_pages import tools
 from configuration_pages import GROUP_OF_FOLDER, configuration_pages, keys_of, options_of, parts_of
 from error_pages import exit_code_page
+from nothing_from_the_network import loads_from_elsewhere
 from tool_parsers import parser_of
 
 from megatron_cpt import errors
@@ -73,3 +74,14 @@ def test_every_exit_code_of_the_package_is_on_the_page() -> None:
     page = exit_code_page()
     codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
     assert all(f"| {code} | " in page for code in codes | {1, 2, 3, 4, 130})
+
+
+def test_what_a_page_would_load_from_the_network_is_seen_and_links_are_not() -> None:
+    page = (
+        '<script src="https://cdn.example/a.js"></script><link rel="stylesheet" href="//cdn.example/b.css"><img src=http://cdn.example/c.png>'
+        '<a href="https://example.org">a link</a><link rel="canonical" href="https://example.org/"><script src="_static/d.js"></script>'
+    )
+    assert loads_from_elsewhere(page, is_style=False) == ["https://cdn.example/a.js", "//cdn.example/b.css", "http://cdn.example/c.png"]
+    assert loads_from_elsewhere("a { background: url(https://cdn.example/e.svg) } b { background: url(f.svg) }", is_style=True) == [
+        "https://cdn.example/e.svg"
+    ]

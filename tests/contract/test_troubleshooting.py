@@ -53,7 +53,7 @@ PROVOKED = [
     (2, ["plan", "experiment=mine", "parallel.sequence_length=16384"]),
     (2, ["plan", "experiment=mine", "stop.max_usd=5"]),
     (2, ["plan", "experiment=mine", "schedule.kind=cosin"]),
-    (3, ["corpus", "experiment=mine"]),
+    (3, ["corpus", "experiment=mine", "source.mine.test_fraction=0.000001"]),
     (3, ["corpus", "experiment=mine", "source.mine.path=none.jsonl"]),
     (3, ["index", "experiment=mine"]),
     (3, ["account", "runs/none"]),
