@@ -58,12 +58,10 @@ class WandbServer(http.server.ThreadingHTTPServer):
 
     def stream(self, run: str, files: dict[str, Any]) -> None:
         """Keep history lines of one request to the file stream."""
-        for part in (files or {}).values():
-            for number, line in enumerate(part["content"]):
-                if "_step" in line:
-                    kept, at = self.history.setdefault(run, []), part["offset"] + number
-                    assert at <= len(kept), f"a gap in the history of {run}: {at} after {len(kept)} lines"
-                    kept[at : at + 1] = [line]
+        part = (files or {}).get("wandb-history.jsonl", {"offset": 0, "content": []})
+        kept = self.history.setdefault(run, [])
+        assert part["offset"] <= len(kept), f"a gap in the history of {run}: {part['offset']} after {len(kept)} lines"
+        kept[part["offset"] : part["offset"] + len(part["content"])] = part["content"]
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

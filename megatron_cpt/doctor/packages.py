@@ -30,6 +30,7 @@ def package_findings(probe: Mapping[str, Any] | str, *, needs_cuda: bool) -> Ite
         yield Finding("torch", "bad", probe, "nothing can be trained without torch and megatron-core", "make setup, or pip install torch")
         return
     yield torch_finding(probe, needs_cuda=needs_cuda)
+    yield nccl_finding(probe, needs_cuda=needs_cuda)
     yield core_finding(probe)
     yield from optional_findings(probe, needs_cuda=needs_cuda)
 
@@ -84,7 +85,7 @@ def ask_probe(backend: str | None) -> dict[str, Any] | str:
 def torch_finding(probe: Mapping[str, Any], *, needs_cuda: bool) -> Finding:
     """Judge torch's build by the backend of the run."""
     torch = probe["torch"]
-    build = f"CUDA {torch['cuda_build']}, cuDNN {torch['cudnn']}, NCCL {torch['nccl']}" if torch["cuda_build"] else "a build without CUDA"
+    build = f"CUDA {torch['cuda_build']}, cuDNN {torch['cudnn']}" if torch["cuda_build"] else "a build without CUDA"
     found = f"{torch['version']}, {build}; {torch['threads']} threads, CPU kernels {torch['cpu_capability']}"
     if needs_cuda and not torch["cuda_build"]:
         return Finding(
@@ -96,6 +97,16 @@ def torch_finding(probe: Mapping[str, Any], *, needs_cuda: bool) -> Finding:
             "the driver is missing or too old for this build, or no device is visible", "nvidia-smi; echo $CUDA_VISIBLE_DEVICES",
         )  # fmt: skip
     return Finding("torch", "good", found)
+
+
+def nccl_finding(probe: Mapping[str, Any], *, needs_cuda: bool) -> Finding:
+    """Say which NCCL torch was built with: it carries every exchange between GPUs."""
+    found = probe["torch"]["nccl"]
+    if found:
+        return Finding("NCCL", "good", f"{found}, as torch was built with; `export NCCL_DEBUG=INFO` shows what it does")
+    if not needs_cuda:
+        return Finding("NCCL", "note", "not in this torch; ranks on CPUs exchange data by gloo")
+    return Finding("NCCL", "bad", "not in this torch", "ranks on GPUs cannot exchange data", "pip install --force-reinstall torch")
 
 
 def core_finding(probe: Mapping[str, Any]) -> Finding:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from megatron_cpt.config.schema import ClusterConfig, ExperimentConfig, GpuConfig
-from megatron_cpt.doctor import devices, host, packages, scheduler
+from megatron_cpt.doctor import devices, host, packages, planned, scheduler
 from megatron_cpt.doctor.finding import Finding, as_json, as_page, can_start
 from megatron_cpt.doctor.planned import monitor_finding
 
@@ -82,6 +82,20 @@ def test_ports_of_a_fabric_are_read_as_the_kernel_writes_them(tmp_path: Path) ->
 def test_a_torch_without_cuda_forbids_a_run_on_gpus_and_not_one_on_cpus() -> None:
     assert packages.torch_finding(probe_of(cuda=False), needs_cuda=True).state == "bad"
     assert packages.torch_finding(probe_of(cuda=False), needs_cuda=False).state == "good"
+
+
+def test_a_torch_without_nccl_forbids_a_run_on_gpus_and_not_one_on_cpus() -> None:
+    assert packages.nccl_finding(probe_of(cuda=True), needs_cuda=True).found.startswith("2.28.3")
+    assert packages.nccl_finding(probe_of(cuda=False), needs_cuda=False).state == "note"
+    missing = packages.nccl_finding(probe_of(cuda=False), needs_cuda=True)
+    assert (missing.state, bool(missing.means), bool(missing.mend)) == ("bad", True, True)
+
+
+def test_without_wandb_a_run_starts_and_the_doctor_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planned, "find_spec", lambda name: None)
+    finding = planned.monitor_finding("offline")
+    assert (finding.state, finding.mend) == ("note", "pip install 'megatron-cpt[wandb]', or monitor.wandb_mode=disabled")
+    assert planned.monitor_finding("disabled").state == "good"
 
 
 def test_a_driver_too_old_for_torch_is_told_in_its_own_words() -> None:
@@ -177,7 +191,7 @@ def test_the_command_judges_this_machine_and_ends_with_2_when_the_planned_run_ca
     answer = doctor("--json")
     told = json.loads(answer.stdout)
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert {"python", "packages", "torch", "megatron-core", "GPUs", "Slurm", "disk", "clock"} <= {
+    assert {"python", "packages", "torch", "NCCL", "megatron-core", "GPUs", "Slurm", "disk", "clock"} <= {
         each["check"] for each in told["findings"]
     }
     assert next(each for each in told["findings"] if each["check"] == "megatron-core")["state"] == "good"
