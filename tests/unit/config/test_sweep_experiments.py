@@ -1,4 +1,4 @@
-"""The shipped sweeps plan, job by job, as their files and docs/sweeps.md say that they are run."""
+"""The shipped sweeps plan, job by job, as their files and docs/measured/sweeps.md say that they are run."""
 
 from __future__ import annotations
 
