@@ -115,6 +115,9 @@ def rewind(path: Path, *, step: int, round_number: int = 1) -> float:
 
 
 def unseen_events(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the events, such as a rollback, that came after the last attempt began and that were not shown at once."""
+    """Return the events, such as a rollback, that came after the last attempt began and that were not shown at once.
+
+    Those with a step happened while it trained: it has shown them itself.
+    """
     begun = max((number for number, record in enumerate(records) if record.get("kind") in ("attempt", SHOWN)), default=-1)
-    return [record for record in records[begun + 1 :] if record.get("kind") == "event"]
+    return [record for record in records[begun + 1 :] if record.get("kind") == "event" and "step" not in record]
