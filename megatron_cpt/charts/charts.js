@@ -16,13 +16,20 @@
   const config = {
     displaylogo: false,
     responsive: true,
+    showSendToCloud: false, // a button that would send the figures of a run to a server of others
+    plotlyServerURL: "",
+    typesetMath: false, // a name with dollar signs is a name
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
     toImageButtonOptions: { scale: 2 },
   };
 
   const draw = async (figure) => {
     const { data, layout } = coloured(JSON.parse(figure.querySelector("script").textContent), "", style());
-    if (isTouch) layout.dragmode = false; // a finger that moves over a chart scrolls the page
+    if (isTouch) {
+      layout.dragmode = false; // a finger that moves over a chart scrolls the page
+      layout.margin.t += 30; // the buttons, which are always seen there, stand above the legend
+      layout.height += 30;
+    }
     figure.classList.add("live"); // the place must be seen to have a width
     try {
       await Plotly.react(figure.querySelector(".plot"), data, layout, config);

@@ -9,10 +9,10 @@ from typing import Literal, TypeVar
 
 T = TypeVar("T")
 
-Colour = Literal["a", "b", "c", "d", "e", "f", "g", "good", "bad"]
+Colour = Literal["a", "b", "c", "d", "e", "f", "g", "h", "i", "good", "bad"]
 """A colour of the page's style by its name there, so that light and dark have their own; `c` is the quiet one."""
 
-COLOURS: tuple[Colour, ...] = ("a", "b", "d", "e", "f", "g", "c")
+COLOURS: tuple[Colour, ...] = ("a", "b", "d", "e", "f", "g", "h", "i", "c")
 """What series of no special meaning take in turn."""
 
 Point = tuple[float, float]

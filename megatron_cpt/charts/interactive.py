@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import math
-import textwrap
 from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 from megatron_cpt.charts.data import BarChart, Chart, Ends, Mark, Series, Timeline, XYChart
 
-NAME_WIDTH = 20  # characters of a bar's name in a line
+NAME_WIDTH, LEGEND_WIDTH, ROW_WIDTH = 50, 40, 24  # characters of a name above a bar, in a legend, beside a row: a phone's room
+NAME_HEIGHT, BAR_HEIGHT = 20, 26  # pixels of a bar's name, and of the bar
 TEXT = {"family": "system-ui, sans-serif", "size": 13, "color": "var(--fg)"}
 
 
@@ -33,6 +33,15 @@ def as_json(value: object) -> str:
 
 def _plain(text: str) -> str:
     return escape(text, quote=False)
+
+
+def _name(text: str, width: int = LEGEND_WIDTH) -> str:
+    """Return a name, cut to what there is room for."""
+    return _plain(text if len(text) <= width else f"{text[: width - 1]}…")
+
+
+def _note(text: str, **place: Any) -> dict[str, Any]:
+    return {"text": text, "showarrow": False, "font": {"size": 12, "color": "var(--soft)"}, **place}
 
 
 def _colour(name: str) -> str:
@@ -95,7 +104,7 @@ def _trace(series: Series, chart: XYChart, *, is_scatter: bool) -> dict[str, Any
     value = "%{y:.5~g}"
     trace: dict[str, Any] = {
         "type": "scatter",
-        "name": _plain(series.name),
+        "name": _name(series.name),
         "x": xs,
         "y": ys,
         "mode": f"{mode}+text" if series.labels else mode,
@@ -156,7 +165,7 @@ def _marks(marks: Sequence[Mark], *, axis: str) -> tuple[list[dict[str, Any]], l
             if axis == "x"
             else {"xref": "paper", "yref": "y", "x": 1, "y": mark.at, "xanchor": "right", "yanchor": "bottom"}
         )
-        notes.append({"text": _plain(mark.name), "showarrow": False, "font": {"size": 11, "color": "var(--soft)"}, **place})
+        notes.append(_note(_name(mark.name), **place))
     return shapes, notes
 
 
@@ -175,32 +184,28 @@ def _bars(chart: BarChart) -> dict[str, Any]:
             errors = {f"error_{along}": _errors([value or 0.0 for value in values], [each.intervals[place] for place in kept], "fg")}
         data.append(
             {
-                **errors, "type": "bar", "orientation": "h" if chart.across else "v", "name": _plain(each.name), along: values, over: kept,
+                **errors, "type": "bar", "orientation": "h" if chart.across else "v", "name": _name(each.name), along: values, over: kept,
                 "marker": {"color": _colour(each.colour)}, "text": written, "textposition": "auto" if chart.across else "none",
                 "customdata": [_plain(chart.names[place]) for place in kept], "cliponaxis": False,
                 "hovertemplate": "%{customdata}: %{text}<extra>%{fullData.name}</extra>",
             }
         )  # fmt: skip
-    is_one_each = all(sum(each.values[place] is not None for each in chart.series) <= 1 for place in places)
-    names = _axis(
-        chart.names_axis.title, tickmode="array", tickvals=places, ticktext=[_wrapped(name) for name in chart.names], showgrid=False
-    )
-    if chart.across:
-        names |= {"autorange": "reversed"}
-    mode = "stack" if chart.stacked else "overlay" if is_one_each else "group"
-    num_lines = [len(textwrap.wrap(name, NAME_WIDTH)) for name in chart.names]
-    num_bars = [1 if chart.stacked else max(sum(each.values[place] is not None for each in chart.series), 1) for place in places]
-    room = [max(30 * bars, 18 * lines) for bars, lines in zip(num_bars, num_lines, strict=True)]
+    counts = [sum(each.values[place] is not None for each in chart.series) for place in places]
+    mode = "stack" if chart.stacked else "overlay" if max(counts) <= 1 else "group"
+    values_axis = _axis(chart.axis.title, rangemode="tozero")
+    shared: dict[str, Any] = {"barmode": mode, "hovermode": "closest", "showlegend": len(data) > 1}
+    if not chart.across:
+        names = _axis(chart.names_axis.title, tickmode="array", tickvals=places, ticktext=[_name(name) for name in chart.names])
+        return {"data": data, "layout": _layout(340, xaxis=names, yaxis=values_axis, **shared)}
+    slot = NAME_HEIGHT * 2 + BAR_HEIGHT * (1 if mode != "group" else max(counts))
+    names = _axis("", showticklabels=False, showgrid=False, range=[len(places) - 0.5, -0.5])
+    over_bars = {"x": 0, "xref": "paper", "yref": "y", "xanchor": "left", "yanchor": "top"}
+    notes = [_note(_name(name, NAME_WIDTH), y=place - 0.5, **over_bars) for place, name in enumerate(chart.names)]
+    legend = 20 * (len(data) // 4)
     layout = _layout(
-        110 + sum(room) + 10 * len(places) if chart.across else 340,
-        **{f"{along}axis": _axis(chart.axis.title, rangemode="tozero"), f"{over}axis": names},
-        barmode=mode, hovermode="closest", showlegend=len(data) > 1,
-    )  # fmt: skip
-    return {"data": data, "layout": layout}
-
-
-def _wrapped(name: str) -> str:
-    return "<br>".join(_plain(line) for line in textwrap.wrap(name, NAME_WIDTH)) or _plain(name)
+        100 + legend + slot * len(places), xaxis=values_axis, yaxis=names, bargap=2 * NAME_HEIGHT / slot, annotations=notes, **shared
+    )
+    return {"data": data, "layout": layout | {"margin": {"l": 16, "r": 16, "t": 36, "b": 44}}}
 
 
 def _timeline(chart: Timeline) -> dict[str, Any]:
@@ -210,7 +215,7 @@ def _timeline(chart: Timeline) -> dict[str, Any]:
         spans = [span for span in chart.spans if span.kind == kind]
         data.append(
             {
-                "type": "bar", "orientation": "h", "name": _plain(kind), "y": [rows.index(span.row) for span in spans],
+                "type": "bar", "orientation": "h", "name": _name(kind), "y": [rows.index(span.row) for span in spans],
                 "base": [span.begin for span in spans], "x": [span.end - span.begin for span in spans],
                 "marker": {"color": _colour(spans[0].colour), "line": {"color": _colour(spans[0].colour), "width": 1}},
                 "customdata": [_plain(span.words or span.kind) for span in spans], "width": 0.6,
@@ -218,7 +223,9 @@ def _timeline(chart: Timeline) -> dict[str, Any]:
             }
         )  # fmt: skip
     shapes, notes = _marks(chart.marks, axis="x")
-    names = _axis("", tickmode="array", tickvals=list(range(len(rows))), ticktext=[_wrapped(row) for row in rows], autorange="reversed")
+    names = _axis(
+        "", tickmode="array", tickvals=list(range(len(rows))), ticktext=[_name(row, ROW_WIDTH) for row in rows], autorange="reversed"
+    )
     layout = _layout(
         120 + 34 * len(rows), xaxis=_axis(chart.axis.title), yaxis=names, barmode="overlay", hovermode="closest", showlegend=True,
         shapes=shapes, annotations=notes,

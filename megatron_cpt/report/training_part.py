@@ -6,7 +6,7 @@ from megatron_cpt.charts.data import COLOURS, Axis, BarChart, BarSeries, Mark, S
 from megatron_cpt.charts.figure import charts, figure
 from megatron_cpt.charts.page import table
 from megatron_cpt.plan.page_text import memory_parts, show_bytes
-from megatron_cpt.record.unknown import Unavailable
+from megatron_cpt.record.unknown import Amount, Unavailable
 from megatron_cpt.report.records import RunRecords
 from megatron_cpt.report.section import Section, note
 from megatron_cpt.report.steps import is_number, points_of
@@ -39,7 +39,7 @@ def training(records: RunRecords) -> Section:
         XYChart("Gradient norm, before clipping", [Series("norm", thinned(found.points("grad_norm")))], TOKENS, Axis("L2 norm")),
     ]
     skipped = sum(bool(step.get("is_skipped")) for step in found.steps)
-    words = f"{len(found.steps):,} steps led to these weights; the update of {skipped:,} was left out."
+    words = f"{len(found.steps):,} steps led to these weights; {skipped:,} of them left them as they were."
     if left:
         words += " Steps of rounds that were rolled back are dashed."
     return Section("training", "Training", charts([figure(each) for each in shown]) + note(words))
@@ -73,7 +73,7 @@ def speed(records: RunRecords) -> Section:
     seconds = sum(float(step["seconds"]) for step in found.steps if is_number(step.get("seconds")))
     tokens = float(found.steps[-1]["tokens"]) - _tokens_before(records)
     if seconds > 0:
-        words += [f"Over all steps: {tokens / seconds:,.4g} tokens/s."]
+        words += [f"Over all steps: {Amount(tokens / seconds):.4g} tokens/s."]
     return Section("speed", "Throughput and utilization", charts([figure(each) for each in shown]) + note(*words))
 
 

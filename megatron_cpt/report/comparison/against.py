@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_cpt.gate.pairs import BASE, CANDIDATE
 from megatron_cpt.record.unknown import Unavailable
 from megatron_cpt.report.comparison.entry import Entry
 from megatron_cpt.report.comparison.groups import Comparison, Group
-from megatron_cpt.report.comparison.measures import NOT_SCORED, Axis, Change, Measured, change_of, excluded_items
+from megatron_cpt.report.comparison.measures import NOT_SCORED, Axis, Change, Measured, change_between, excluded_items
 
 EXPLAINED = (
     "What a run's trained model has more than that of {reference}, item by item on the items of both. An interval holds what other items "
@@ -64,9 +63,12 @@ def against_in(comparison: Comparison, reference: str | None) -> dict[int, Again
 
 
 def _difference(group: Group, axis: Axis, run: Entry, reference: Entry) -> Measured:
-    trained = (reference.candidate or {}).get("subjects", {}).get(CANDIDATE)
-    if trained is None or run.plan is None:
-        return NOT_SCORED if run.candidate is None else Unavailable(f"{reference.name}: {NOT_SCORED.reason}")
+    for each in (run, reference):
+        if each.candidate is None:
+            return Unavailable(f"{each.name}: {NOT_SCORED.reason}")
+    assert run.plan is not None
+    assert reference.candidate is not None
+    assert run.candidate is not None
     records = [record for each in group.runs for record in (each.entry.baseline, each.entry.candidate or {})]
     exclude = {rule.of: excluded_items(records, rule) for rule in axis.rules}
-    return change_of(axis, run.plan.gate, {"subjects": {BASE: trained}}, run.candidate, exclude=exclude)
+    return change_between(axis, run.plan.gate, reference.candidate, run.candidate, exclude=exclude)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 RULE = (
     "A run dominates another when it gains at least as much and forgets at most as much, one of the two strictly. The front holds the runs "
-    "that none dominates. Point values decide it; the intervals are shown and decide nothing."
+    "that none dominates; point values decide it. A run is surely behind one on the front when, item by item, the interval of that one's "
+    "lead lies above 0 in one figure and not below 0 in the other; no correction is made for looking at many runs."
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -19,6 +19,7 @@ from megatron_cpt.report.comparison.measures import (
     Measured,
     axis_of,
     base_figure,
+    change_between,
     change_of,
     excluded_items,
     identity_of,
@@ -35,24 +36,46 @@ COSTS: tuple[tuple[str, Callable[[StageTotals], Total], float], ...] = (
 
 
 @dataclass(frozen=True)
+class Lead:
+    """What a run that dominates another has over it, item by item: how much more it gained, and how much less it forgot."""
+
+    name: str
+    gain: Measured
+    forgetting: Measured
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the interval of one of the two lies above 0, and the other's does not lie below."""
+        known = [each for each in (self.gain, self.forgetting) if isinstance(each, Change)]
+        return len(known) == 2 and any(each.low > 0 for each in known) and all(each.high >= 0 for each in known)
+
+
+@dataclass(frozen=True)
 class Placed:
-    """A run in its group. `dominated_by` is None for a run without a point, and empty for one on the front."""
+    """A run in its group; `ahead` are the runs on the front that dominate it; None: without a point, empty: on it."""
 
     entry: Entry
     gain: Measured
     forgetting: Measured
     cost: Figure
-    dominated_by: tuple[str, ...] | None = None
+    ahead: tuple[Lead, ...] | None = None
 
     @property
     def is_on_front(self) -> bool:
-        return self.dominated_by == ()
+        return self.ahead == ()
+
+    @property
+    def is_surely_behind(self) -> bool:
+        """Whether a run's lead over this one is more than chance of the items would give."""
+        return any(lead.is_sure for lead in self.ahead or ())
 
     @property
     def standing(self) -> str:
-        if self.dominated_by is None:
+        if self.ahead is None:
             return "no point"
-        return f"dominated by {', '.join(self.dominated_by)}" if self.dominated_by else "on the front"
+        if not self.ahead:
+            return "on the front"
+        return f"{'surely behind' if self.is_surely_behind else 'behind, but not surely'}: {', '.join(lead.name for lead in self.ahead)}"
 
 
 @dataclass(frozen=True)
@@ -156,9 +179,19 @@ def _group(entries: Sequence[Entry], identity: dict[str, Any]) -> Group:
         for run in placed
         if isinstance(run.gain, Change) and isinstance(run.forgetting, Change)
     }
-    above = dominators(points)
-    runs = tuple(Placed(run.entry, run.gain, run.forgetting, run.cost, above.get(run.entry.name)) for run in placed)
-    return Group(identity, _settings(entries), gain, forgetting, cost_name, runs, tuple(_notes(entries, (gain, forgetting), exclude)))
+    by_name, above, axes = {run.entry.name: run for run in placed}, dominators(points), (gain, forgetting)
+    front = [name for name, others in above.items() if not others]
+    ahead = {name: tuple(_lead(by_name[other], by_name[name], axes, exclude) for other in front if other in above[name]) for name in above}
+    runs = tuple(replace(run, ahead=ahead.get(run.entry.name)) for run in placed)
+    return Group(identity, _settings(entries), gain, forgetting, cost_name, runs, tuple(_notes(entries, axes, exclude)))
+
+
+def _lead(one: Placed, other: Placed, axes: tuple[Axis, Axis], exclude: dict[str, set[str]]) -> Lead:
+    """Return the lead of one run over another by their scores on the same items."""
+    assert one.entry.plan is not None
+    gate, before, after = one.entry.plan.gate, other.entry.candidate or {}, one.entry.candidate or {}
+    gain, forgetting = (change_between(axis, gate, before, after, exclude=exclude) for axis in axes)
+    return Lead(one.entry.name, *(each.gain if isinstance(each, Change) else each for each in (gain, forgetting)))
 
 
 def _costs(entries: Sequence[Entry]) -> tuple[str, list[Figure]]:
@@ -187,8 +220,10 @@ def _notes(entries: Sequence[Entry], axes: Sequence[Axis], exclude: dict[str, se
         if found and max(found.values()) - min(found.values()) > BASE_TOLERANCE:
             listed = ", ".join(f"{name} {figure:.4f}" for name, figure in found.items())
             notes.append(f"The base itself scored differently on {axis.title}: {listed}. Another number format or machine can do that.")
+    shared: dict[tuple[str, str], list[str]] = {}
     for entry in entries:
-        for run in dict.fromkeys(entry.taken_over().values()):
-            stages = [stage for stage, from_run in entry.taken_over().items() if from_run == run]
-            notes.append(f"{entry.name} took {', '.join(stages)} over from {run}, whose bill has them.")
+        taken = entry.taken_over()
+        for run in dict.fromkeys(taken.values()):
+            shared.setdefault((run, ", ".join(stage for stage in taken if taken[stage] == run)), []).append(entry.name)
+    notes += [f"{', '.join(names)} took {stages} over from {run}, whose bill has them." for (run, stages), names in shared.items()]
     return notes

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from megatron_cpt.gate.judge import measure
-from megatron_cpt.gate.pairs import BASE, contaminated
+from megatron_cpt.gate.pairs import BASE, CANDIDATE, contaminated
 from megatron_cpt.plan.metrics import TEXT_METRIC, metric_named
 from megatron_cpt.plan.run_plan import GatePlan, GateRule, RunPlan
 from megatron_cpt.record.hashing import sha256_plain
@@ -142,6 +142,14 @@ def change_of(
     tail = (1 - gate.confidence) / 2
     low, high = np.quantile(np.mean(resampled, axis=0), [tail, 1 - tail])
     return Change(float(np.mean(worsening)), float(low), float(high), num_items)
+
+
+def change_between(
+    axis: Axis, gate: GatePlan, one: Mapping[str, Any], other: Mapping[str, Any], *, exclude: Mapping[str, Collection[str]]
+) -> Measured:
+    """Return the change on an axis from the trained model of one `eval.json` to that of another, paired item by item."""
+    as_base = {"subjects": {BASE: _map(one.get("subjects")).get(CANDIDATE)}}
+    return change_of(axis, gate, as_base, other, exclude=exclude)
 
 
 def base_figure(axis: Axis, baseline: Mapping[str, Any]) -> float | None:

@@ -79,7 +79,7 @@ def cost_chart(group: Group) -> str:
         )
         for name, colour, runs in _front_and_behind([run for run, _ in known])
     ]
-    left_out = sum(run.dominated_by is not None for run in group.runs) - sum(len(each.points) for each in series)
+    left_out = sum(run.ahead is not None for run in group.runs) - sum(len(each.points) for each in series)
     return figure(
         XYChart("Gain against cost", series, Axis(group.cost_name), Axis(f"gain on {group.gain.title}", group.gain.unit)),
         note=f"{left_out} runs whose cost is not known as a whole are not drawn." if left_out else "Attempts that failed are counted.",
@@ -88,7 +88,7 @@ def cost_chart(group: Group) -> str:
 
 def _front_and_behind(runs: Sequence[Placed]) -> list[tuple[str, Colour, list[Placed]]]:
     """Return the runs with a point, those on the front from the largest gain down; a kind without a run is left out."""
-    drawn = sorted((run for run in runs if run.dominated_by is not None), key=lambda run: -point_of(run.gain))
+    drawn = sorted((run for run in runs if run.ahead is not None), key=lambda run: -point_of(run.gain))
     kinds: list[tuple[str, Colour, list[Placed]]] = [
         (FRONT, "good", [run for run in drawn if run.is_on_front]),
         (BEHIND, "c", [run for run in drawn if not run.is_on_front]),
@@ -120,7 +120,7 @@ def _runs(group: Group) -> str:
     for run in group.runs:
         figures = figures_of(run)
         cells = {key: _cell(shown, notes) for key, shown in figures.items()}
-        rank = None if run.dominated_by is None else float(len(run.dominated_by))
+        rank = None if run.ahead is None else float(len(run.ahead))
         settings = map(_setting, group.settings.of(run.entry.name))
         results.append(
             (run.entry.name, str(run.entry.state), *settings, cells["gain"], cells["forgetting"], Cell(_standing(run, labels), rank))
@@ -138,10 +138,11 @@ def _runs(group: Group) -> str:
 
 
 def _standing(run: Placed, labels: dict[str, str]) -> str:
-    if not run.dominated_by:
+    if not run.ahead:
         return run.standing
-    first, *more = run.dominated_by
-    return f"behind {labels[first]}" + (f" and {len(more)} more" if more else "")
+    leads = sorted(run.ahead, key=lambda lead: not lead.is_sure)
+    more = f" and {len(leads) - 1} more" if len(leads) > 1 else ""
+    return f"{'surely' if leads[0].is_sure else 'perhaps'} behind {labels[leads[0].name]}{more}"
 
 
 def _against(group: Group, against: Against) -> str:

@@ -15,7 +15,7 @@ from megatron_cpt.report.comparison.against import Against, against_in
 from megatron_cpt.report.comparison.cells import BILL, Notes, Shown, bill_of, figures_of, of_change, of_figure
 from megatron_cpt.report.comparison.entry import Entry
 from megatron_cpt.report.comparison.front import RULE
-from megatron_cpt.report.comparison.groups import Comparison, Group, Placed
+from megatron_cpt.report.comparison.groups import Comparison, Group, Lead, Placed
 from megatron_cpt.report.comparison.measures import Change, Measured
 from megatron_cpt.report.comparison.settings import Value
 
@@ -229,7 +229,7 @@ def json_text(comparison: Comparison, *, against: str | None = None) -> str:
             "detail": entry.state.detail,
             "group": number or None,
             "standing": run.standing,
-            "dominated_by": None if run.dominated_by is None else list(run.dominated_by),
+            "dominated_by": None if run.ahead is None else [_lead(lead) for lead in run.ahead],
             "settings": dict(zip(comparison.settings.apart, map(_plain, comparison.settings.of(entry.name)), strict=True)),
             "gain": _change(run.gain),
             "forgetting": _change(run.forgetting),
@@ -262,6 +262,10 @@ def _change(measured: Measured) -> Any:
     if isinstance(measured, Unavailable):
         return {"unavailable": measured.reason}
     return {"value": measured.value, "low": measured.low, "high": measured.high, "items": measured.num_items}
+
+
+def _lead(lead: Lead) -> dict[str, Any]:
+    return {"run": lead.name, "is_sure": lead.is_sure, "gained_more": _change(lead.gain), "forgot_less": _change(lead.forgetting)}
 
 
 def _plain(value: Any) -> Any:

@@ -72,7 +72,17 @@ def make_run(
     if until == "baseline":
         return folder
     billed(folder, "train", usd_per_hour=usd_per_hour)
-    append_line(folder / "train" / "metrics.jsonl", {"kind": "step", "step": 10, "tokens": 1000, "loss": 2.0, "lr": 1e-3})
+    step = {
+        "kind": "step",
+        "step": 10,
+        "tokens": 1000,
+        "loss": 2.0,
+        "lr": 1e-3,
+        "grad_norm": 1.0,
+        "seconds": 0.5,
+        "tokens_per_second": 2000.0,
+    }
+    append_line(folder / "train" / "metrics.jsonl", step)
     write_manifest(folder / "train", "train", {"plan": "p"}, {"step": 10, "tokens": 1000, "sources": {}})
     if until == "train":
         return folder

@@ -14,7 +14,9 @@ import pytest
 from megatron_cpt.cli import main
 from megatron_cpt.gate.verdict import VERDICT_NAME, Verdict
 from megatron_cpt.plan.run_plan import GatePlan, GateRule
-from megatron_cpt.record.store import read_lines
+from megatron_cpt.record.manifest import Manifest
+from megatron_cpt.record.store import read_lines, write_json
+from megatron_cpt.record.typed import to_plain
 from megatron_cpt.record.unknown import Unavailable
 from megatron_cpt.report.comparison.front import dominators
 from megatron_cpt.report.comparison.groups import Comparison, compare
@@ -23,6 +25,7 @@ from megatron_cpt.report.comparison.page import html, short_names
 from megatron_cpt.report.comparison.settings import differing, settings_of
 from megatron_cpt.report.comparison.tables import csv_text, json_text, markdown
 from megatron_cpt.report.comparison.terminal import terminal
+from megatron_cpt.report.page import write_report
 from tests.unit.gate.gate_examples import record, spread
 from tests.unit.report.comparison_runs import GATE, billed, make_run, scores
 
@@ -61,9 +64,13 @@ def test_gain_forgetting_and_front_of_a_sweep(compared: Comparison) -> None:
         assert (run.gain.value, run.forgetting.value) == (pytest.approx(gain), pytest.approx(forgetting))
         assert (run.gain.low, run.gain.high) == (pytest.approx(gain), pytest.approx(gain))  # every document changed by the same
     assert [run.entry.name for run in group.front] == ["lr-middle", "lr-free", "lr-low"]  # the largest gain first
-    assert found["lr-high"].dominated_by == ("lr-middle",)
+    (lead,) = found["lr-high"].ahead or ()
+    assert (lead.name, lead.is_sure) == ("lr-middle", True)
+    assert isinstance(lead.gain, Change)
+    assert isinstance(lead.forgetting, Change)
+    assert (lead.gain.value, lead.forgetting.value) == (pytest.approx(0.2 - 0.15), pytest.approx(0.3 - 0.01))
     assert found["lr-high"].entry.state.word == "rolled back"
-    assert found["lr-failed"].dominated_by is None
+    assert found["lr-failed"].ahead is None
     assert found["lr-failed"].standing == "no point"
     assert str(found["lr-failed"].entry.state) == "failed (in train, exit code 3)"
     assert group.settings.apart["schedule.peak_lr"] == ["9", "0.5", "0.004", "0.003", "0.006"]
@@ -96,6 +103,22 @@ def test_the_interval_is_that_of_the_verdict_for_a_rule_alone(tmp_path: Path) ->
     assert (-gain.value, -gain.high, -gain.low) == (pytest.approx(law.difference), pytest.approx(law.low), pytest.approx(law.high))
     assert (forgetting.value, forgetting.low, forgetting.high) == (web.difference, web.low, web.high)
     assert forgetting.low < forgetting.value < forgetting.high
+
+
+def test_a_lead_that_hangs_on_a_few_items_is_not_sure(tmp_path: Path) -> None:
+    """Point values say that one dominates; half of the items say otherwise by more than the mean, and no interval leaves 0 out."""
+    even = {name: [value - 0.1 for value in spread(1.8 if name == "law" else 1.2)] for name in ("law", "web")}
+    uneven = {name: [value - (0.3 if index % 2 else -0.28) for index, value in enumerate(values)] for name, values in even.items()}
+    make_run(tmp_path / "even", trained=record("train", even))
+    make_run(tmp_path / "uneven", trained=record("train", uneven))
+    (group,) = compare([tmp_path / "even", tmp_path / "uneven"]).groups
+    (front,), (behind,) = group.front, [run for run in group.runs if not run.is_on_front]
+    assert (front.entry.name, behind.entry.name) == ("uneven", "even")
+    assert not behind.is_surely_behind
+    assert behind.standing == "behind, but not surely: uneven"
+    make_run(tmp_path / "better", trained=record("train", {name: [value - 0.01 for value in values] for name, values in even.items()}))
+    (again,) = compare([tmp_path / "even", tmp_path / "better"]).groups
+    assert again.runs[0].standing == "surely behind: better"  # by far less, on every item
 
 
 def test_several_rules_in_one_unit_are_one_mean(tmp_path: Path) -> None:
@@ -160,6 +183,19 @@ def test_a_run_without_scores_or_plan_is_shown_as_such(tmp_path: Path) -> None:
     assert "begun: failed (in corpus, exit code 3); in no group: it has no plan yet" in said
     for text in (markdown(comparison), html(comparison)):
         assert "it has no plan yet" in text
+
+
+def test_what_a_run_took_over_is_named_beside_its_bill_and_in_its_lineage(tmp_path: Path) -> None:
+    make_run(tmp_path / "first")
+    second = make_run(tmp_path / "second")
+    for stage in ("corpus", "vocab"):
+        taken = dataclasses.replace(Manifest.load(second / stage), taken_from="first")
+        write_json(second / stage / "manifest.json", to_plain(taken))
+    comparison = compare([tmp_path / "first", second])
+    assert "second took corpus, vocab over from first, whose bill has them." in comparison.groups[0].notes
+    assert json.loads(json_text(comparison))["runs"][1]["taken_over"] == {"corpus": "first", "vocab": "first"}
+    write_report(tmp_path / "out", second)
+    assert "corpus from first; vocab from first" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_an_unknown_figure_has_a_reason_and_no_number(compared: Comparison) -> None:
