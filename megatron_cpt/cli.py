@@ -16,7 +16,7 @@ from megatron_cpt.errors import EXIT_FINISHED, ConfigError, CptError
 from megatron_cpt.meter.account_command import run_account
 from megatron_cpt.report.comparison.command import run_compare
 from megatron_cpt.stage_names import STAGES, StageInfo
-from megatron_cpt.sweep import EXIT_INTERRUPTED, comparison_of, jobs_of, run_jobs
+from megatron_cpt.sweep import ENDS_A_SWEEP, EXIT_INTERRUPTED, comparison_of, jobs_of, run_jobs
 
 if TYPE_CHECKING:
     from megatron_cpt.config.schema import ExperimentConfig
@@ -129,9 +129,10 @@ def _configured(arguments: argparse.Namespace) -> int:
         lambda job: _ended(lambda: do(job.config, job.siblings), is_debug=arguments.debug),
         say=lambda text: print(text, flush=True),
         is_fail_fast=arguments.fail_fast,
+        sums_up=not arguments.cfg and arguments.command != "status",
     )
     if not arguments.cfg and (arguments.command == "submit" or (arguments.command == "run" and _chosen(arguments)[-1].name in JUDGED)):
-        print(f"\n{comparison_of(jobs, is_over=arguments.command == 'run')}", flush=True)
+        print(f"\n{comparison_of(jobs, is_over=arguments.command == 'run' and code not in ENDS_A_SWEEP)}", flush=True)
     return code
 
 

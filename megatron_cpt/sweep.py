@@ -93,7 +93,9 @@ def _short(key: str, keys: set[str]) -> str:
     return key
 
 
-def run_jobs(jobs: Sequence[Job], do: Callable[[Job], int], *, say: Callable[[str], None], is_fail_fast: bool = False) -> int:
+def run_jobs(
+    jobs: Sequence[Job], do: Callable[[Job], int], *, say: Callable[[str], None], is_fail_fast: bool = False, sums_up: bool = True
+) -> int:
     """Do every job and return the exit code of the sweep: that of its gravest end.
 
     A failure outweighs a stop, a stop a budget, a budget a rollback; of several failures the first one counts. Where someone stopped a job,
@@ -102,6 +104,7 @@ def run_jobs(jobs: Sequence[Job], do: Callable[[Job], int], *, say: Callable[[st
     Args:
         do: does a job and returns its exit code, having said what went wrong.
         is_fail_fast: begin no further job after one that failed.
+        sums_up: end with a line a job that says how it ended.
     """
     codes: list[int] = []
     for number, job in enumerate(jobs, 1):
@@ -109,6 +112,8 @@ def run_jobs(jobs: Sequence[Job], do: Callable[[Job], int], *, say: Callable[[st
         codes.append(do(job))
         if codes[-1] in ENDS_A_SWEEP or (is_fail_fast and codes[-1] not in WORDS):
             break
+    if not sums_up:
+        return gravest(codes)
     width = max(len(job.config.run_name) for job in jobs)
     say("")
     for job, code in zip(jobs, [*codes, *[None] * (len(jobs) - len(codes))], strict=True):

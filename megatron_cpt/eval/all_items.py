@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import distributed
 
 from megatron_cpt.eval.bits_per_byte import Texts, read_texts, read_watched, score_texts
-from megatron_cpt.eval.cache import KEPT, CacheEntry
+from megatron_cpt.eval.cache import CacheEntry
 from megatron_cpt.eval.report import SubjectScore, TaskScore
 from megatron_cpt.eval.starts import NUM_DOCUMENTS, declared_bos_id, nats_by_start, warn_of_better_start
 from megatron_cpt.eval.subjects import Subject
@@ -25,6 +25,7 @@ from megatron_cpt.record.hashing import sha256_file
 from megatron_cpt.record.tokenizer_file import load_tokenizer
 
 SEPARATOR = "document separator"
+EXTENDED = "init"  # the base with its new rows: runs of a sweep often share it
 
 logger = logging.getLogger(__name__)
 
@@ -59,14 +60,12 @@ class AllItems:
 def score_or_take(
     subject: Subject, load: Callable[[], list[Any]], items: AllItems, plan: RunPlan, run_dir: Path, *, device: torch.device
 ) -> SubjectScore:
-    """Return the subject's scores, those of a model before training from the cache where they are kept.
-
-    Collective: the first rank reads for all.
+    """Return the subject's scores, those of before training from the cache where they are kept. Collective: the first rank reads for all.
 
     Args:
         load: returns this rank's chunks with the subject's weights.
     """
-    if not (plan.eval.cache and subject.name in KEPT):
+    if not (plan.eval.cache and subject.name in (BASE, EXTENDED)):
         return score_subject(subject, load(), items, plan, device=device)
     entry = CacheEntry.of(subject, plan, run_dir)
     kept: list[Any] = [entry.read() if distributed.get_rank() == 0 else None]

@@ -1,7 +1,6 @@
 """Scores that outlive a run: kept under a digest of everything that decides them, and never served for anything else.
 
-Only models before training are kept, the frozen base and the extended start: run after run of a sweep scores them anew. The first rank
-reads and writes.
+Kept are the frozen base and the extended model before training: they are what run after run scores anew. The first rank reads and writes.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from megatron_cpt import __version__
 from megatron_cpt.errors import CptError
 from megatron_cpt.eval.report import SubjectScore, worded
 from megatron_cpt.eval.subjects import Subject
+from megatron_cpt.gate.pairs import BASE
 from megatron_cpt.plan.run_plan import RunPlan
 from megatron_cpt.record.hashing import sha256_file, sha256_plain
 from megatron_cpt.record.store import read_json, write_json
 from megatron_cpt.record.typed import from_plain, to_plain
 
 FOLDER_NAME = ".eval-cache"
-KEPT = ("base", "init")
 SCORING_VERSION = 1  # raised with every change of code that changes a score
 
 logger = logging.getLogger(__name__)
@@ -53,6 +52,8 @@ class CacheEntry:
             "version": __version__,
             "scoring_version": SCORING_VERSION,
         }
+        if subject.name != BASE:
+            identity["subject"] = subject.name
         return cls(run_dir.parent / FOLDER_NAME / f"{sha256_plain(identity)}.json", identity)
 
     def read(self) -> SubjectScore | None:

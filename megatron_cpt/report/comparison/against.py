@@ -63,12 +63,8 @@ def against_in(comparison: Comparison, reference: str | None) -> dict[int, Again
 
 
 def _difference(group: Group, axis: Axis, run: Entry, reference: Entry) -> Measured:
-    for each in (run, reference):
-        if each.candidate is None:
-            return Unavailable(f"{each.name}: {NOT_SCORED.reason}")
-    assert run.plan is not None
-    assert reference.candidate is not None
-    assert run.candidate is not None
+    if reference.candidate is None or run.plan is None:
+        return NOT_SCORED if run.candidate is None else Unavailable(f"{reference.name}: {NOT_SCORED.reason}")
     records = [record for each in group.runs for record in (each.entry.baseline, each.entry.candidate or {})]
     exclude = {rule.of: excluded_items(records, rule) for rule in axis.rules}
     return change_between(axis, run.plan.gate, reference.candidate, run.candidate, exclude=exclude)

@@ -145,7 +145,7 @@ def change_of(
 
 
 def change_between(
-    axis: Axis, gate: GatePlan, one: Mapping[str, Any], other: Mapping[str, Any], *, exclude: Mapping[str, Collection[str]]
+    axis: Axis, gate: GatePlan, one: Mapping[str, Any], other: Mapping[str, Any] | None, *, exclude: Mapping[str, Collection[str]]
 ) -> Measured:
     """Return the change on an axis from the trained model of one `eval.json` to that of another, paired item by item."""
     as_base = {"subjects": {BASE: _map(one.get("subjects")).get(CANDIDATE)}}

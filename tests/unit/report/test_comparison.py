@@ -26,6 +26,7 @@ from megatron_cpt.report.comparison.settings import differing, settings_of
 from megatron_cpt.report.comparison.tables import csv_text, json_text, markdown
 from megatron_cpt.report.comparison.terminal import terminal
 from megatron_cpt.report.page import write_report
+from megatron_cpt.sweep import Job, comparison_of
 from tests.unit.gate.gate_examples import record, spread
 from tests.unit.report.comparison_runs import GATE, billed, make_run, scores
 
@@ -251,3 +252,22 @@ def test_the_command_takes_names_patterns_and_folders(sweep: Path, tmp_path: Pat
     assert main(["compare", "lr-low", "--runs-dir", str(sweep), "--out", str(sweep / "lr-high")]) == 2
     assert "not written into a run" in capsys.readouterr().err
     assert main(["compare", "--runs-dir", str(sweep), "--out", str(out)]) == 0  # all of them
+
+
+def test_a_sweep_ends_with_its_comparison_and_the_command_for_it(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    @dataclasses.dataclass
+    class Config:
+        run_name: str
+        runs_dir: str = str(sweep)
+
+    jobs = [Job((), (), Config(name)) for name in ("lr-low", "lr-middle", "lr-nothing")]  # type: ignore[arg-type]
+    said = comparison_of(jobs, is_over=True)
+    assert "* lr-middle" in said
+    typed = said.rpartition("again ")[2].split()
+    assert "lr-nothing" not in typed  # it left no records
+    out = sweep / "lr-comparison"
+    assert len(json.loads((out / "comparison.json").read_text())["runs"]) == 2
+    assert typed[0] == "megatron-cpt"
+    assert main(typed[1:]) == 0
+    assert "* lr-middle" in capsys.readouterr().out
+    assert comparison_of(jobs, is_over=False).startswith("When they are through: megatron-cpt compare lr-low lr-middle lr-nothing ")
