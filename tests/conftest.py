@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
-from playwright.sync_api import Browser
 
-from tests.browser import NoBrowser, chromium_browser
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
     """One browser for a test process."""
+    from tests.browser import NoBrowser, chromium_browser  # noqa: PLC0415  -- most test processes open no page
+
     try:
         running = chromium_browser()
         browser = running.__enter__()

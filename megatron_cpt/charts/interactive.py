@@ -15,6 +15,7 @@ from megatron_cpt.charts.data import BarChart, Chart, Ends, Mark, Series, Timeli
 
 NAME_WIDTH, LEGEND_WIDTH, ROW_WIDTH = 50, 40, 24  # characters of a name above a bar, in a legend, beside a row: a phone's room
 NAME_HEIGHT, BAR_HEIGHT = 20, 26  # pixels of a bar's name, and of the bar
+ENDS_OF_LEVELS = ({"x": 1, "xanchor": "right"}, {"x": 0, "xanchor": "left"})  # names of levels that lie close do not cover each other
 TEXT = {"family": "system-ui, sans-serif", "size": 13, "color": "var(--fg)"}
 
 
@@ -153,17 +154,15 @@ def _distance(low: float, high: float) -> float:
 
 def _marks(marks: Sequence[Mark], *, axis: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     shapes, notes = [], []
-    for mark in marks:
-        if not math.isfinite(mark.at):
-            continue
+    for number, mark in enumerate(each for each in marks if math.isfinite(each.at)):
         line = {"color": _colour(mark.colour), "width": 1, "dash": "dash"}
         across = {"xref": "x", "yref": "paper", "x0": mark.at, "x1": mark.at, "y0": 0, "y1": 1}
         along = {"xref": "paper", "yref": "y", "x0": 0, "x1": 1, "y0": mark.at, "y1": mark.at}
         shapes.append({"type": "line", "line": line, **(across if axis == "x" else along)})
         place = (
-            {"xref": "x", "yref": "paper", "x": mark.at, "y": 1, "xanchor": "left", "yanchor": "top"}
+            {"xref": "x", "yref": "paper", "x": mark.at, "y": 1, "xanchor": "left", "yanchor": "top", "yshift": -14 * (number % 3)}
             if axis == "x"
-            else {"xref": "paper", "yref": "y", "x": 1, "y": mark.at, "xanchor": "right", "yanchor": "bottom"}
+            else {"xref": "paper", "yref": "y", "y": mark.at, "yanchor": "bottom", **ENDS_OF_LEVELS[number % 2]}
         )
         notes.append(_note(_name(mark.name), **place))
     return shapes, notes

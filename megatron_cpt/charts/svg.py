@@ -60,14 +60,14 @@ def xy_picture(chart: XYChart) -> str:
         for (x, y), text in zip(places, each.labels, strict=False):
             anchor, aside = ("end", -7) if x > WIDTH * 0.7 else ("start", 7)
             parts.append(f'<text class="value" x="{x + aside:.1f}" y="{y - 5:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
-    parts += [
-        _mark(mark, frame.at(mark.at, frame.y_ticks[0])[0]) for mark in chart.marks if frame.x_ticks[0] <= mark.at <= frame.x_ticks[-1]
-    ]
-    for level in chart.levels:
+    shown = [mark for mark in chart.marks if frame.x_ticks[0] <= mark.at <= frame.x_ticks[-1]]
+    parts += [_mark(mark, frame.at(mark.at, frame.y_ticks[0])[0], number) for number, mark in enumerate(shown)]
+    for number, level in enumerate(chart.levels):
+        anchor, place = (("end", WIDTH - RIGHT), ("start", LEFT + 4))[number % 2]  # names that lie close do not cover each other
         if math.isfinite(level.at):
             _, y = frame.at(frame.x_ticks[0], level.at)
             parts.append(f'<line class="mark {level.colour}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(f'<text class="value" x="{WIDTH - RIGHT}" y="{y - 4:.1f}" text-anchor="end">{escape(level.name)}</text>')
+            parts.append(f'<text class="value" x="{place}" y="{y - 4:.1f}" text-anchor="{anchor}">{escape(level.name)}</text>')
     return "".join([*parts, "</svg>"])
 
 
@@ -101,11 +101,12 @@ def _whisker(one: tuple[float, float], other: tuple[float, float]) -> str:
     return f'<line class="whisker" x1="{one[0]:.1f}" y1="{one[1]:.1f}" x2="{other[0]:.1f}" y2="{other[1]:.1f}"/>'
 
 
-def _mark(mark: Mark, x: float, *, bottom: float = HEIGHT - BOTTOM) -> str:
+def _mark(mark: Mark, x: float, number: int, *, bottom: float = HEIGHT - BOTTOM) -> str:
+    """Return a mark across the picture; `number` moves the names of neighbours apart."""
     end, aside = ("end", -6) if x > WIDTH / 2 else ("start", 6)
     return (
         f'<line class="mark {mark.colour}" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{bottom:g}"/>'
-        f'<text class="value" x="{x + aside:.1f}" y="{TOP - 4}" text-anchor="{end}">{escape(mark.name)}</text>'
+        f'<text class="value" x="{x + aside:.1f}" y="{TOP - 4 + 13 * (number % 3)}" text-anchor="{end}">{escape(mark.name)}</text>'
     )
 
 
@@ -131,7 +132,8 @@ def timeline_picture(chart: Timeline) -> str:
             f'<rect class="bar {span.colour}" x="{place(span.begin):.1f}" y="{top}" width="{width:.1f}" height="{SPAN}">'
             f"<title>{escape(span.words or span.kind)}</title></rect>"
         )
-    parts += [_mark(mark, place(mark.at), bottom=bottom) for mark in chart.marks if x_ticks[0] <= mark.at <= x_ticks[-1]]
+    shown = [mark for mark in chart.marks if x_ticks[0] <= mark.at <= x_ticks[-1]]
+    parts += [_mark(mark, place(mark.at), number, bottom=bottom) for number, mark in enumerate(shown)]
     return "".join([*parts, "</svg>"])
 
 

@@ -86,7 +86,7 @@ def _by_stage(totals: Sequence[StageTotals]) -> str:
     notes: list[str] = []
     rows = []
     for total in totals:
-        states = ", ".join(f"{count} {status}" for status, count in total.num_by_status.items())
+        states = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in total.num_by_status.items())
         figures = (
             (total.seconds, "{:,.1f}", 1.0),
             (total.device_seconds, "{:.4g}", 1 / HOUR),

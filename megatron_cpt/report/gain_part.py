@@ -13,7 +13,7 @@ from megatron_cpt.report.section import Section, change_text, figure_text, note,
 from megatron_cpt.report.steps import is_number
 from megatron_cpt.report.trajectory import Course, courses
 
-AGAINST_BASE = Axis("bits per byte against the frozen base")
+AGAINST_BASE = Axis("bits per byte against base")
 TOKENS = Axis("tokens trained on")
 BASE = Mark(0.0, "frozen base")
 

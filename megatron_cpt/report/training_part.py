@@ -16,19 +16,20 @@ GB = 1e9
 
 
 def training(records: RunRecords) -> Section:
-    """Return loss, learning rate and gradient norm over tokens; steps that were rolled back are drawn beside them."""
+    """Return loss, learning rate and gradient norm over tokens; steps that were rolled back have a picture of their own."""
     found = records.training
     if not found.steps:
         return Section("training", "Training", "<p>Unknown: no step is recorded.</p>")
     left = [
-        Series(f"round {number}, left behind", thinned(points_of(steps, "loss")), "c", dashed=True) for number, steps in found.left.items()
+        Series(f"round {number}", thinned(points_of(steps, "loss")), COLOURS[place % len(COLOURS)], dashed=True)
+        for place, (number, steps) in enumerate(found.left.items())
     ]
     marks = [
         Mark(tokens, f"resumed at step {resume['step']}")
         for resume in found.resumes
         if (tokens := found.tokens_at().get(resume.get("step", 0))) is not None and tokens > 0
     ]
-    loss = [Series("loss", thinned(found.points("loss"))), *left]
+    loss = [Series("loss", thinned(found.points("loss")))]
     rates = [Series("rate", thinned(found.points("lr")), "b")]
     if rows := found.points("lr_embedding"):
         rates.append(Series("rate of embedding rows", thinned(rows), "d", dashed=True))
@@ -38,10 +39,12 @@ def training(records: RunRecords) -> Section:
         XYChart("Learning rate", rates, TOKENS, Axis("rate")),
         XYChart("Gradient norm, before clipping", [Series("norm", thinned(found.points("grad_norm")))], TOKENS, Axis("L2 norm")),
     ]
+    if left:  # a picture of its own: one that ran away would flatten the other
+        shown.append(XYChart("Loss of rounds left behind", left, TOKENS, Axis("nats per token")))
     skipped = sum(bool(step.get("is_skipped")) for step in found.steps)
-    words = f"{len(found.steps):,} steps led to these weights; {skipped:,} of them left them as they were."
-    if left:
-        words += " Steps of rounds that were rolled back are dashed."
+    words = f"{len(found.steps):,} steps led to these weights."
+    if skipped:
+        words += f" The updates of {skipped:,} were bad, and no weight took them."
     return Section("training", "Training", charts([figure(each) for each in shown]) + note(words))
 
 

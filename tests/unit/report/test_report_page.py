@@ -68,7 +68,7 @@ def test_the_page_is_quiet_and_asks_for_nothing(live: Opened) -> None:
 
 
 def test_loss_holds_the_steps_in_the_weights_and_those_left_behind(live: Opened) -> None:
-    loss, left = chart(live.page, "Training loss")
+    (loss,), (left,) = chart(live.page, "Training loss"), chart(live.page, "Loss of rounds left behind")
     assert points(loss) == [(step * STEP, 3.0 + 1 / step) for step in range(1, 11)]
     assert points(left) == [(step * STEP, 9.0 + 1 / step) for step in (1, 2, 3)]
     (norm,) = chart(live.page, "Gradient norm")
