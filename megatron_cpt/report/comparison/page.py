@@ -37,7 +37,8 @@ def _group(comparison: Comparison, number: int, against: Against | None) -> str:
     group = comparison.groups[number]
     differs = what_differs(comparison, number) if number else []
     apart = f"<p>Not those of group 1: {escape(', '.join(differs))}.</p>" if differs else ""
-    pictures = charts([pareto_chart(group), cost_chart(group)]) if group.front else ""
+    has_points = sum(run.ahead is not None for run in group.runs) > 1  # of one run there is nothing to see against it
+    pictures = charts([pareto_chart(group), cost_chart(group)]) if has_points else ""
     return (
         f"<h2>{escape(title_of(comparison, number))}</h2>{apart}<p><strong>{escape(front_line(group))}</strong></p>{pictures}"
         f"{_runs(group)}{_against(group, against) if against else ''}{note_list(group.notes)}{note(RULE)}{_equal(group.settings)}"
@@ -123,14 +124,14 @@ def _runs(group: Group) -> str:
         rank = None if run.ahead is None else float(len(run.ahead))
         settings = map(_setting, group.settings.of(run.entry.name))
         results.append(
-            (run.entry.name, str(run.entry.state), *settings, cells["gain"], cells["forgetting"], Cell(_standing(run, labels), rank))
+            (run.entry.name, str(run.entry.state), cells["gain"], cells["forgetting"], Cell(_standing(run, labels), rank), *settings)
         )
         costs.append((run.entry.name, *(cells[key] for key in COSTS)))
-    head = ("run", "state", *group.settings.apart, "gain", "forgetting", "front")
+    head = ("run", "state", "gain", "forgetting", "front", *group.settings.apart)
     about = f"{named['gain'].capitalize()}; {named['forgetting']}: positive is worse than the base. {interval_words(group)}"
     return (
         f'<p class="soft">{escape(about)}</p>'
-        + table(head, results, numbers=range(2, len(head) - 1), is_sortable=True)
+        + table(head, results, numbers=(2, 3, *range(5, len(head))), is_sortable=True)
         + "<h3>What training took</h3>"
         + table(("run", *(named[key] for key in COSTS)), costs, numbers=range(1, len(COSTS) + 1), is_sortable=True)
         + numbered(notes)

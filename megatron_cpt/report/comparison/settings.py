@@ -93,7 +93,7 @@ def differing(names: Sequence[str], runs: Sequence[tuple[Mapping[str, Any], Mapp
 def _sources_of_some(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Manifest]]]) -> set[str]:
     """Return the sources that a run has and another, whose corpus has finished too, has not: that they differ says all of it."""
     each = [{_source(key) for key in settings if key.startswith("source.")} for settings, manifests in runs if "corpus" in manifests]
-    return set().union(*each) - set.intersection(*each) if each else set()
+    return each[0].union(*each) - each[0].intersection(*each) if each else set()
 
 
 def _without(names: set[str], settings: Mapping[str, Any]) -> dict[str, Any]:
