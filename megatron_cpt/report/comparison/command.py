@@ -57,7 +57,8 @@ def run_compare(options: argparse.Namespace) -> None:
             raise ConfigError(
                 "Runs are held against one run.", where="--against", value=options.against, rule="the name or folder of a run"
             )
-        folders = list({folder.resolve(): folder for folder in (reference, *folders)}.values())
+        if reference.resolve() not in {folder.resolve() for folder in folders}:
+            folders = [reference, *folders]
     print(write_comparison(folders, options.out or options.runs_dir / FOLDER_NAME, against=reference), end="")
 
 
@@ -78,7 +79,8 @@ def write_comparison(folders: Sequence[Path], out: Path, *, against: Path | None
     if is_run(out) or (out / MANIFEST_NAME).exists():
         raise ConfigError("A comparison is not written into a run.", where=out, next_step="Name another folder: --out DIR.")
     comparison = compare(folders)
-    reference = None if against is None else names_of(folders)[[*folders].index(against)]
+    names = dict(zip((folder.resolve() for folder in folders), names_of(folders), strict=True))
+    reference = None if against is None else names[against.resolve()]
     for name, text in (
         ("comparison.md", markdown(comparison, against=reference)),
         ("comparison.csv", csv_text(comparison)),
