@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_cpt.charts.data import Axis, BarChart, BarSeries
+from megatron_cpt.charts.data import Axis, BarChart, BarSeries, Colour
 from megatron_cpt.charts.figure import charts, figure
 from megatron_cpt.charts.page import Cell, table
 from megatron_cpt.report.records import RunRecords
 from megatron_cpt.report.section import Section, figure_text, note
 from megatron_cpt.report.steps import is_number
 
-VOCABULARIES = {"base": "base", "extended": "extended"}
+VOCABULARIES: dict[str, Colour] = {"base": "c", "extended": "a"}
 FIGURES = {
     "bytes_per_token": ("bytes per token", "{:.3f}"),
     "tokens_per_char": ("tokens per character", "{:.3f}"),
@@ -96,10 +96,7 @@ def tokenizer(records: RunRecords) -> Section | None:
     figures = []
     for key in ("bytes_per_token", "fertility"):
         names = [role for role in fits if fits[role]]
-        bars = [
-            BarSeries(name, [_value(fits[role].get(name), key) for role in names], colour)
-            for name, colour in (("base", "c"), ("extended", "a"))
-        ]
+        bars = [BarSeries(name, [_value(fits[role].get(name), key) for role in names], colour) for name, colour in VOCABULARIES.items()]
         title = FIGURES[key][0]
         figures.append(
             figure(BarChart(title[0].upper() + title[1:], [f"{role} text" for role in names], bars, Axis(title), pattern="{:.3f}"))
@@ -121,7 +118,7 @@ def tokenizer(records: RunRecords) -> Section | None:
 
 def _value(fit: Mapping[str, Any] | None, key: str) -> float | None:
     value = (fit or {}).get(key)
-    return float(value) if is_number(value) else None  # type: ignore[arg-type]  -- it is one
+    return float(value) if is_number(value) else None
 
 
 def _fit(fit: Mapping[str, Any] | None, key: str, pattern: str) -> Cell:
