@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 Record = dict[str, Any]
 OF_A_STEP = ("step", "eval", "forgetting")
@@ -67,5 +67,5 @@ def points_of(steps: Sequence[Record], key: str) -> list[tuple[float, float]]:
     return [(float(step["tokens"]), float(step[key])) for step in steps if is_number(step.get(key))]
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -12,7 +12,7 @@ from megatron_cpt.report.records import RunRecords
 from megatron_cpt.report.section import Section, figure_text, note
 from megatron_cpt.report.steps import is_number
 
-VOCABULARIES = {"base": "base", "extended": "extended"}
+VOCABULARIES: dict[str, Colour] = {"base": "c", "extended": "a"}
 FIGURES = {
     "bytes_per_token": ("bytes per token", "{:.3f}"),
     "tokens_per_char": ("tokens per character", "{:.3f}"),
@@ -96,8 +96,7 @@ def tokenizer(records: RunRecords) -> Section | None:
     figures = []
     for key in ("bytes_per_token", "fertility"):
         names = [role for role in fits if fits[role]]
-        colours: tuple[tuple[str, Colour], ...] = (("base", "c"), ("extended", "a"))
-        bars = [BarSeries(name, [_value(fits[role].get(name), key) for role in names], colour) for name, colour in colours]
+        bars = [BarSeries(name, [_value(fits[role].get(name), key) for role in names], colour) for name, colour in VOCABULARIES.items()]
         title = FIGURES[key][0]
         figures.append(
             figure(BarChart(title[0].upper() + title[1:], [f"{role} text" for role in names], bars, Axis(title), pattern="{:.3f}"))
@@ -105,8 +104,7 @@ def tokenizer(records: RunRecords) -> Section | None:
     layout, pieces = facts.get("layout", {}), facts.get("num_new_pieces")
     words = [f"{layout['num_base_ids']:,} ids of the base, {layout['num_ids']:,} after." if "num_ids" in layout else ""]
     words += [f"{pieces:,} new pieces." if pieces else "No piece was added."]
-    saved = facts.get("domain_token_saving")
-    if saved is not None and is_number(saved):
+    if is_number(saved := facts.get("domain_token_saving")):
         words += [
             f"The same domain text takes {saved:.1%} fewer tokens."
             if saved >= 0
@@ -120,7 +118,7 @@ def tokenizer(records: RunRecords) -> Section | None:
 
 def _value(fit: Mapping[str, Any] | None, key: str) -> float | None:
     value = (fit or {}).get(key)
-    return float(value) if value is not None and is_number(value) else None
+    return float(value) if is_number(value) else None
 
 
 def _fit(fit: Mapping[str, Any] | None, key: str, pattern: str) -> Cell:
