@@ -52,7 +52,8 @@ until [[ -e $RUN_DIR/train/stop-requested ]]; do /bin/sleep 0.01; done
 rm "$RUN_DIR/train/stop-requested"
 exit 75
 """,
-    "sleep": '#!/bin/bash\n: >"$FAKE/sleeps"\nexec /bin/sleep 600\n',
+    # ten minutes are what the body waits for its requeue; shorter ones lie between its requests for a checkpoint
+    "sleep": '#!/bin/bash\n[[ $1 != 600 ]] || : >"$FAKE/sleeps"\nexec /bin/sleep "$1"\n',
 }
 
 

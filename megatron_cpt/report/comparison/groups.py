@@ -27,7 +27,7 @@ from megatron_cpt.report.comparison.measures import (
 from megatron_cpt.report.comparison.settings import Differing, differing
 
 GAIN, FORGETTING = "domain", "general"  # the groups of rules that the two axes are made of
-BASE_TOLERANCE = 1e-3  # bits per byte, or a share: layouts and thread counts move a base's own figure by less (docs/reference/evaluation.md)
+BASE_TOLERANCE = 1e-3  # bits per byte, or a share: layouts and threads move a base's own figure by less (docs/reference/evaluation.md)
 COSTS: tuple[tuple[str, Callable[[StageTotals], Total], float], ...] = (
     ("USD of training", lambda bill: bill.usd, 1.0),
     ("kWh of training at the meters", lambda bill: bill.joules, 1 / JOULES_PER_KWH),

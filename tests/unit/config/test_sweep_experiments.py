@@ -47,5 +47,5 @@ def test_a_sweep_plans_every_job_of_the_command_in_its_file_and_in_the_docs(name
         plans.append((plan_settings(config), config.tokenizer))
     assert all(plans.count(each) == 1 for each in plans), "two jobs of a sweep are the same run"
     assert len(plans) > 1
-    docs = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    docs = (ROOT / "docs" / "measured" / "sweeps.md").read_text(encoding="utf-8").replace("\\\n", " ")
     assert words in [shlex.split(line) for line in docs.splitlines() if line.strip().startswith("megatron-cpt")]
