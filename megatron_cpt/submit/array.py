@@ -41,7 +41,7 @@ def array_spec(numbers: Sequence[int]) -> str:
 
 def numbers_in(spec: str) -> list[int]:
     """Return the numbers of what Slurm prints for elements that wait, such as `[0-2,5%4]` or `3`; what it cuts off with `...` is lost."""
-    found = []
+    found: list[int] = []
     for part in spec.strip("[]").partition("%")[0].split(","):
         if (match := _RANGE.fullmatch(part)) is not None:
             first, last, step = match.groups()
