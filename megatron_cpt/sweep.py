@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_cpt.errors import EXIT_BUDGET, EXIT_FINISHED, EXIT_ROLLED_BACK, EXIT_STOPPED
+from megatron_cpt.errors import EXIT_BUDGET, EXIT_FINISHED, EXIT_ROLLED_BACK, EXIT_STOPPED, DataError
 from megatron_cpt.record.hashing import sha256_text
 from megatron_cpt.report.comparison.command import FOLDER_NAME, is_run, write_comparison
 
@@ -27,6 +27,7 @@ WORDS = {
     EXIT_STOPPED: "stopped with a checkpoint",
     EXIT_INTERRUPTED: "interrupted",
 }
+UNKNOWN_OR_DATA = "data at fault, or a verdict that is unknown: exit code 3"
 _MILDEST_LAST = (EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_BUDGET, EXIT_ROLLED_BACK, EXIT_FINISHED)
 
 
@@ -117,7 +118,7 @@ def run_jobs(
     width = max(len(job.config.run_name) for job in jobs)
     say("")
     for job, code in zip(jobs, [*codes, *[None] * (len(jobs) - len(codes))], strict=True):
-        said = "not begun" if code is None else WORDS.get(code, f"failed, exit code {code}")
+        said = "not begun" if code is None else WORDS.get(code, UNKNOWN_OR_DATA if code == DataError.exit_code else f"failed, exit code {code}")
         say(f"{job.config.run_name:<{width}}  {said}")
     return gravest(codes)
 

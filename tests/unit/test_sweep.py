@@ -74,7 +74,7 @@ def test_a_sweep_does_equal_work_once_and_goes_on_after_a_failed_job(tmp_path: P
     captured = capsys.readouterr()
     first, second = [path for path in sorted(runs.iterdir()) if (path / "corpus").is_dir()]
     assert captured.out.count("finished\n") == 2
-    assert captured.out.count("failed, exit code 3") == 2
+    assert captured.out.count("a verdict that is unknown: exit code 3") == 2
     assert "missing.jsonl" in captured.err
     assert Manifest.load(second / "corpus").taken_from == first.name
     assert f"taken over from {first.name}" in captured.out
