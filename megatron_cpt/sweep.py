@@ -118,7 +118,8 @@ def run_jobs(
     width = max(len(job.config.run_name) for job in jobs)
     say("")
     for job, code in zip(jobs, [*codes, *[None] * (len(jobs) - len(codes))], strict=True):
-        said = "not begun" if code is None else WORDS.get(code, UNKNOWN_OR_DATA if code == DataError.exit_code else f"failed, exit code {code}")
+        ended = UNKNOWN_OR_DATA if code == DataError.exit_code else f"failed, exit code {code}"
+        said = "not begun" if code is None else WORDS.get(code, ended)
         say(f"{job.config.run_name:<{width}}  {said}")
     return gravest(codes)
 
