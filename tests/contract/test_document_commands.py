@@ -53,6 +53,7 @@ SITE = {
     "xdg-open",
     "wandb",
     "curl",
+    "grep",
 }
 
 
@@ -144,6 +145,8 @@ def python(words: list[str], workspace: Path) -> None:
         assert all((ROOT / word.partition("::")[0]).exists() for word in rest if not word.startswith("-"))
     elif module == "megatron_cpt.gate.null_experiment":
         assert {word.partition("=")[0] for word in rest} <= set(KEYS)
+    elif module.startswith("megatron_cpt.tools."):
+        read_command_line(ROOT / "tools" / f"{module.rpartition('.')[2]}.py", rest)
     elif module == "megatron_cpt.eval":
         parse_eval(rest)
     else:
