@@ -15,7 +15,7 @@ from megatron_cpt.meter.attempts import attempts_of
 from megatron_cpt.meter.totals import totals_by_stage
 
 
-@pytest.mark.slow
+@pytest.mark.long  # three minutes and more each, and as long for the run before them
 def test_a_drill_shows_that_a_bad_continuation_is_caught_and_undone_and_leaves_the_run_alone(workspace: Path) -> None:
     run_dir = workspace / "runs" / "good"
     ledger, files = (run_dir / "ledger.jsonl").read_bytes(), digests(run_dir)
@@ -44,7 +44,7 @@ def test_a_drill_shows_that_a_bad_continuation_is_caught_and_undone_and_leaves_t
     assert cpt(workspace, "audit").returncode == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long  # three minutes and more each, and as long for the run before them
 def test_a_drill_fails_and_names_the_promise_when_the_rules_are_so_lax_that_the_bad_run_passes(workspace: Path) -> None:
     run_dir = workspace / "runs" / "lax"
     shutil.copytree(workspace / "runs" / "good", run_dir, ignore=shutil.ignore_patterns("drill", ".lock"))

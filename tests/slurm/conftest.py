@@ -30,6 +30,10 @@ def slurm_cluster() -> Iterator[VirtualCluster]:
 def cluster_workspace(slurm_cluster: VirtualCluster) -> Path:
     """Text, a tiny base model and the experiment `line`, where every user of the cluster may read them."""
     folder = make_workspace(slurm_cluster.shared / "work")
+    experiment = folder / "conf" / "experiment" / "line.yaml"
+    without_wandb = experiment.read_text()
+    assert "wandb_mode: disabled" in without_wandb
+    experiment.write_text(without_wandb.replace("wandb_mode: disabled", "wandb_mode: offline"))  # a requeued run stays one there
     for path in folder.rglob("*"):
         path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
     runs = folder / "runs"  # of every user, with one bill

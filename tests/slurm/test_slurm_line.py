@@ -83,7 +83,7 @@ def test_two_runs_share_nodes_and_one_that_is_warned_saves_requeues_and_goes_on(
     ids = {}
     for name in ("warned", "beside"):
         copy_prepared(cluster_workspace, name)
-        ids[name] = submit(slurm_cluster, cluster_workspace, name, "--until", "train", "monitor.wandb_mode=offline")["train"]
+        ids[name] = submit(slurm_cluster, cluster_workspace, name, "--until", "train")["train"]
     wait_for_step(cluster_workspace, "warned", 6)
     nodes = slurm_cluster.out("squeue", "--noheader", "--states=running", "--format=%N").split()
     slurm_cluster.out("scancel", "--batch", "--signal=USR1", ids["warned"])  # what --signal=B:USR1 makes Slurm do before the limit
@@ -184,6 +184,7 @@ def train_by_hand(cluster: VirtualCluster, workspace: Path, name: str, *command:
     return done.stderr
 
 
+@pytest.mark.long  # another training
 def test_the_script_for_an_allocation_trains_on_both_of_its_nodes_with_the_losses_of_the_line(
     walked: dict[str, str], slurm_cluster: VirtualCluster, cluster_workspace: Path
 ) -> None:
@@ -255,7 +256,7 @@ def test_a_stage_that_fails_stops_its_dependants_and_the_report_is_still_made(
     assert states == {stage: ended.get(stage, ["CANCELLED"]) for stage in STAGES}, logs(cluster_workspace, "failing")
     shown = cpt(slurm_cluster, cluster_workspace, "status", "run_name=failing", user="nobody").stdout
     assert "failed with exit 3: see vocab-" in shown
-    assert shown.count("not run, since vocab did not finish") == 8
+    assert shown.count("not run, since vocab did not finish") == 9  # eight stages, and the array of the index
     lines = read_lines(cluster_workspace / "runs" / "failing" / "ledger.jsonl")
     billed = [line for line in lines if line["kind"] == "imported" and line["slurm"]["job_id"] == ids["vocab"]]
     assert [(line["state"], line["exit_code"], line["num_nodes"]) for line in billed] == [("FAILED", 3, 1)]  # it died before it could write

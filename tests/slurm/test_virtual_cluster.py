@@ -34,7 +34,8 @@ def test_a_job_of_two_nodes_is_in_accounting_with_the_joules_of_their_emulated_m
     assert slurm_cluster.wait_for(job) == ["COMPLETED"]
     elapsed, joules = slurm_cluster.out("sacct", "-nXP", "-j", job, "-o", "ElapsedRaw,ConsumedEnergyRaw").split("|")
     expected = 2 * WATTS_PER_NODE * float(elapsed)
-    assert abs(float(joules) - expected) <= 2 * WATTS_PER_NODE * 3  # whole seconds, and a reading each second at either end
+    # whole seconds, and a reading each second at either end, later on a busy machine; one node's alone would be the half
+    assert 0.6 * expected <= float(joules) <= 1.3 * expected
 
 
 def test_a_user_without_root_gets_a_job_of_their_own(slurm_cluster: VirtualCluster) -> None:
