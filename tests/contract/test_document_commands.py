@@ -96,8 +96,9 @@ def megatron_cpt(words: list[str], workspace: Path) -> None:
     assert all(config.run_name for config in configs)
     reads_what_is_there = Path(configs[0].model.path).is_dir() and not configs[0].eval.tasks
     if arguments.command == "corpus" and configs[0].run_name.startswith("mine"):  # the one stage that needs no torch
-        # few texts may all fall on one side; and a finished corpus would refuse the settings of other commands
-        all_trained = ["source.mine.test_fraction=0", "source.war_and_peace.test_fraction=0", "run_name=mine-corpus"]
+        # few texts may all fall on one side; and a corpus that another command has finished would refuse other settings
+        number = sum(1 for _ in (workspace / "runs").glob("mine-corpus-*"))
+        all_trained = ["source.mine.test_fraction=0", "source.war_and_peace.test_fraction=0", f"run_name=mine-corpus-{number}"]
         assert printed([*words, *all_trained, *([] if arguments.config_dir else ["--config-dir", str(config_dir)])])
     is_dry = arguments.command == "submit" and arguments.dry_run
     if reads_what_is_there and not arguments.multirun and (is_dry or arguments.command in ("plan", "search")):
