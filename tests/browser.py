@@ -38,7 +38,7 @@ def install() -> str:
         NoBrowser: it is missing, and this is not root or not a machine with apt.
         CalledProcessError: apt failed.
     """
-    with Path(tempfile.gettempdir(), "chromium-install.lock").open("w") as lock:  # test processes start together
+    with Path(tempfile.gettempdir(), "tests-apt-get.lock").open("w") as lock:  # one apt-get at a time, with that of tests/slurm
         fcntl.flock(lock, fcntl.LOCK_EX)
         if found := _found():
             return found

@@ -49,7 +49,7 @@ def install(packages: Sequence[str] = PACKAGES, commands: Sequence[str] = COMMAN
         raise NoCluster(
             "a virtual Slurm cluster needs root, for its namespaces" + (" and its packages" if missing_commands(commands) else "")
         )
-    with Path(tempfile.gettempdir(), "virtual-slurm-install.lock").open("w") as lock:  # test processes start together
+    with Path(tempfile.gettempdir(), "tests-apt-get.lock").open("w") as lock:  # one apt-get at a time, with tests/browser.py
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not missing_commands(commands):
             return
