@@ -108,10 +108,10 @@ def test_a_run_longer_than_its_time_limit_chains_itself_and_has_the_losses_of_on
     longer = (f"blend.num_tokens={1024 * num_steps}", "blend.max_epochs=10000", "cluster.checkpoint_seconds=25", "--until", "train")
     copy_prepared(cluster_workspace, "free", stages=BEFORE_TRAINING[:4])
     free = submit(slurm_cluster, cluster_workspace, "free", *longer)["train"]
-    assert slurm_cluster.wait_for(free, seconds=600) == ["COMPLETED"], logs(cluster_workspace, "free")
+    assert slurm_cluster.wait_for(free, seconds=900) == ["COMPLETED"], logs(cluster_workspace, "free")
     copy_prepared(cluster_workspace, "short", source="free")
     short = submit(slurm_cluster, cluster_workspace, "short", *longer, 'cluster.time_limit="2"')["train"]
-    ends = slurm_cluster.wait_for(short, "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", seconds=900)
+    ends = slurm_cluster.wait_for(short, "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", seconds=1800)
     assert (ends[-1], set(ends[:-1])) == ("COMPLETED", {"REQUEUED"}), logs(cluster_workspace, "short")
     assert "SIGUSR1 came" in logs(cluster_workspace, "short")
     assert losses(cluster_workspace, "short") == losses(cluster_workspace, "free")
