@@ -51,7 +51,7 @@ pretrain-eval: $(VENV)/.installed ## candidate against baseline, promotion or ro
 	@code=0; $(CPT) run --from eval experiment=$(EXPERIMENT) $(ARGS) || code=$$?; \
 	  if [[ $$code == 0 || $$code == 5 ]]; then $(CPT) audit experiment=$(EXPERIMENT) $(ARGS); fi; exit $$code
 
-test: $(VENV)/.installed ## set up and run every test that needs no GPU
+test: $(VENV)/.installed ## set up and run the tests that need no GPU, but for those of test-long
 	@$(PYTEST)
 
 test-fast: $(VENV)/.installed ## the tests that take seconds
@@ -67,7 +67,7 @@ check: $(VENV)/.installed ## lint, types, shell scripts, layers
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 	@$(BIN)/shellcheck launch/*.sh tools/*.sh slurm/*.sh slurm/*.sbatch slurm/env/*.sh .ci/run
 
-bench: $(VENV)/.installed ## every benchmark with shortened inputs, in under twenty minutes; writes benchmarks/RESULTS.md
+bench: $(VENV)/.installed ## every benchmark with shortened inputs; writes benchmarks/RESULTS.md
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@$(BIN)/python benchmarks/run_all.py $(BENCH_ARGS)
 

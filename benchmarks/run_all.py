@@ -1,6 +1,6 @@
 """Run every benchmark of this folder and write RESULTS.md: `make bench`, or `python benchmarks/run_all.py [--only train_step ...]`.
 
-Inputs are shortened so that all of them end within twenty minutes on two cores; `--full` takes each benchmark's own defaults, which
+Inputs are shortened to minutes; `--full` takes each benchmark's own defaults, which
 are those behind docs/measured/benchmarks.md, and hours. Each runs as a process of its own, one after the other, with a time limit.
 What could not run stays in the table with its reason, and the exit code is then 1. Missed goals do not fail: a shared machine drifts,
 and a shortened input carries start-up that a full one does not.
