@@ -67,7 +67,7 @@ check: $(VENV)/.installed ## lint, types, shell scripts, layers
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 	@$(BIN)/shellcheck launch/*.sh tools/*.sh slurm/*.sh slurm/*.sbatch slurm/env/*.sh .ci/run
 
-bench: $(VENV)/.installed ## every benchmark with shortened inputs; writes benchmarks/RESULTS.md
+bench: $(VENV)/.installed ## every benchmark in its short form, under 20 minutes on 2 cores; writes benchmarks/RESULTS.md
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@$(BIN)/python benchmarks/run_all.py $(BENCH_ARGS)
 

@@ -25,8 +25,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench_figures import note  # beside this script
-
 RESULT = "timings.json"
 WARM_UP_STEPS = 2
 NEVER = 1_000_000
@@ -91,7 +89,7 @@ def set_up(run: Path, folder: Path, *, ranks: int, threads: int, samples: int, s
     checkpoint = dataclasses.replace(plan.checkpoint, every_steps=NEVER)
     plan = dataclasses.replace(plan, layout=layout, num_steps=steps, checkpoint=checkpoint, eval_every_steps=0)
     (folder / "plan").mkdir(parents=True)
-    for name in ("index", "init"):
+    for name in ("corpus", "index", "init", "vocab"):
         (folder / name).symlink_to((run / name).resolve())
     return plan.save(folder / "plan")
 
@@ -123,6 +121,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.child:
         sys.exit(train_timed(arguments.child))
+    # beside this script; its ranks import it as a module of the folder, where this one is not found
+    from bench_figures import note  # noqa: PLC0415
+
     from megatron_cpt.plan.run_plan import RunPlan  # noqa: PLC0415
 
     cores = len(os.sched_getaffinity(0))

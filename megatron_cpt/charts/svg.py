@@ -27,6 +27,36 @@ class Frame:
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
 
+class Names:
+    """Puts names beside points where they cover neither a point nor a name that stands already, as far as there is room."""
+
+    LETTER, TALL = 6.6, 12  # of `.value`, 12 px: what its widest common letters take, and its height
+
+    def __init__(self, points: Sequence[tuple[float, float]]) -> None:
+        self.taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in points]
+
+    def beside(self, point: tuple[float, float], text: str) -> str:
+        """Return the name of one point."""
+        x, y = point
+        wide = self.LETTER * len(text)
+        sides = [("start", 7.0, x + 7), ("end", -7.0, x - 7 - wide)]
+        tried = [
+            (anchor, x + aside, y + down, (left, y + down - self.TALL, left + wide, y + down + 2))
+            for down in (-5.0, 15.0, -20.0, 30.0, -35.0, 45.0)
+            for anchor, aside, left in (sides if x <= WIDTH * 0.7 else sides[::-1])
+        ]
+        free = [each for each in tried if self._is_free(each[3])]
+        anchor, at_x, at_y, box = (free or tried)[0]
+        self.taken.append(box)
+        return f'<text class="value" x="{at_x:.1f}" y="{at_y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+    def _is_free(self, box: tuple[float, float, float, float]) -> bool:
+        left, top, right, bottom = box
+        if left < LEFT or right > WIDTH or top < 0 or bottom > HEIGHT - BOTTOM:
+            return False
+        return not any(left < others[2] and right > others[0] and top < others[3] and bottom > others[1] for others in self.taken)
+
+
 def xy_picture(chart: XYChart) -> str:
     """Return the picture of lines or a scatter; empty when no series has a finite point."""
     drawn = [each.drawn for each in chart.series]
@@ -38,6 +68,7 @@ def xy_picture(chart: XYChart) -> str:
     levels = [level.at for level in chart.levels if math.isfinite(level.at)]
     frame = Frame(ticks([*(x for x, _ in points), *ends_x]), ticks([*(y for _, y in points), *ends_y, *levels]))
     parts = [opening(chart.title, HEIGHT), *_axes(frame, chart)]
+    names = Names([frame.at(*point) for each in drawn if each.labels for point in each.points])
     for each in drawn:
         places = [frame.at(*point) for point in each.points]
         parts.append(f'<g class="{each.colour}"><title>{escape(each.name)}</title>')
@@ -57,9 +88,7 @@ def xy_picture(chart: XYChart) -> str:
         if each.mode != "line" or len(places) == 1:  # one point makes no line
             parts += [f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in places]
         parts.append("</g>")
-        for (x, y), text in zip(places, each.labels, strict=False):
-            anchor, aside = ("end", -7) if x > WIDTH * 0.7 else ("start", 7)
-            parts.append(f'<text class="value" x="{x + aside:.1f}" y="{y - 5:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
+        parts += [names.beside(place, text) for place, text in zip(places, each.labels, strict=False)]
     shown = [mark for mark in chart.marks if frame.x_ticks[0] <= mark.at <= frame.x_ticks[-1]]
     parts += [_mark(mark, frame.at(mark.at, frame.y_ticks[0])[0], number) for number, mark in enumerate(shown)]
     for number, level in enumerate(chart.levels):

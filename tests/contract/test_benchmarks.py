@@ -57,3 +57,8 @@ def test_a_benchmark_that_fails_or_finds_nothing_has_its_reason(run_all: ModuleT
     outcome = run_all.run(run_all.Benchmark("select_domain", ("--samples", "nowhere")), full=False)
     assert "nowhere" in outcome.failure
     assert run_all.run(run_all.Benchmark("smollm2_shape"), full=False).failure == "ended well without a figure"
+
+
+def test_ranks_can_import_the_benchmark_whose_module_they_run() -> None:
+    done = subprocess.run([sys.executable, "-m", "benchmarks.train_loop", "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
