@@ -97,6 +97,7 @@ def test_changed_inputs_are_refused_and_the_field_is_named(workspace: Path) -> N
     assert "Traceback" not in changed.stderr
 
 
+@pytest.mark.slow
 def test_a_run_with_a_huge_rate_is_really_rolled_back(workspace: Path) -> None:
     run_dir = copy_prepared(workspace, "bad")
     bad = cpt(workspace, "run", "run_name=bad", "schedule.peak_lr=30", "schedule.min_lr=30")
