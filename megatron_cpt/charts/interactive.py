@@ -12,6 +12,8 @@ from html import escape
 from typing import Any
 
 from megatron_cpt.charts.data import BarChart, Chart, Ends, Mark, Series, Timeline, XYChart
+from megatron_cpt.charts.names import Place
+from megatron_cpt.charts.svg import name_places
 
 NAME_WIDTH, LEGEND_WIDTH, ROW_WIDTH = 50, 40, 24  # characters of a name above a bar, in a legend, beside a row: a phone's room
 NAME_HEIGHT, BAR_HEIGHT = 20, 26  # pixels of a bar's name, and of the bar
@@ -78,7 +80,7 @@ def _layout(height: int, **more: Any) -> dict[str, Any]:
 def _xy(chart: XYChart) -> dict[str, Any]:
     drawn = [each for each in (series.drawn for series in chart.series) if each.points]
     is_scatter = all(each.mode == "points" or each.x_intervals for each in drawn)
-    data = [_trace(each, chart, is_scatter=is_scatter) for each in drawn]
+    data = [_trace(each, chart, names, is_scatter=is_scatter) for each, names in zip(drawn, name_places(chart), strict=True)]
     shapes, notes = _marks(chart.marks, axis="x")
     more_shapes, more_notes = _marks(chart.levels, axis="y")
     layout = _layout(
@@ -99,7 +101,7 @@ def _exponents(drawn: Sequence[Series]) -> str:
     return "e" if largest < 0.1 else "SI"
 
 
-def _trace(series: Series, chart: XYChart, *, is_scatter: bool) -> dict[str, Any]:
+def _trace(series: Series, chart: XYChart, names: Sequence[Place], *, is_scatter: bool) -> dict[str, Any]:
     xs, ys = [x for x, _ in series.points], [y for _, y in series.points]
     mode = {"line": "lines", "points": "markers", "both": "lines+markers"}[series.mode if len(xs) > 1 else "points"]
     value = "%{y:.5~g}"
@@ -119,7 +121,8 @@ def _trace(series: Series, chart: XYChart, *, is_scatter: bool) -> dict[str, Any
     if series.x_intervals:
         trace["error_x"] = _errors(xs, series.x_intervals, series.colour)
     if series.labels:
-        trace |= {"text": [_plain(text) for text in series.labels], "textposition": "top center", "cliponaxis": False}
+        sides = [f"{place.line} {'right' if place.is_right else 'left'}" for place in names]
+        trace |= {"text": [_plain(text) for text in series.labels], "textposition": sides, "cliponaxis": False}
     if is_scatter:
         head = "<b>%{text}</b><br>" if series.labels else ""
         trace["hovertemplate"] = (

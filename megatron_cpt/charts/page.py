@@ -24,13 +24,14 @@ class Cell:
         return self.text
 
 
-def whole_page(title: str, body: str, *, is_interactive: bool = False) -> str:
+def whole_page(title: str, body: str, *, is_interactive: bool = False, is_broad: bool = False) -> str:
     """Return a page with its style inside; `body` is HTML.
 
     Browsers are told to fetch nothing, to send nothing and to run no script but those that are put in here, by their digests.
 
     Args:
         is_interactive: brings charts to life with the Plotly of the installed package, and lets tables be sorted. It adds 5 MB.
+        is_broad: tables and charts may take more room than lines of text.
     """
     name = escape(title)
     scripts = _scripts() if is_interactive else []
@@ -38,11 +39,12 @@ def whole_page(title: str, body: str, *, is_interactive: bool = False) -> str:
     policy = (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
+    kind = ' class="broad"' if is_broad else ""
     tail = "".join(f"<script>{script}</script>" for script in scripts)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
         f'<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">'
-        f"<title>{name}</title><style>{STYLE}</style></head><body><h1>{name}</h1>{body}{tail}</body></html>\n"
+        f"<title>{name}</title><style>{STYLE}</style></head><body{kind}><h1>{name}</h1>{body}{tail}</body></html>\n"
     )
 
 
@@ -81,10 +83,15 @@ def table(
     def key(cell: object) -> str:
         return f' data-key="{"" if cell.key is None else repr(float(cell.key))}"' if isinstance(cell, Cell) else ""
 
-    top = "".join(f'<th scope="col"{css(column)}>{escape(cell)}</th>' for column, cell in enumerate(head))
+    top = "".join(f'<th scope="col"{css(column)}>{breakable(cell)}</th>' for column, cell in enumerate(head))
     body = "".join(
         "<tr>" + "".join(f"<td{css(column)}{key(cell)}>{escape(str(cell))}</td>" for column, cell in enumerate(row)) + "</tr>"
         for row in rows
     )
     kind = ' class="sortable"' if is_sortable else ""
     return f'<div class="scroll"><table{kind}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def breakable(name: str) -> str:
+    """Return a heading, escaped, in which a dotted key may go over to the next line."""
+    return escape(name).replace(".", ".<wbr>").replace("_", "_<wbr>")

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from megatron_cpt.charts.data import Mark, Timeline, XYChart
+from megatron_cpt.charts.data import Mark, Series, Timeline, XYChart
+from megatron_cpt.charts.names import LETTER, Place, places_of
 
 WIDTH, HEIGHT = 460, 240
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 16, 40
@@ -27,49 +28,15 @@ class Frame:
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
 
-class Names:
-    """Puts names beside points where they cover neither a point nor a name that stands already, as far as there is room."""
-
-    LETTER, TALL = 6.6, 12  # of `.value`, 12 px: what its widest common letters take, and its height
-
-    def __init__(self, points: Sequence[tuple[float, float]]) -> None:
-        self.taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in points]
-
-    def beside(self, point: tuple[float, float], text: str) -> str:
-        """Return the name of one point."""
-        x, y = point
-        wide = self.LETTER * len(text)
-        sides = [("start", 7.0, x + 7), ("end", -7.0, x - 7 - wide)]
-        tried = [
-            (anchor, x + aside, y + down, (left, y + down - self.TALL, left + wide, y + down + 2))
-            for down in (-5.0, 15.0, -20.0, 30.0, -35.0, 45.0)
-            for anchor, aside, left in (sides if x <= WIDTH * 0.7 else sides[::-1])
-        ]
-        free = [each for each in tried if self._is_free(each[3])]
-        anchor, at_x, at_y, box = (free or tried)[0]
-        self.taken.append(box)
-        return f'<text class="value" x="{at_x:.1f}" y="{at_y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-    def _is_free(self, box: tuple[float, float, float, float]) -> bool:
-        left, top, right, bottom = box
-        if left < LEFT or right > WIDTH or top < 0 or bottom > HEIGHT - BOTTOM:
-            return False
-        return not any(left < others[2] and right > others[0] and top < others[3] and bottom > others[1] for others in self.taken)
-
-
 def xy_picture(chart: XYChart) -> str:
     """Return the picture of lines or a scatter; empty when no series has a finite point."""
     drawn = [each.drawn for each in chart.series]
     points = [point for each in drawn for point in each.points]
     if not points:
         return ""
-    ends_y = [end for each in drawn for ends in each.intervals if ends for end in ends if math.isfinite(end)]
-    ends_x = [end for each in drawn for ends in each.x_intervals if ends for end in ends if math.isfinite(end)]
-    levels = [level.at for level in chart.levels if math.isfinite(level.at)]
-    frame = Frame(ticks([*(x for x, _ in points), *ends_x]), ticks([*(y for _, y in points), *ends_y, *levels]))
+    frame = _frame_of(drawn, chart)
     parts = [opening(chart.title, HEIGHT), *_axes(frame, chart)]
-    names = Names([frame.at(*point) for each in drawn if each.labels for point in each.points])
-    for each in drawn:
+    for each, names in zip(drawn, _name_places(drawn, frame), strict=True):
         places = [frame.at(*point) for point in each.points]
         parts.append(f'<g class="{each.colour}"><title>{escape(each.name)}</title>')
         parts += [
@@ -88,7 +55,9 @@ def xy_picture(chart: XYChart) -> str:
         if each.mode != "line" or len(places) == 1:  # one point makes no line
             parts += [f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in places]
         parts.append("</g>")
-        parts += [names.beside(place, text) for place, text in zip(places, each.labels, strict=False)]
+        for place, text in zip(names, each.labels, strict=False):
+            anchor = "start" if place.is_right else "end"
+            parts.append(f'<text class="value" x="{place.x:.1f}" y="{place.y:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
     shown = [mark for mark in chart.marks if frame.x_ticks[0] <= mark.at <= frame.x_ticks[-1]]
     parts += [_mark(mark, frame.at(mark.at, frame.y_ticks[0])[0], number) for number, mark in enumerate(shown)]
     for number, level in enumerate(chart.levels):
@@ -98,6 +67,27 @@ def xy_picture(chart: XYChart) -> str:
             parts.append(f'<line class="mark {level.colour}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(f'<text class="value" x="{place}" y="{y - 4:.1f}" text-anchor="{anchor}">{escape(level.name)}</text>')
     return "".join([*parts, "</svg>"])
+
+
+def name_places(chart: XYChart) -> list[list[Place]]:
+    """Return where the names beside the points of each series go; empty for a series without names, which a picture draws in this order."""
+    drawn = [each.drawn for each in chart.series if each.drawn.points]
+    return _name_places(drawn, _frame_of(drawn, chart)) if drawn else []
+
+
+def _name_places(drawn: Sequence[Series], frame: Frame) -> list[list[Place]]:
+    named = [(frame.at(*point), text) for each in drawn if each.labels for point, text in zip(each.points, each.labels, strict=True)]
+    area = (LEFT, 0, WIDTH, HEIGHT - BOTTOM)
+    places = iter(places_of([point for point, _ in named], [text for _, text in named], area))
+    return [[next(places) for _ in each.labels] for each in drawn]
+
+
+def _frame_of(drawn: Sequence[Series], chart: XYChart) -> Frame:
+    ends_y = [end for each in drawn for ends in each.intervals if ends for end in ends if math.isfinite(end)]
+    ends_x = [end for each in drawn for ends in each.x_intervals if ends for end in ends if math.isfinite(end)]
+    levels = [level.at for level in chart.levels if math.isfinite(level.at)]
+    points = [point for each in drawn for point in each.points]
+    return Frame(ticks([*(x for x, _ in points), *ends_x]), ticks([*(y for _, y in points), *ends_y, *levels]))
 
 
 def opening(title: str, height: float) -> str:
@@ -111,8 +101,12 @@ def _axes(frame: Frame, chart: XYChart) -> list[str]:
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{label(tick)}</text>')
     parts += x_axis(frame.x_ticks, lambda tick: frame.at(tick, frame.y_ticks[0])[0], bottom=HEIGHT - BOTTOM, title=chart.x.title)
-    middle = -(TOP + HEIGHT - BOTTOM) / 2
-    parts.append(f'<text class="tick" transform="rotate(-90)" x="{middle}" y="12" text-anchor="middle">{escape(chart.y.title)}</text>')
+    wide = LETTER * len(chart.y.title)
+    middle = min(max((TOP + HEIGHT - BOTTOM) / 2, wide / 2), HEIGHT / 2)  # beside the axis; a long one beside the whole picture
+    fits = "" if wide <= HEIGHT else f' textLength="{HEIGHT - 4}" lengthAdjust="spacingAndGlyphs"'
+    parts.append(
+        f'<text class="tick" transform="rotate(-90)" x="{-middle:g}" y="12" text-anchor="middle"{fits}>{escape(chart.y.title)}</text>'
+    )
     return parts
 
 

@@ -30,7 +30,7 @@ def html(comparison: Comparison, *, against: str | None = None) -> str:
     body = f'<p class="soft">{escape(NEVER_ACROSS)}</p>' if len(comparison.groups) > 1 else ""
     body += "".join(_group(comparison, number, differences.get(number)) for number in range(len(comparison.groups)))
     body += _waiting(comparison) + _bills(comparison)
-    return whole_page(f"Comparison of {len(comparison.entries)} runs", body, is_interactive=True)
+    return whole_page(f"Comparison of {len(comparison.entries)} runs", body, is_interactive=True, is_broad=True)
 
 
 def _group(comparison: Comparison, number: int, against: Against | None) -> str:
@@ -124,14 +124,15 @@ def _runs(group: Group) -> str:
         rank = None if run.ahead is None else float(len(run.ahead))
         settings = map(_setting, group.settings.of(run.entry.name))
         results.append(
-            (run.entry.name, str(run.entry.state), cells["gain"], cells["forgetting"], Cell(_standing(run, labels), rank), *settings)
+            (run.entry.name, *settings, str(run.entry.state), cells["gain"], cells["forgetting"], Cell(_standing(run, labels), rank))
         )
         costs.append((run.entry.name, *(cells[key] for key in COSTS)))
-    head = ("run", "state", "gain", "forgetting", "front", *group.settings.apart)
+    head = ("run", *group.settings.apart, "state", "gain", "forgetting", "front")
+    state = len(head) - 4
     about = f"{named['gain'].capitalize()}; {named['forgetting']}: positive is worse than the base. {interval_words(group)}"
     return (
         f'<p class="soft">{escape(about)}</p>'
-        + table(head, results, numbers=(2, 3, *range(5, len(head))), is_sortable=True)
+        + table(head, results, numbers=(*range(1, state), state + 1, state + 2), is_sortable=True)
         + "<h3>What training took</h3>"
         + table(("run", *(named[key] for key in COSTS)), costs, numbers=range(1, len(COSTS) + 1), is_sortable=True)
         + numbered(notes)
