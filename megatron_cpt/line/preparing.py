@@ -19,7 +19,7 @@ from megatron_cpt.plan.checks import padding_problem
 from megatron_cpt.plan.derive import derive, optimizer_of
 from megatron_cpt.plan.model_shape import ModelShape
 from megatron_cpt.plan.page import page
-from megatron_cpt.plan.row_rules import PROBE, ROW_RULES
+from megatron_cpt.plan.row_rules import FITTED, PROBE, ROW_RULES
 from megatron_cpt.plan.run_plan import OptimizerPlan
 from megatron_cpt.record.manifest import StageResult
 from megatron_cpt.record.store import require_free_space, write_json, write_text
@@ -174,6 +174,8 @@ def _initialise_in_child(
             seed=seed, backend=chosen, threads=threads, say=indented,
         )  # fmt: skip
         row_init = probe["chosen"]
+    if windows and FITTED in row_init.split("/"):  # minutes with a thousand rows
+        indented(f"fitting {num_new:,} rows to the base's states on {len(windows) * WINDOW_TOKENS:,} positions of domain text")
     initialise(
         result, base_folder=base_folder, vocab_folder=vocab_folder, row_init=row_init, backend=chosen, seed=seed, domain_windows=windows
     )
