@@ -31,7 +31,8 @@ class CpuBackend(Backend):
     def __init__(self) -> None:
         self.device = torch.device("cpu")
         shim.install()
-        load_megatron_quietly()
+        with shim.uncompiled():
+            load_megatron_quietly()
         for message in _ABOUT_OTHER_MACHINES:
             warnings.filterwarnings("ignore", message=message)
         shim.redirect_rng_tracker()

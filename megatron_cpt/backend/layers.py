@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from megatron_cpt.backend.attention import CausalAttention
@@ -59,11 +62,27 @@ def make_gemma(layer: Any, *, norm: Any) -> None:
 
 
 def load_megatron_quietly() -> None:
-    """Import megatron's model code without its warnings on missing CUDA packages: `Backend.describe` says what is used instead."""
-    with warnings.catch_warnings():
+    """Import megatron's model code without its warnings on missing CUDA packages: `Backend.describe` says what is used instead.
+
+    Its engine for inference, which nothing here uses, would import wandb in every rank: half a second of each start.
+    """
+    with warnings.catch_warnings(), _without("wandb"):
         warnings.simplefilter("ignore")
         importlib.import_module("megatron.core.models.gpt.gpt_layer_specs")
         importlib.import_module("megatron.core.optimizer")
         routing: Any = importlib.import_module("megatron.core.transformer.moe.moe_utils")
     if not hasattr(routing, "te_general_gemm"):  # 0.16 asks for it by name also where Transformer Engine is missing
         routing.te_general_gemm = None
+
+
+@contextlib.contextmanager
+def _without(package: str) -> Iterator[None]:
+    """Let an optional package that is not imported yet look as if it were not installed."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]

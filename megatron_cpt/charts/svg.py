@@ -55,9 +55,9 @@ def xy_picture(chart: XYChart) -> str:
         if each.mode != "line" or len(places) == 1:  # one point makes no line
             parts += [f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in places]
         parts.append("</g>")
-        for place, text in zip(names, each.labels, strict=False):
-            anchor = "start" if place.is_right else "end"
-            parts.append(f'<text class="value" x="{place.x:.1f}" y="{place.y:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
+        for name, text in zip(names, each.labels, strict=False):
+            anchor = "start" if name.is_right else "end"
+            parts.append(f'<text class="value" x="{name.x:.1f}" y="{name.y:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
     shown = [mark for mark in chart.marks if frame.x_ticks[0] <= mark.at <= frame.x_ticks[-1]]
     parts += [_mark(mark, frame.at(mark.at, frame.y_ticks[0])[0], number) for number, mark in enumerate(shown)]
     for number, level in enumerate(chart.levels):

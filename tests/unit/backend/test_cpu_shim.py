@@ -29,6 +29,22 @@ def test_importing_the_package_changes_nothing_in_torch() -> None:
     """)
 
 
+def test_the_choice_imports_no_compiler_and_no_tracker_and_leaves_both_as_they_were() -> None:
+    run_python("""
+        import sys, torch
+        compiled = torch.compile
+        from megatron_cpt.backend import choose
+        choose("cpu")
+        import megatron_cpt.train.run, megatron_cpt.model.build
+        from megatron.core.fusions.fused_bias_swiglu import swiglu
+        assert torch.compile is compiled
+        assert swiglu(torch.ones(2)).tolist() == [torch.sigmoid(torch.ones(1)).item()]
+        assert {"torch._inductor.compile_fx", "torch._dynamo", "wandb"} & set(sys.modules) == set()
+        import wandb
+        assert wandb.__version__
+    """)
+
+
 def test_after_the_choice_megatron_finds_its_cuda_calls_on_the_cpu_and_others_find_the_truth() -> None:
     run_python("""
         import torch
