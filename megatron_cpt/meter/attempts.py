@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cpt.meter.energy import Kind, Part, joules_of, part_from
-from megatron_cpt.meter.here import is_alive
+from megatron_cpt.meter.here import is_alive, works_elsewhere
 from megatron_cpt.meter.killed import BILLED, recovered_lines
-from megatron_cpt.meter.ledger import JOULES_PER_KWH, LEDGER_NAME, NOT_RECORDED, STEP_RECORDS
+from megatron_cpt.meter.ledger import BEAT_SECONDS, JOULES_PER_KWH, LEDGER_NAME, NOT_RECORDED, STEP_RECORDS
 from megatron_cpt.record.store import read_lines
 from megatron_cpt.record.unknown import Figure, Unavailable, combine
 
@@ -165,7 +165,8 @@ def _ended(end: dict[str, Any], imported: dict[str, Any], common: dict[str, Any]
 def _unended(parts: dict[str, dict[str, Any]], common: dict[str, Any]) -> AttemptRecord:
     start, beat = parts.get("start", {}), parts.get("beat", {})
     left, imported = parts.get("recovered", {}), parts.get("imported", {})
-    status = "running" if start and not imported and is_alive(start) else "killed"
+    works = is_alive(start) or works_elsewhere(start, beat, beat_seconds=BEAT_SECONDS)
+    status = "running" if start and not imported and works else "killed"
     num_ranks = _count((start or imported).get("num_ranks"), 0)
     proven = [figure for part in (beat, left) if part and not isinstance(figure := figure_in(part.get("seconds")), Unavailable)]
     seconds: Figure = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,18 @@ def is_alive(start: Mapping[str, Any]) -> bool:
     """Say whether the process of a ledger's start line works still, as far as this machine can see."""
     pid, ticks = start.get("pid"), start.get("process_start")
     return isinstance(pid, int) and ticks is not None and start.get("host") == socket.gethostname() and process_start(pid) == ticks
+
+
+def works_elsewhere(start: Mapping[str, Any], beat: Mapping[str, Any], *, beat_seconds: float) -> bool:
+    """Say whether an attempt of another machine, whose processes cannot be seen from here, was heard of in its last three heartbeats.
+
+    Args:
+        start: the ledger's start line.
+        beat: its last heartbeat; empty before the first.
+    """
+    heard = [line["time"] for line in (start, beat) if isinstance(line.get("time"), int | float)]
+    elsewhere = start.get("host") not in (None, socket.gethostname())
+    return elsewhere and bool(heard) and time.time() - max(heard) < 3 * beat_seconds
 
 
 def process_start(pid: int) -> int | None:

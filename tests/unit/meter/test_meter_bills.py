@@ -336,3 +336,13 @@ def test_an_attempt_that_still_runs_is_not_called_killed(tmp_path: Path) -> None
     assert record.status == "running"
     assert record.seconds == Unavailable("still running, and before its first heartbeat")
     assert record.joules == Unavailable("still running, and not read yet")
+
+
+@pytest.mark.parametrize(("since", "status"), [(10.0, "running"), (80.0, "running"), (200.0, "killed")])
+def test_an_attempt_on_another_machine_runs_as_long_as_its_heart_beats(since: float, status: str) -> None:
+    """A login node sees no process of a compute node; a beat is due every 30 s."""
+    began = time.time() - 500
+    start = {"kind": "start", "attempt": "a", "run": "r", "stage": "train", "time": began, "host": "n1", "pid": os.getpid(), "num_ranks": 4}
+    beat = {"kind": "beat", "attempt": "a", "time": time.time() - since, "seconds": 500 - since, "tokens": 7}
+    (record,) = attempts_in([start, beat])
+    assert (record.status, record.seconds, record.tokens) == (status, 500 - since, 7)
