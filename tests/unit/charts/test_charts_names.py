@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import re
 
+import pytest
+
 from megatron_cpt.charts.data import Axis, Series, XYChart
 from megatron_cpt.charts.svg import xy_picture
 
@@ -34,3 +36,13 @@ def test_names_of_points_that_lie_close_do_not_cover_each_other() -> None:
         assert a[0] >= b[2] or b[0] >= a[2] or a[1] >= b[3] or b[1] >= a[3], f"{one} {a} covers {other} {b}"
         assert min(a[0], b[0]) >= 0
         assert max(a[2], b[2]) <= 460
+
+
+@pytest.mark.parametrize("letters", [10, 36, 60])
+def test_the_name_of_the_upright_axis_stays_within_the_picture(letters: int) -> None:
+    picture = xy_picture(XYChart("all", [Series("a", [(0, 1), (1, 2)])], Axis("x"), Axis("y" * letters)))
+    found = re.search(r'rotate\(-90\)" x="(-?[\d.]+)" y="12" text-anchor="middle"(?: textLength="(\d+)")?', picture)
+    assert found
+    middle, half = -float(found[1]), (float(found[2]) if found[2] else LETTER * letters) / 2
+    assert middle - half >= 0
+    assert middle + half <= 240  # the picture's height
