@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,7 @@ from megatron_cpt.submit.submit import call_slurm, submit_line
 
 CHECKPOINT_BYTES_PER_PARAM = 14  # bf16 weights with their fp32 copies and two moments; fp32 ones take 12
 LOCK_SECONDS = 10.0  # for another submission of the same run to be through
+STATUS_WIDTH = 80  # of what `status` says below its table, whose columns are as wide as they need
 
 
 def submit(config: ExperimentConfig, *, config_yaml: str, dry_run: bool, until: str | None = None) -> None:
@@ -171,7 +173,7 @@ def status(config: ExperimentConfig) -> None:
     say("")
     bill_jobs(run)
     for text in (*_progress(run), *_spend(run)):
-        say(text)
+        say(textwrap.fill(text, STATUS_WIDTH, subsequent_indent=" " * 11, break_on_hyphens=False))
 
 
 def bill_jobs(run: Run) -> None:
@@ -241,7 +243,7 @@ def _spend(run: Run) -> list[str]:
     ]
     if (run.of("plan") / PLAN_NAME).exists():
         estimate = run.plan.estimate
-        lines.insert(2, f"planned    {show(estimate.usd, '{:.4g} USD')}, {show(estimate.seconds, '{:.0f} s')} of training")
+        lines.insert(2, f"planned    {show(estimate.usd, '{:.4g} USD')}, {show_duration(estimate.seconds)} of training")
     return lines
 
 
